@@ -1,0 +1,2 @@
+//! The `tracer` program; everything it does is in the library.
+fn main() {}
