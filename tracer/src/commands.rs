@@ -1,5 +1,7 @@
 //! The verbs of the command line, and how the program ends.
 
+pub mod explain;
+pub mod replay;
 pub mod report;
 
 use std::{collections::BTreeMap, io, io::Write, process::ExitCode};
@@ -9,8 +11,12 @@ use serde_json::{Value, json};
 
 use crate::{
     cli::{AttachArgs, Cli, Command, KeepArg, OutputArgs},
+    engine::{
+        EngineOptions,
+        diagnose::{Cause, causes},
+    },
     lines::read::Unreadable,
-    outputs::{Closed, OutputOptions, keep::Keep, select::Selection},
+    outputs::{Closed, OutputOptions, Pace, keep::Keep},
     sink::trace_file::{Rotation, Target},
     view::Detail,
 };
@@ -71,9 +77,9 @@ fn run(command: Command) -> Result<Status, Stop> {
     match command {
         Command::Attach(_) => unreachable!(),
         Command::Report(args) => report::run(&args),
-        Command::Replay(_) => unreachable!(),
+        Command::Replay(args) => replay::run(&args),
         Command::Check(_) => unreachable!(),
-        Command::Explain(_) => unreachable!(),
+        Command::Explain(args) => explain::run(&args),
     }
 }
 
@@ -102,7 +108,7 @@ pub fn print(text: &str) -> Result<(), Stop> {
 }
 
 /// What the user asked for, checked for what clap cannot see.
-pub fn output_options(args: &OutputArgs) -> Result<OutputOptions, Stop> {
+pub fn output_options(args: &OutputArgs, pace: Pace) -> Result<OutputOptions, Stop> {
     let mut targets: Vec<Target> = args.output.iter().map(|output| output.0.clone()).collect();
     if args.json && !targets.contains(&Target::Stdout) {
         targets.push(Target::Stdout);
@@ -138,11 +144,31 @@ pub fn output_options(args: &OutputArgs) -> Result<OutputOptions, Stop> {
             when: args.rotate.map(|rotate| rotate.0),
             keep: args.rotate_keep,
         },
-        selection: Selection {
-            upstreams: args.upstream.clone(),
-            peers: args.peer.clone(),
-        },
         view,
+        pace,
+    })
+}
+
+/// What the user wants the engine to leave out.
+#[must_use]
+pub fn engine_options(args: &OutputArgs) -> EngineOptions {
+    EngineOptions {
+        upstreams: args.upstream.clone(),
+        peers: args.peer.clone(),
+        ..EngineOptions::default()
+    }
+}
+
+/// The cause of that name; the error suggests the nearest one.
+pub fn find_cause(id: &str) -> Result<&'static Cause, Stop> {
+    causes::find(id).ok_or_else(|| {
+        let nearest = causes::ALL
+            .iter()
+            .min_by_key(|cause| strsim::damerau_levenshtein(cause.id, id))
+            .map_or("unknown", |cause| cause.id);
+        Stop::usage(format!(
+            "no cause is called `{id}`, the nearest is `{nearest}`: `tracer explain` lists them all"
+        ))
     })
 }
 

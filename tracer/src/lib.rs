@@ -7,6 +7,8 @@
 pub mod cli;
 pub mod clock;
 pub mod commands;
+pub mod docs;
+pub mod engine;
 pub mod event;
 pub mod lines;
 pub mod model;

@@ -4,16 +4,12 @@
 //! differ in the inputs alone. It looks at no clock: time is that of the inputs.
 
 pub mod keep;
-pub mod select;
 
 use std::{collections::BTreeMap, io, io::Write};
 
 use serde_json::Value;
 
-use self::{
-    keep::{Keep, Kept, Recorder},
-    select::{Recount, Selection},
-};
+use self::keep::{Keep, Kept, Recorder};
 use crate::{
     clock::Clock,
     event::{Input, Ktime, Output},
@@ -35,10 +31,19 @@ pub struct OutputOptions {
     pub keep: Keep,
     /// Rotation of the files.
     pub rotation: Rotation,
-    /// Which attempts count at all.
-    pub selection: Selection,
     /// What is drawn on stdout; `None`: nothing, since stdout carries the trace.
     pub view: Option<Detail>,
+    /// Whether inputs come as they happen; a replay runs through them faster than the eye.
+    pub pace: Pace,
+}
+
+/// How fast inputs come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// As they happen.
+    Live,
+    /// As fast as they can be read.
+    Replay,
 }
 
 /// Events held back until the session line is written.
@@ -55,17 +60,16 @@ pub struct Outputs {
     view: Option<View<Box<dyn Write>>>,
     stdout_gone: bool,
     recorder: Recorder,
-    selection: Selection,
-    recount: Recount,
     failures: u64,
     findings: Vec<Finding>,
     summary: Option<Box<Summary>>,
+    is_cut: bool,
 }
 
 /// How it went, once everything is closed.
 #[derive(Clone, Debug)]
 pub struct Closed {
-    /// Failed attempts among those selected.
+    /// Failed attempts.
     pub failures: u64,
     /// What became of each output.
     pub written: Vec<Written>,
@@ -88,7 +92,7 @@ impl Outputs {
     ) -> anyhow::Result<Self> {
         let view = options.view.map(|detail| {
             let stdout = io::stdout();
-            let medium = if io::IsTerminal::is_terminal(&stdout) {
+            let medium = if options.pace == Pace::Live && io::IsTerminal::is_terminal(&stdout) {
                 Medium::Terminal
             } else {
                 Medium::Plain
@@ -120,11 +124,10 @@ impl Outputs {
             view,
             stdout_gone: false,
             recorder: Recorder::new(options.keep),
-            selection: options.selection,
-            recount: Recount::default(),
             failures: 0,
             findings: Vec::new(),
             summary: None,
+            is_cut: false,
         })
     }
 
@@ -134,7 +137,12 @@ impl Outputs {
         if let Input::Clock { unix_ns } = input {
             self.clock = Clock::new(at, *unix_ns);
         }
-        self.facts.observe(input);
+        if self.facts.observe(input) && self.has_begun {
+            let session = self.facts.session(self.now, self.clock);
+            for file in &mut self.files {
+                file.update_session(&session);
+            }
+        }
     }
 
     /// What the session line says so far.
@@ -215,7 +223,7 @@ impl Outputs {
         }
     }
 
-    /// Failed attempts among those selected, so far.
+    /// Failed attempts so far.
     #[must_use]
     pub fn failures(&self) -> u64 {
         self.failures
@@ -230,15 +238,18 @@ impl Outputs {
             || (self.view.is_none() && !self.files.is_empty() && self.files.iter().all(TraceFile::is_broken))
     }
 
+    /// The inputs ended before their end: whatever the engine says, the trace is not complete.
+    pub fn mark_cut(&mut self) {
+        self.is_cut = true;
+    }
+
     /// Ends the files with the summary and draws it; the engine's [`Output::Summary`] should have been taken.
     pub fn close(mut self) -> Closed {
         self.begin();
         let engine_summary = self.summary.take();
         let had_summary = engine_summary.is_some();
         let mut summary = *engine_summary.unwrap_or_default();
-        if !self.selection.is_everything() {
-            summary = self.recount.applied_to(summary);
-        }
+        summary.complete &= !self.is_cut;
         if had_summary {
             self.write(
                 &schema::Line::Summary(schema::Summary::new(&summary, self.clock)),
@@ -260,13 +271,7 @@ impl Outputs {
     }
 
     fn attempt(&mut self, attempt: Attempt) {
-        if !self.selection.takes(&attempt) {
-            return;
-        }
         self.begin();
-        if !self.selection.is_everything() {
-            self.recount.add(&attempt);
-        }
         if attempt.outcome.is_failure() {
             self.failures += 1;
         }

@@ -68,8 +68,8 @@ impl SessionFacts {
         }
     }
 
-    /// Takes note of an input; the newest of a kind counts.
-    pub fn observe(&mut self, input: &Input) {
+    /// Takes note of an input, and says whether it told something for the session line; the newest of a kind counts.
+    pub fn observe(&mut self, input: &Input) -> bool {
         match input {
             Input::Hooks(hooks) => self.hooks.clone_from(hooks),
             Input::Instance(instance) => {
@@ -90,8 +90,9 @@ impl SessionFacts {
             | Input::Lost { .. }
             | Input::Clock { .. }
             | Input::Tick
-            | Input::Detach { .. } => {}
+            | Input::Detach { .. } => return false,
         }
+        true
     }
 
     /// The instances found so far.
@@ -115,6 +116,7 @@ impl SessionFacts {
     #[must_use]
     pub fn session(&self, now: Ktime, clock: Clock) -> schema::Session {
         let mut problems: Vec<String> = self.config_problems().map(ToOwned::to_owned).collect();
+        problems.sort();
         problems.dedup();
         schema::Session {
             schema: schema::SCHEMA.to_owned(),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use super::{Status, Stop, print};
+use super::{Status, Stop, find_cause, print};
 use crate::{
     cli::ReportArgs,
     report::{Filter, Report, json::json, text::text},
@@ -14,6 +14,9 @@ use crate::{
 
 /// Runs the command.
 pub fn run(args: &ReportArgs) -> Result<Status, Stop> {
+    for cause in &args.cause {
+        find_cause(cause)?;
+    }
     let look = Look::of_stdout();
     let mut report = Report::new(Filter {
         since: None,

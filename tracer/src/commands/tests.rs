@@ -7,7 +7,7 @@ fn options(line: &str) -> Result<OutputOptions, String> {
     let Command::Attach(args) = cli.command else {
         panic!("attach");
     };
-    output_options(&args.output).map_err(|stop| stop.to_string())
+    output_options(&args.output, Pace::Live).map_err(|stop| stop.to_string())
 }
 
 #[test]
@@ -50,4 +50,16 @@ fn context_belongs_to_keeping_failures() {
     assert_eq!(options("tracer attach --context 9").unwrap().keep, Keep::All);
     let keep = options("tracer attach --keep failures --context 9").unwrap().keep;
     assert_eq!(keep, Keep::Failures { context: 9 });
+}
+
+#[test]
+fn a_mistyped_cause_gets_the_nearest_one() {
+    let stop = |id| find_cause(id).err().map(|stop| stop.to_string());
+    assert_eq!(stop("listener-died"), None);
+    assert_eq!(
+        stop("listner-dead").as_deref(),
+        Some(
+            "no cause is called `listner-dead`, the nearest is `listener-died`: `tracer explain` lists them all"
+        )
+    );
 }

@@ -35,8 +35,8 @@ fn options(path: &Path) -> OutputOptions {
         targets: vec![Target::File(path.to_owned())],
         keep: Keep::All,
         rotation: Rotation::default(),
-        selection: Selection::default(),
         view: Some(Detail::Failures),
+        pace: Pace::Live,
     }
 }
 
@@ -149,26 +149,6 @@ fn everything_said_is_in_the_file_in_order() {
 }
 
 #[test]
-fn a_selection_holds_for_files_view_and_summary() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("a.jsonl");
-    let mut options = options(&path);
-    options.selection.upstreams = vec!["search".to_owned()];
-    let mut outputs = open(options, &screen());
-    outputs.take(attempt(samples::listener_died()));
-    outputs.take(attempt(samples::keepalive_race()));
-    outputs.take(summary(2, 2));
-    let closed = outputs.close();
-    assert_eq!(closed.failures, 1);
-    let records = records(&path);
-    let Line::Summary(summary) = records.last().unwrap() else {
-        panic!("a summary");
-    };
-    assert_eq!((summary.attempts, summary.failures), (1, 1));
-    assert_eq!(summary.counts[0].cause.as_deref(), Some("keepalive-race"));
-}
-
-#[test]
 fn keeping_failures_still_counts_successes() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.jsonl");
@@ -200,6 +180,31 @@ fn keeping_failures_still_counts_successes() {
         .collect();
     assert_eq!(numbers, [4, 5, 6]);
     assert_eq!(kinds(&path), "session attempt attempt attempt summary");
+}
+
+#[test]
+fn a_rotated_file_begins_with_what_is_known_by_then() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.jsonl");
+    let mut rotated = options(&path);
+    rotated.rotation.when = Some(crate::sink::trace_file::Rotate::Every(
+        std::time::Duration::from_secs(60),
+    ));
+    let mut outputs = open(rotated, &screen());
+    outputs.begin();
+    let later = Ktime(samples::at(61_000_000).0);
+    outputs.observe(later, &Input::Instance(samples::instance()));
+    outputs.settle();
+    outputs.take(summary(0, 0));
+    outputs.close();
+    let session = |path: &Path| match records(path).into_iter().next() {
+        Some(Line::Session(session)) => session,
+        other => panic!("{other:?}"),
+    };
+    let (first, second) = (session(&folder.path().join("a.1.jsonl")), session(&path));
+    assert_eq!((first.part, second.part), (1, 2));
+    assert_eq!((first.nginx.len(), second.nginx.len()), (0, 1));
+    assert_eq!(first.started, second.started);
 }
 
 #[test]

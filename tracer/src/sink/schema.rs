@@ -60,7 +60,7 @@ pub struct Session {
     pub started: String,
     /// Number of this file within its trace, from 1; more than 1 only after a rotation.
     pub part: u32,
-    /// The instances of nginx found when the file was begun.
+    /// The instances of nginx known when the file was begun.
     pub nginx: Vec<Nginx>,
     /// What can be seen on this host, and how.
     pub hooks: Vec<Hook>,

@@ -132,6 +132,14 @@ impl TraceFile {
         self.flush();
     }
 
+    /// What the files begun from here on say first.
+    pub fn update_session(&mut self, session: &schema::Session) {
+        self.session = schema::Session {
+            started: self.session.started.clone(),
+            ..session.clone()
+        };
+    }
+
     fn write_session(&mut self, now: Ktime) {
         let session = schema::Line::Session(schema::Session {
             part: self.part,

@@ -294,12 +294,12 @@ fn the_summary_groups_by_upstream_and_cause() {
             &look(width),
         )
     };
-    assert!(
-        drawn(80).lines().all(|line| text::width(line) <= 80),
-        "{}",
-        drawn(80)
-    );
-    insta::assert_snapshot!(drawn(80));
+    // A path is never broken, however long.
+    let is_path = |line: &str| line.starts_with("  written");
+    let text = drawn(80);
+    let mut others = text.lines().filter(|line| !is_path(line));
+    assert!(others.all(|line| text::width(line) <= 80), "{text}");
+    insta::assert_snapshot!(text);
 }
 
 #[test]
