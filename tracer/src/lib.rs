@@ -2,5 +2,6 @@
 //!
 //! The map of the crate: [`event`] is what goes into the engine and comes out, [`model`] the vocabulary of the result.
 
+pub mod engine;
 pub mod event;
 pub mod model;
