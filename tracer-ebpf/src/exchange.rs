@@ -4,7 +4,9 @@
 //! nginx logs belongs to the close mark that is the worker's very next own event; what the worker does next after
 //! such a close (a SYN, a send on a kept connection) is the retry.
 
-use tracer_ebpf::{BackendEdge, BackendLink, ClientLeft, Conn, Endpoint, TaskInfo, Worker, conn, end, kind, previous};
+use tracer_ebpf::{
+    BackendEdge, BackendLink, ClientLeft, Conn, Endpoint, TaskInfo, Worker, conn, end, kind, previous,
+};
 
 use crate::{
     filter::{backend, connection, connection_of},
@@ -38,7 +40,13 @@ pub fn create(sock: Sock, family: u16, pid: u32, at: u64) -> Option<&'static mut
     if family != AF_UNIX {
         entry.daddr = sock.peer_addr();
         entry.dport = sock.peer_port();
-        if UNCUT.get_ptr(Endpoint { addr: entry.daddr, port: u32::from(entry.dport) }).is_some() {
+        if UNCUT
+            .get_ptr(Endpoint {
+                addr: entry.daddr,
+                port: u32::from(entry.dport),
+            })
+            .is_some()
+        {
             entry.flags = conn::UNCUT;
         }
     }
@@ -78,7 +86,11 @@ pub fn finish(entry: &mut Conn, how: u8, at: u64) {
     let sock = Sock(entry.sock);
     if entry.family == AF_UNIX {
         let peer = entry.backend_sock;
-        if peer != 0 && entry.flags & conn::ACCEPTED == 0 && is_backend_of(peer, entry) && Sock(peer).has_file() {
+        if peer != 0
+            && entry.flags & conn::ACCEPTED == 0
+            && is_backend_of(peer, entry)
+            && Sock(peer).has_file()
+        {
             entry.flags |= conn::ACCEPTED;
         }
     } else {
@@ -90,7 +102,10 @@ pub fn finish(entry: &mut Conn, how: u8, at: u64) {
         entry.rtt_us = sock.srtt_us();
         entry.window = sock.send_window();
         entry.flags |= conn::WINDOW_KNOWN;
-        entry.soft = sock.soft_error();
+        let soft = sock.soft_error();
+        if soft != 0 {
+            entry.soft = soft;
+        }
         if entry.closed_in == 0 {
             entry.unread = sock.unread(entry.fin_at != 0);
         }
@@ -106,7 +121,14 @@ pub fn finish(entry: &mut Conn, how: u8, at: u64) {
     }
     entry.end = how;
     entry.ended_at = at;
-    entry.header = header(if entry.family == AF_UNIX { kind::UNIX_EXCHANGE } else { kind::EXCHANGE }, now());
+    entry.header = header(
+        if entry.family == AF_UNIX {
+            kind::UNIX_EXCHANGE
+        } else {
+            kind::EXCHANGE
+        },
+        now(),
+    );
     write_exchange(entry);
     entry.began_at = 0;
 }
@@ -135,11 +157,23 @@ pub fn close_mark(entry: &mut Conn, own: Option<&mut Worker>, at: u64) {
     worker.pending_sock = 0;
     worker.previous_kind = previous::NONE;
     if in_progress {
-        worker.previous_kind = if entry.line != 0 { previous::LINED } else { previous::SILENT };
+        worker.previous_kind = if entry.line != 0 {
+            previous::LINED
+        } else {
+            previous::SILENT
+        };
         worker.previous_sock = entry.sock;
         worker.previous_since = entry.since;
         worker.previous_number = entry.number;
-        finish(entry, if worker.exiting != 0 { end::WORKER_GONE } else { end::CLOSED }, at);
+        finish(
+            entry,
+            if worker.exiting != 0 {
+                end::WORKER_GONE
+            } else {
+                end::CLOSED
+            },
+            at,
+        );
     }
 }
 
@@ -251,7 +285,13 @@ pub fn link_backend(entry: &mut Conn, sock: Sock) {
     entry.backend_netns = sock.netns();
     counted(BACKENDS.insert(
         sock.0,
-        BackendLink { conn_sock: entry.sock, conn_since: entry.since, closed_at: 0, unread: 0, flags: 0 },
+        BackendLink {
+            conn_sock: entry.sock,
+            conn_since: entry.since,
+            closed_at: 0,
+            unread: 0,
+            flags: 0,
+        },
         0,
     ));
 }
@@ -259,7 +299,9 @@ pub fn link_backend(entry: &mut Conn, sock: Sock) {
 /// Data of this connection was read by a process of this host.
 #[inline(always)]
 pub fn backend_read(link: &BackendLink, sock: Sock, bytes: u32, at: u64) {
-    let Some(entry) = connection_of(link.conn_sock, link.conn_since) else { return };
+    let Some(entry) = connection_of(link.conn_sock, link.conn_since) else {
+        return;
+    };
     entry.flags |= conn::ACCEPTED;
     if entry.flags & conn::BACKEND_TASK == 0 {
         entry.flags |= conn::BACKEND_TASK;

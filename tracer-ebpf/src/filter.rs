@@ -48,7 +48,10 @@ pub fn remember_owner(pid: u32) {
 /// Remembers an address that nginx connects to.
 #[inline(always)]
 pub fn remember_endpoint(addr: [u8; 16], port: u16, at: u64) {
-    let key = Endpoint { addr, port: u32::from(port) };
+    let key = Endpoint {
+        addr,
+        port: u32::from(port),
+    };
     match ENDPOINTS.get_ptr_mut(key) {
         // SAFETY: a value of a preallocated map.
         Some(last) => unsafe { *last = at },
@@ -63,5 +66,10 @@ pub fn remember_endpoint(addr: [u8; 16], port: u16, at: u64) {
 /// Whether one of a packet's ends is an address that nginx connected to.
 #[inline(always)]
 pub fn is_endpoint(addr: [u8; 16], port: u16) -> bool {
-    ENDPOINTS.get_ptr(Endpoint { addr, port: u32::from(port) }).is_some()
+    ENDPOINTS
+        .get_ptr(Endpoint {
+            addr,
+            port: u32::from(port),
+        })
+        .is_some()
 }

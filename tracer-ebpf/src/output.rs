@@ -23,7 +23,12 @@ pub fn now() -> u64 {
 pub fn header(kind: u16, at: u64) -> Header {
     // SAFETY: the helper has no preconditions.
     let cpu = unsafe { bpf_get_smp_processor_id() };
-    Header { at, kind, cpu: cpu as u16, pid: current_pid() }
+    Header {
+        at,
+        kind,
+        cpu: cpu as u16,
+        pid: current_pid(),
+    }
 }
 
 /// Adds one to a counter of this CPU.

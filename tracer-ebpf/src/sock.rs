@@ -216,7 +216,9 @@ impl Sock {
 /// An IPv4 address in its mapped form.
 #[inline(always)]
 pub fn mapped(v4: [u8; 4]) -> [u8; 16] {
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]]
+    [
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3],
+    ]
 }
 
 /// The inode number of a `struct net`.
@@ -246,7 +248,11 @@ pub fn segment(skb: u64) -> Option<Segment> {
             if read::<u8>(ip, 9) != 6 {
                 return None;
             }
-            (mapped(read(ip, 12)), mapped(read(ip, 16)), ip + u64::from(first & 15) * 4)
+            (
+                mapped(read(ip, 12)),
+                mapped(read(ip, 16)),
+                ip + u64::from(first & 15) * 4,
+            )
         }
         6 => {
             if read::<u8>(ip, 6) != 6 {
@@ -269,7 +275,11 @@ pub fn segment(skb: u64) -> Option<Segment> {
 #[inline(always)]
 pub fn skb_netns(skb: u64) -> u32 {
     let dev: u64 = read(skb, offset!(skb_dev));
-    if dev == 0 { 0 } else { inum(read(dev, offset!(dev_net))) }
+    if dev == 0 {
+        0
+    } else {
+        inum(read(dev, offset!(dev_net)))
+    }
 }
 
 /// The current process (thread group).
@@ -308,5 +318,9 @@ pub fn current_task() -> TaskInfo {
 #[inline(always)]
 pub fn oom_flag(task_struct: u64) -> u32 {
     let signal: u64 = read(task_struct, offset!(task_signal));
-    if signal != 0 && read::<u64>(signal, offset!(signal_oom_mm)) != 0 { task::OOM } else { 0 }
+    if signal != 0 && read::<u64>(signal, offset!(signal_oom_mm)) != 0 {
+        task::OOM
+    } else {
+        0
+    }
 }

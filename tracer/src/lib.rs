@@ -3,4 +3,5 @@
 //! The map of the crate: [`event`] is what goes into the engine and comes out, [`model`] the vocabulary of the result.
 
 pub mod event;
+pub mod kernel;
 pub mod model;

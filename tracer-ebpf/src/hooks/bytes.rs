@@ -59,6 +59,13 @@ fn sent(owner: &mut Worker, entry: &mut Conn, sock: Sock, ret: i32) {
         }
         own_begin(owner, entry, at);
     } else {
+        if entry.flags & conn::PREEXISTING != 0 && entry.sent + entry.received == 0 {
+            // Found idle when the tracer came: the exchange begins here.
+            entry.began_at = at;
+            if entry.family != AF_UNIX {
+                entry.start_seq = sock.write_seq().wrapping_sub(ret as u32);
+            }
+        }
         own_other(owner, at);
     }
     if entry.first_sent_at == 0 {
@@ -82,7 +89,9 @@ fn other_send(owner: &mut Worker, sock: Sock, ret: i32) {
         if peer != 0 && !sock.unix_is_bound() && Sock(peer).unix_is_bound() {
             let began = if owner.unix_at != 0 { owner.unix_at } else { at };
             let pid = current_pid();
-            let Some(entry) = create(sock, AF_UNIX, pid, began) else { return };
+            let Some(entry) = create(sock, AF_UNIX, pid, began) else {
+                return;
+            };
             if !Sock(peer).unix_path(&mut entry.path) {
                 remove(entry);
                 own_other(owner, at);

@@ -1,8 +1,6 @@
 //! Listening TCP sockets of the whole host, and their accept queues when a connection meets silence.
 
-use tracer_ebpf::{
-    Conn, LISTENERS_PER_PORT, Listener, ListenerSlot, PortSlot, TaskInfo, counter, kind,
-};
+use tracer_ebpf::{Conn, LISTENERS_PER_PORT, Listener, ListenerSlot, PortSlot, TaskInfo, counter, kind};
 
 use crate::{
     filter::remember_owner,
@@ -35,12 +33,27 @@ pub fn opened(sock: Sock) {
     let task = current_task();
     let port = sock.bound_port();
     remember_owner(task.pid);
-    let value =
-        ListenerSlot { sock: sock.0, addr: sock.local_addr(), netns: sock.netns(), pid: task.pid, comm: task.comm };
+    let value = ListenerSlot {
+        sock: sock.0,
+        addr: sock.local_addr(),
+        netns: sock.netns(),
+        pid: task.pid,
+        comm: task.comm,
+    };
     let mut kept = false;
     for slot in 0..LISTENERS_PER_PORT {
         // 1 is BPF_NOEXIST: two CPUs can't take the same slot.
-        if LISTENERS.insert(PortSlot { port: u32::from(port), slot }, &value, 1).is_ok() {
+        if LISTENERS
+            .insert(
+                PortSlot {
+                    port: u32::from(port),
+                    slot,
+                },
+                &value,
+                1,
+            )
+            .is_ok()
+        {
             kept = true;
             break;
         }
@@ -56,7 +69,10 @@ pub fn opened(sock: Sock) {
 pub fn closed(sock: Sock) {
     let port = sock.local_port();
     for slot in 0..LISTENERS_PER_PORT {
-        let key = PortSlot { port: u32::from(port), slot };
+        let key = PortSlot {
+            port: u32::from(port),
+            slot,
+        };
         if let Some(value) = LISTENERS.get_ptr(key) {
             // SAFETY: a value of a preallocated map.
             if unsafe { (*value).sock } == sock.0 {
@@ -72,7 +88,12 @@ pub fn closed(sock: Sock) {
 #[inline(always)]
 pub fn sample(conn: &Conn, at: u64) {
     for slot in 0..LISTENERS_PER_PORT {
-        let Some(value) = LISTENERS.get_ptr(PortSlot { port: u32::from(conn.dport), slot }) else { continue };
+        let Some(value) = LISTENERS.get_ptr(PortSlot {
+            port: u32::from(conn.dport),
+            slot,
+        }) else {
+            continue;
+        };
         // SAFETY: a value of a preallocated map.
         let value = unsafe { *value };
         let sock = Sock(value.sock);
@@ -83,7 +104,20 @@ pub fn sample(conn: &Conn, at: u64) {
         if value.addr != conn.daddr && value.addr != [0; 16] && value.addr != any_v4 {
             continue;
         }
-        let task = TaskInfo { pid: value.pid, flags: 0, exit_code: 0, pad: 0, comm: value.comm };
-        record(kind::LISTENER_QUEUE, sock, conn.dport, task, (conn.sock, conn.since), at);
+        let task = TaskInfo {
+            pid: value.pid,
+            flags: 0,
+            exit_code: 0,
+            pad: 0,
+            comm: value.comm,
+        };
+        record(
+            kind::LISTENER_QUEUE,
+            sock,
+            conn.dport,
+            task,
+            (conn.sock, conn.since),
+            at,
+        );
     }
 }

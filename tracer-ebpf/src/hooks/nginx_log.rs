@@ -22,9 +22,12 @@ const WARN: u64 = 5;
 /// 1.31. `ngx_log_t`: level, file, connection (16), disk_full_time, handler, data, writer, wdata, action (64).
 #[uprobe]
 pub fn nginx_logs(ctx: ProbeContext) -> u32 {
-    let (Some(level), Some(log), Some(errno), Some(format)) =
-        (ctx.arg::<u64>(0), ctx.arg::<u64>(1), ctx.arg::<u64>(2), ctx.arg::<u64>(3))
-    else {
+    let (Some(level), Some(log), Some(errno), Some(format)) = (
+        ctx.arg::<u64>(0),
+        ctx.arg::<u64>(1),
+        ctx.arg::<u64>(2),
+        ctx.arg::<u64>(3),
+    ) else {
         return 0;
     };
     if level > WARN {
@@ -90,7 +93,10 @@ fn argument(ctx: &ProbeContext, format: &[u8; 64]) -> Option<(u64, u64)> {
         b'V' => {
             // SAFETY: the helper checks the address.
             let (len, data) = unsafe {
-                (bpf_probe_read_user(first as *const u64).ok()?, bpf_probe_read_user((first + 8) as *const u64).ok()?)
+                (
+                    bpf_probe_read_user(first as *const u64).ok()?,
+                    bpf_probe_read_user((first + 8) as *const u64).ok()?,
+                )
             };
             Some((data, len))
         }

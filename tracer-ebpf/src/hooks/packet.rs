@@ -1,6 +1,6 @@
 //! Packets of upstream connections that this host answered with a reset, freed, or answered with an ICMP error.
 
-use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{EbpfContext as _, macros::btf_tracepoint, programs::BtfTracePointContext};
 use tracer_ebpf::{DROP_REASONS, Packet, conn, kind};
 
 use crate::{
@@ -45,9 +45,15 @@ fn concerns_upstream(segment: &Segment) -> bool {
 /// 6.10; before, only `(sk, skb)` and never without a socket.
 #[btf_tracepoint(function = "tcp_send_reset")]
 pub fn reset_sent(ctx: BtfTracePointContext) -> i32 {
-    let sock = Sock(ctx.arg::<u64>(0));
-    let skb = ctx.arg::<u64>(1);
-    let reason = if setting!(reset_has_reason) != 0 { ctx.arg::<u32>(2) + 1 } else { 0 };
+    // Both pointers may be null, and the verifier lets nobody calculate with such a pointer before a check that the
+    // compiler moves ("R3 pointer arithmetic on trusted_ptr_or_null_ prohibited"); read as numbers they are free.
+    let sock = Sock(read(ctx.as_ptr() as u64, 0));
+    let skb: u64 = read(ctx.as_ptr() as u64, 8);
+    let reason = if setting!(reset_has_reason) != 0 {
+        ctx.arg::<u32>(2) + 1
+    } else {
+        0
+    };
     if sock.0 != 0 {
         let state = sock.state();
         if state != LISTEN && state != TIME_WAIT && state != NEW_SYN_RECV {
@@ -56,7 +62,11 @@ pub fn reset_sent(ctx: BtfTracePointContext) -> i32 {
             }
             return 0;
         }
-        let by = if state == TIME_WAIT { BY_TIME_WAIT } else { BY_LISTENER };
+        let by = if state == TIME_WAIT {
+            BY_TIME_WAIT
+        } else {
+            BY_LISTENER
+        };
         answered(skb, sock.netns(), reason, by);
         return 0;
     }
@@ -86,7 +96,9 @@ pub fn dropped(ctx: BtfTracePointContext) -> i32 {
         // SAFETY: the index is inside the array.
         let wanted = unsafe {
             core::ptr::read_volatile(
-                (&raw const crate::maps::SETTINGS.drop_wanted).cast::<u8>().add(number as usize & (DROP_REASONS - 1)),
+                (&raw const crate::maps::SETTINGS.drop_wanted)
+                    .cast::<u8>()
+                    .add(number as usize & (DROP_REASONS - 1)),
             )
         };
         if wanted == 0 {

@@ -27,7 +27,13 @@ fn of(task_struct: u64) -> TaskInfo {
     }
 }
 
-const NOBODY: TaskInfo = TaskInfo { pid: 0, flags: 0, exit_code: 0, pad: 0, comm: [0; COMM_LEN] };
+const NOBODY: TaskInfo = TaskInfo {
+    pid: 0,
+    flags: 0,
+    exit_code: 0,
+    pad: 0,
+    comm: [0; COMM_LEN],
+};
 
 /// `trace_sched_process_fork(struct task_struct *parent, struct task_struct *child)`, 5.10 to 7.2.
 #[btf_tracepoint(function = "sched_process_fork")]
@@ -75,7 +81,12 @@ pub fn process_executed(ctx: BtfTracePointContext) -> i32 {
     } else {
         return 0;
     }
-    say!(&ctx, "process {} executed, nginx: {}", info.pid, u32::from(is_nginx));
+    say!(
+        &ctx,
+        "process {} executed, nginx: {}",
+        info.pid,
+        u32::from(is_nginx)
+    );
     let parent: u64 = read(task_struct, offset!(task_parent));
     write(&Process {
         header: header(kind::EXECUTED, now()),
@@ -110,7 +121,11 @@ pub fn process_exited(ctx: BtfTracePointContext) -> i32 {
     let mut info = of(task_struct);
     info.flags = task::EXITING | task::GROUP_DEAD | oom_flag(task_struct);
     let group: i32 = read(signal, offset!(signal_group_exit_code));
-    info.exit_code = if group != 0 { group } else { read(task_struct, offset!(task_exit_code)) };
+    info.exit_code = if group != 0 {
+        group
+    } else {
+        read(task_struct, offset!(task_exit_code))
+    };
     let parent: u64 = read(task_struct, offset!(task_parent));
     let mut record = Process {
         header: header(kind::PROCESS_EXITED, now()),
@@ -145,7 +160,12 @@ pub fn signal_sent(ctx: BtfTracePointContext) -> i32 {
     if OWNERS.get_ptr(pid).is_none() && worker(pid).is_none() {
         return 0;
     }
-    let sent = SignalSent { at: now(), signal: signal as u32, pad: 0, sender: current_task() };
+    let sent = SignalSent {
+        at: now(),
+        signal: signal as u32,
+        pad: 0,
+        sender: current_task(),
+    };
     counted(SIGNALS.insert(pid, &sent, 0));
     0
 }

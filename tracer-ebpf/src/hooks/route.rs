@@ -29,7 +29,9 @@ pub fn route_looked_up(ctx: BtfTracePointContext) -> i32 {
 /// struct flowi6 *flp)`, 5.10 to 7.2. `fib6_type`: 6 blackhole, 7 unreachable, 8 prohibit (include/uapi/linux/rtnetlink.h).
 #[btf_tracepoint(function = "fib6_table_lookup")]
 pub fn route6_looked_up(ctx: BtfTracePointContext) -> i32 {
-    let Some(owner) = worker(current_pid()) else { return 0 };
+    let Some(owner) = worker(current_pid()) else {
+        return 0;
+    };
     let error = match read::<u8>(ctx.arg::<u64>(1), offset!(fib6_type)) {
         6 => 22,
         7 => 113,

@@ -63,7 +63,9 @@ pub fn sockets_snapshot(ctx: *mut c_void) -> i32 {
     if !wanted {
         return 0;
     }
-    let Some(line) = SCRATCH.get_ptr_mut(0) else { return 0 };
+    let Some(line) = SCRATCH.get_ptr_mut(0) else {
+        return 0;
+    };
     // SAFETY: a per-CPU value of a map; the iterator runs in process context, one at a time on this CPU.
     let line = unsafe { &mut *line };
     *line = SnapshotSocket {
@@ -101,13 +103,21 @@ pub fn sockets_snapshot(ctx: *mut c_void) -> i32 {
     } else {
         line.saddr = sock.local_addr();
         line.daddr = sock.peer_addr();
-        line.sport = if state == LISTEN { sock.bound_port() } else { sock.local_port() };
+        line.sport = if state == LISTEN {
+            sock.bound_port()
+        } else {
+            sock.local_port()
+        };
         line.dport = sock.peer_port();
         line.v6only = u8::from(sock.is_v6only());
     }
     // SAFETY: `meta` and `seq` are valid while the iterator runs; `line` is initialised.
     unsafe {
-        bpf_seq_write((*(*ctx).meta).seq.cast(), core::ptr::from_ref(line).cast::<c_void>().cast_mut(), size_of::<SnapshotSocket>() as u32);
+        bpf_seq_write(
+            (*(*ctx).meta).seq.cast(),
+            core::ptr::from_ref(line).cast::<c_void>().cast_mut(),
+            size_of::<SnapshotSocket>() as u32,
+        );
     }
     0
 }

@@ -5,15 +5,13 @@ use tracer_ebpf::conn;
 
 use super::listen;
 use crate::{
-    exchange::{
-        backend_closed, client_closed, close_mark, create, edge, link_backend, own_begin, remove,
-    },
+    exchange::{backend_closed, client_closed, close_mark, create, edge, link_backend, own_begin, remove},
     filter::{backend, connection, remember_endpoint, worker},
     maps::{BACKENDS, SEQUENCES, offset},
     output::now,
     sock::{
-        AF_INET, CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT1, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT, Sock, current_pid,
-        current_task, is_main_thread, mapped, read,
+        AF_INET, CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT1, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT, Sock,
+        current_pid, current_task, is_main_thread, mapped, read,
     },
 };
 
@@ -45,7 +43,9 @@ fn connecting(sock: Sock) {
     let pid = current_pid();
     let Some(owner) = worker(pid) else { return };
     let at = now();
-    let Some(entry) = create(sock, sock.family(), pid, at) else { return };
+    let Some(entry) = create(sock, sock.family(), pid, at) else {
+        return;
+    };
     remember_endpoint(entry.daddr, entry.dport, at);
     own_begin(owner, entry, at);
 }
@@ -70,7 +70,9 @@ fn established(sock: Sock) {
 #[inline(always)]
 fn accepted(sock: Sock) {
     let key = u64::from(sock.rcv_nxt()) << 32 | u64::from(sock.snd_nxt());
-    let Some(nginx) = SEQUENCES.get_ptr(key) else { return };
+    let Some(nginx) = SEQUENCES.get_ptr(key) else {
+        return;
+    };
     // SAFETY: a value of a preallocated map.
     let nginx = unsafe { *nginx };
     let _ = SEQUENCES.remove(key);

@@ -1,0 +1,1 @@
+//! Sockets that were there before.
