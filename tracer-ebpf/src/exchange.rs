@@ -195,9 +195,17 @@ pub fn own_begin(worker: &mut Worker, entry: &mut Conn, at: u64) {
 
 /// Any other own event of the worker: whatever waited for the very next one has waited in vain.
 #[inline(always)]
-pub fn own_other(worker: &mut Worker, at: u64) {
-    end_unix(worker, 0, at);
-    forget(worker);
+pub fn own_other(worker: &mut Worker) {
+    if is_waiting(worker) {
+        end_unix(worker, 0, now());
+        forget(worker);
+    }
+}
+
+/// Whether something waits for the worker's very next own event. Mostly nothing does, and the clock is not read.
+#[inline(always)]
+pub fn is_waiting(worker: &Worker) -> bool {
+    worker.pending_line | worker.unix_ended | u64::from(worker.previous_kind) != 0
 }
 
 #[inline(always)]
@@ -249,11 +257,13 @@ fn end_unix(worker: &mut Worker, line: u64, at: u64) {
     remove(entry);
 }
 
-/// The worker closes a client's connection.
+/// The worker closes a client's connection. A client that left while its request was under way is noticed by epoll;
+/// one that ended its idle connection is noticed by reading the end.
 #[inline(always)]
-pub fn client_closed(worker: &mut Worker, client_had_left: bool, reset: bool, at: u64) {
+pub fn client_closed(worker: &mut Worker, sock: Sock, client_had_left: bool, reset: bool, at: u64) {
     end_unix(worker, 0, at);
-    if client_had_left && (worker.previous_kind == previous::SILENT || worker.unix_listener != 0) {
+    let was_idle = worker.client_ended == sock.0;
+    if client_had_left && !was_idle && (worker.previous_kind == previous::SILENT || worker.unix_listener != 0) {
         let silent = worker.previous_kind == previous::SILENT;
         write(&ClientLeft {
             header: header(kind::CLIENT_LEFT, at),

@@ -516,6 +516,8 @@ pub struct Worker {
     pub unix_at: u64,
     /// unix: the socket whose `recv` ended it as the very last own event.
     pub unix_ended: u64,
+    /// The client socket whose end the worker read last: its close is ordinary.
+    pub client_ended: u64,
     /// The last failed route lookup.
     pub route_at: u64,
     /// Its error, positive.

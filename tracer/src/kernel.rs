@@ -5,6 +5,7 @@ pub mod layout;
 pub mod plan;
 pub mod ring;
 pub mod snapshot;
+pub mod table;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -59,6 +60,14 @@ impl std::fmt::Debug for Kernel {
             .field("status", &self.status)
             .finish_non_exhaustive()
     }
+}
+
+/// `--without` named a hook that is not in the plan.
+#[derive(Debug, thiserror::Error)]
+#[error("--without {given}: no such hook; there are {known}")]
+pub struct UnknownHook {
+    given: String,
+    known: String,
 }
 
 /// `true` when this build carries BPF programs.
@@ -264,12 +273,12 @@ impl Kernel {
     ///
     /// # Errors
     /// Taken already.
-    pub fn take_ring(&mut self) -> Result<RingBuf<MapData>> {
+    pub fn take_ring(&mut self) -> Result<ring::Ring> {
         let map = self
             .ebpf
             .take_map("RECORDS")
             .context("the ring was taken already")?;
-        Ok(RingBuf::try_from(map)?)
+        Ok(ring::Ring::new(RingBuf::try_from(map)?))
     }
 
     /// Starts to pass on what the programs say of themselves (`-vv`); needs a tokio runtime.
@@ -404,17 +413,21 @@ fn take<'a, K: aya::Pod, V: aya::Pod>(
 }
 
 fn settings(layout: &Layout, options: &KernelOptions) -> Settings {
+    let arity = |name: &str| layout.tracepoints.get(name).copied().unwrap_or(0);
+    let reset_has_reason = arity("tcp_send_reset") >= 3;
+    // The reset that follows says the same of a segment nobody listens for.
+    let said_twice = |name: &str| name == "NO_SOCKET" && reset_has_reason && !options.without.contains("resets-sent");
     let mut drop_wanted = [0; DROP_REASONS];
     for (number, name) in &layout.drop_reasons {
         if WANTED_DROPS.contains(&name.as_str())
+            && !said_twice(name)
             && let Some(wanted) = drop_wanted.get_mut(*number as usize)
         {
             *wanted = 1;
         }
     }
-    let arity = |name: &str| layout.tracepoints.get(name).copied().unwrap_or(0);
     Settings {
-        reset_has_reason: u32::from(arity("tcp_send_reset") >= 3),
+        reset_has_reason: u32::from(reset_has_reason),
         drop_has_reason: u32::from(arity("kfree_skb") >= 3),
         ipv6only_bit: layout.ipv6only_bit,
         lines_heard: u32::from(!options.without.contains("nginx-log")),

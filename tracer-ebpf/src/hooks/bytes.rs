@@ -4,7 +4,7 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use tracer_ebpf::{Conn, Worker, conn, end};
 
 use crate::{
-    exchange::{backend_read, begin_next, create, finish, link_backend, own_begin, own_other, remove},
+    exchange::{backend_read, begin_next, create, finish, link_backend, is_waiting, own_begin, own_other, remove},
     filter::{backend, connection, connection_of, worker},
     output::now,
     sock::{AF_UNIX, LISTEN, Sock, current_pid, is_main_thread},
@@ -39,7 +39,7 @@ fn sent(owner: &mut Worker, entry: &mut Conn, sock: Sock, ret: i32) {
         } else if ret < 0 && entry.send_error == 0 {
             entry.send_error = -ret;
         }
-        own_other(owner, at);
+        own_other(owner);
         return;
     }
     if owner.pending_line != 0 && ret <= CLOSE_NOTIFY_MAX && entry.received + entry.sent > 0 {
@@ -66,7 +66,7 @@ fn sent(owner: &mut Worker, entry: &mut Conn, sock: Sock, ret: i32) {
                 entry.start_seq = sock.write_seq().wrapping_sub(ret as u32);
             }
         }
-        own_other(owner, at);
+        own_other(owner);
     }
     if entry.first_sent_at == 0 {
         entry.first_sent_at = at;
@@ -78,11 +78,15 @@ fn sent(owner: &mut Worker, entry: &mut Conn, sock: Sock, ret: i32) {
 /// A send on a socket that is no known upstream's: a client's, or the first on a unix upstream.
 #[inline(always)]
 fn other_send(owner: &mut Worker, sock: Sock, ret: i32) {
+    let is_unix = sock.family() == AF_UNIX;
+    if !is_unix && !is_waiting(owner) {
+        return;
+    }
     if !sock.is_stream() || !is_main_thread() {
         return;
     }
     let at = now();
-    if sock.family() == AF_UNIX && ret > 0 {
+    if is_unix && ret > 0 {
         let peer = sock.unix_peer();
         // nginx's end of a unix upstream has no name, its peer has the listener's. The master's channel has neither;
         // a client's connection has the name on this side.
@@ -94,7 +98,7 @@ fn other_send(owner: &mut Worker, sock: Sock, ret: i32) {
             };
             if !Sock(peer).unix_path(&mut entry.path) {
                 remove(entry);
-                own_other(owner, at);
+                own_other(owner);
                 return;
             }
             entry.connect_at = owner.unix_at;
@@ -111,7 +115,7 @@ fn other_send(owner: &mut Worker, sock: Sock, ret: i32) {
             return;
         }
     }
-    own_other(owner, at);
+    own_other(owner);
 }
 
 /// `trace_sock_recv_length(struct sock *sk, int ret, int flags)`, 6.3 to 7.2.
@@ -127,8 +131,13 @@ pub fn bytes_received(ctx: BtfTracePointContext) -> i32 {
         }
         // nginx may be a backend of itself: then the socket is the other end of one.
         if backend(sock.0).is_none() {
-            if sock.is_stream() && is_main_thread() {
-                own_other(owner, now());
+            if ret == 0 {
+                owner.client_ended = sock.0;
+            } else if owner.client_ended == sock.0 {
+                owner.client_ended = 0;
+            }
+            if is_waiting(owner) && sock.is_stream() && is_main_thread() {
+                own_other(owner);
             }
             return 0;
         }
@@ -155,7 +164,7 @@ pub fn bytes_received(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn received(owner: &mut Worker, entry: &mut Conn, ret: i32, flags: i32) {
     let at = now();
-    own_other(owner, at);
+    own_other(owner);
     if flags & PEEK != 0 {
         if entry.began_at != 0 && entry.received > 0 {
             let ended = entry.last_received_at;

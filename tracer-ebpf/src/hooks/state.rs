@@ -134,7 +134,7 @@ fn ending(sock: Sock, old: u8, new: u8) {
         }
     } else if new != CLOSE && is_main_thread() {
         if let Some(owner) = worker(current_pid()) {
-            client_closed(owner, old == CLOSE_WAIT, false, at);
+            client_closed(owner, sock, old == CLOSE_WAIT, false, at);
         }
     }
 }
@@ -172,7 +172,7 @@ pub fn socket_destroyed(ctx: BtfTracePointContext) -> i32 {
             && owner.previous_kind == tracer_ebpf::previous::SILENT
             && sock.state() == CLOSE
         {
-            client_closed(owner, true, true, at);
+            client_closed(owner, sock, true, true, at);
         }
     }
     0
@@ -219,6 +219,7 @@ pub fn retransmitted(ctx: BtfTracePointContext) -> i32 {
         }
         let at = now();
         entry.last_retransmit_at = at;
+        remember_endpoint(entry.daddr, entry.dport, at);
         if sock.state() == SYN_SENT {
             entry.syn_retransmits += 1;
             listen::sample(entry, at);

@@ -26,6 +26,12 @@ pub struct Decoder {
 }
 
 impl Decoder {
+    /// When a record was written; the beginning of time for one too short to say.
+    #[must_use]
+    pub fn time_of(bytes: &[u8]) -> Ktime {
+        wire::Header::read_from_prefix(bytes).map_or(Ktime(0), |(header, _)| Ktime(header.at))
+    }
+
     /// Decodes one record.
     #[must_use]
     pub fn decode(&self, bytes: &[u8]) -> Event {
