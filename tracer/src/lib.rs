@@ -1,7 +1,22 @@
 //! tracer: why nginx answers 502, from kernel evidence.
 //!
 //! The map of the crate: [`event`] is what goes into the engine and comes out, [`model`] the vocabulary of the result.
+//! [`outputs`] takes what the engine says to the files ([`sink`]) and the terminal ([`view`]); [`source`] reads inputs
+//! back from a recording; [`report`] reads traces.
 
+pub mod cli;
+pub mod clock;
+pub mod commands;
 pub mod event;
 pub mod kernel;
+pub mod lines;
 pub mod model;
+pub mod outputs;
+pub mod report;
+#[cfg(test)]
+mod samples;
+pub mod session;
+pub mod sink;
+pub mod source;
+pub mod tally;
+pub mod view;

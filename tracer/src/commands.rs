@@ -1,0 +1,202 @@
+//! The verbs of the command line, and how the program ends.
+
+pub mod report;
+
+use std::{collections::BTreeMap, io, io::Write, process::ExitCode};
+
+use clap::Parser;
+use serde_json::{Value, json};
+
+use crate::{
+    cli::{AttachArgs, Cli, Command, KeepArg, OutputArgs},
+    lines::read::Unreadable,
+    outputs::{Closed, OutputOptions, keep::Keep, select::Selection},
+    sink::trace_file::{Rotation, Target},
+    view::Detail,
+};
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// It ran.
+    Ran,
+    /// It ran, attempts failed, and the user asked to be told so by the exit status.
+    FailuresFound,
+}
+
+/// Why a command could not run (to its end).
+#[derive(Debug, thiserror::Error)]
+pub enum Stop {
+    /// Wrong usage, or a file that cannot be read or written.
+    #[error("{0:#}")]
+    Usage(anyhow::Error),
+    /// Nothing could be watched: a capability, a kernel feature or a process is missing.
+    #[error("{0:#}")]
+    NotAttached(anyhow::Error),
+}
+
+impl Stop {
+    /// Wrong usage, in one sentence.
+    #[must_use]
+    pub fn usage(sentence: impl Into<String>) -> Self {
+        Self::Usage(anyhow::Error::msg(sentence.into()))
+    }
+}
+
+impl From<Unreadable> for Stop {
+    fn from(error: Unreadable) -> Self {
+        Self::Usage(error.into())
+    }
+}
+
+/// Parses the command line and runs it.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log(cli.verbose);
+    match run(cli.command) {
+        Ok(Status::Ran) => ExitCode::SUCCESS,
+        Ok(Status::FailuresFound) => ExitCode::from(1),
+        Err(stop) => {
+            eprintln!("tracer: {stop}");
+            match stop {
+                Stop::Usage(_) => ExitCode::from(2),
+                Stop::NotAttached(_) => ExitCode::from(3),
+            }
+        }
+    }
+}
+
+fn run(command: Command) -> Result<Status, Stop> {
+    match command {
+        Command::Attach(_) => unreachable!(),
+        Command::Report(args) => report::run(&args),
+        Command::Replay(_) => unreachable!(),
+        Command::Check(_) => unreachable!(),
+        Command::Explain(_) => unreachable!(),
+    }
+}
+
+/// Diagnostics of the tracer itself go to stderr, one line each; `RUST_LOG` refines what `-v` sets.
+fn start_log(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "tracer=info,warn",
+        2 => "tracer=debug,info",
+        _ => "trace",
+    };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
+        .format(|out, record| writeln!(out, "tracer: {}", record.args()))
+        .init();
+}
+
+/// Writes a whole answer to stdout; a reader that went away is no error.
+pub fn print(text: &str) -> Result<(), Stop> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Stop::usage(format!("cannot write to stdout: {error}")))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// What the user asked for, checked for what clap cannot see.
+pub fn output_options(args: &OutputArgs) -> Result<OutputOptions, Stop> {
+    let mut targets: Vec<Target> = args.output.iter().map(|output| output.0.clone()).collect();
+    if args.json && !targets.contains(&Target::Stdout) {
+        targets.push(Target::Stdout);
+    }
+    for (number, target) in targets.iter().enumerate() {
+        if targets[..number].contains(target) {
+            return Err(Stop::usage(
+                "the same output is given twice: each -o needs its own file",
+            ));
+        }
+    }
+    if args.rotate.is_some() && targets.iter().all(|target| *target == Target::Stdout) {
+        return Err(Stop::usage(
+            "--rotate needs a file to rotate: give one with -o FILE",
+        ));
+    }
+    let view = if targets.contains(&Target::Stdout) {
+        None
+    } else if args.quiet {
+        Some(Detail::SummaryOnly)
+    } else {
+        Some(Detail::Failures)
+    };
+    Ok(OutputOptions {
+        targets,
+        keep: match args.keep {
+            KeepArg::All => Keep::All,
+            KeepArg::Failures => Keep::Failures {
+                context: args.context,
+            },
+        },
+        rotation: Rotation {
+            when: args.rotate.map(|rotate| rotate.0),
+            keep: args.rotate_keep,
+        },
+        selection: Selection {
+            upstreams: args.upstream.clone(),
+            peers: args.peer.clone(),
+        },
+        view,
+    })
+}
+
+/// The options of a trace's session line that decide what the trace holds.
+#[must_use]
+pub fn described(args: &OutputArgs) -> BTreeMap<String, Value> {
+    let keep = match args.keep {
+        KeepArg::All => "all",
+        KeepArg::Failures => "failures",
+    };
+    let mut options = BTreeMap::from([("keep".to_owned(), json!(keep))]);
+    if args.keep == KeepArg::Failures {
+        options.insert("context".to_owned(), json!(args.context));
+    }
+    if !args.upstream.is_empty() {
+        options.insert("upstream".to_owned(), json!(args.upstream));
+    }
+    if !args.peer.is_empty() {
+        let peers: Vec<_> = args.peer.iter().map(ToString::to_string).collect();
+        options.insert("peer".to_owned(), json!(peers));
+    }
+    options
+}
+
+/// The options of `tracer attach` for its session line.
+#[must_use]
+pub fn attach_described(args: &AttachArgs) -> BTreeMap<String, Value> {
+    let mut options = described(&args.output);
+    options.insert("pid".to_owned(), json!(args.pid.to_string()));
+    options.insert("config".to_owned(), json!(args.config.to_string()));
+    options.insert("error_log".to_owned(), json!(args.error_log.to_string()));
+    options.insert("resolve".to_owned(), json!(args.resolve.to_string()));
+    if !args.without.is_empty() {
+        options.insert("without".to_owned(), json!(args.without));
+    }
+    options
+}
+
+/// How a trace that ran to its end ends the program.
+pub fn status_of(closed: &Closed, fail_on_failure: bool) -> Result<Status, Stop> {
+    if let Some(file) = closed.written.iter().find(|file| file.broken.is_some()) {
+        let name = file
+            .path
+            .as_ref()
+            .map_or("stdout".into(), |path| path.display().to_string());
+        return Err(Stop::usage(format!(
+            "{name} is incomplete: it could not be written to the end"
+        )));
+    }
+    if fail_on_failure && closed.failures > 0 {
+        return Ok(Status::FailuresFound);
+    }
+    Ok(Status::Ran)
+}
+
+#[cfg(test)]
+mod tests;
