@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum;
+use xtask::find_program;
 
 /// The toolchain's name: `tracer/build.rs` looks for it.
 const TOOLCHAIN: &str = "bpf";
@@ -383,28 +384,6 @@ pub fn is_root() -> bool {
 
 fn on_path(program: &str) -> bool {
     find_program(program).is_some()
-}
-
-/// A program on PATH or in the administrator's folders; `php-fpm` also finds `php-fpm8.2`.
-pub fn find_program(name: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let cargo_bin = env::home_dir().map(|home| home.join(".cargo/bin"));
-    env::split_paths(&path)
-        .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])
-        .chain(cargo_bin)
-        .find_map(|folder| {
-            let exact = folder.join(name);
-            if exact.is_file() {
-                return Some(exact);
-            }
-            fs::read_dir(&folder).ok()?.flatten().find_map(|entry| {
-                let file = entry.file_name().into_string().ok()?;
-                let version = file.strip_prefix(name)?;
-                let is_version =
-                    !version.is_empty() && version.chars().all(|c| c.is_ascii_digit() || c == '.');
-                is_version.then(|| entry.path())
-            })
-        })
 }
 
 /// Where this user's programs keep their data.
