@@ -8,9 +8,11 @@ pub mod cli;
 pub mod clock;
 pub mod commands;
 pub mod event;
+pub mod host;
 pub mod kernel;
 pub mod lines;
 pub mod model;
+pub mod nginx;
 pub mod outputs;
 pub mod report;
 #[cfg(test)]
