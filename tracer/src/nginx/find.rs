@@ -179,8 +179,7 @@ pub fn find(target: &Target) -> Result<Vec<Found>, FindError> {
     match target {
         Target::Pid(pid) => find_by_pid(*pid).map(|found| vec![found]),
         Target::Name(_) => {
-            let (candidates, builds) =
-                candidates(|comm, exe| target.names(comm) || target.names(base_name(exe)))?;
+            let candidates = candidates(|comm, exe| target.names(comm) || target.names(base_name(exe)))?;
             Ok(instances(&candidates))
         }
     }
@@ -223,7 +222,7 @@ fn find_by_pid(pid: Pid) -> Result<Found, FindError> {
     let is_one_shot = || {
         candidates
             .iter()
-            .any(|(known, _)| known.pid == pid && known.title.is_one_shot())
+            .any(|known| known.pid == pid && known.title.is_one_shot())
     };
     match found {
         Some(found) => Ok(found),
@@ -278,6 +277,9 @@ fn candidates(may_match: impl Fn(&str, &str) -> bool) -> Result<Vec<Candidate>, 
     Ok(candidates)
 }
 
+/// What all forks of one master share: the executable, where their arguments lie, the network namespace.
+type Origin = ((u64, u64), u64, Option<Netns>);
+
 /// Sorts processes into instances.
 fn instances(candidates: &[Candidate]) -> Vec<Found> {
     let known: BTreeMap<Pid, &Candidate> = candidates.iter().map(|known| (known.pid, known)).collect();
@@ -294,8 +296,8 @@ fn instances(candidates: &[Candidate]) -> Vec<Found> {
         };
         families.insert(candidate.pid, vec![(candidate, role)]);
     }
-    // Workers whose master died know each other by where their arguments lie.
-    let mut orphans: BTreeMap<((u64, u64), u64, Option<Netns>), Vec<Member<'_>>> = BTreeMap::new();
+    // Workers whose master died.
+    let mut orphans: BTreeMap<Origin, Vec<Member<'_>>> = BTreeMap::new();
     for candidate in candidates {
         let role = match &candidate.title {
             _ if families.contains_key(&candidate.pid) => continue,
