@@ -10,7 +10,7 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 
-use crate::event::{Answer, Listener, Netns, Peer, Pid, Question, Sock, Task};
+use crate::event::{Answer, Ktime, Listener, Netns, Peer, Pid, Question, Sock, Task};
 
 pub mod netns;
 pub mod process;
@@ -175,6 +175,22 @@ pub fn hostname() -> String {
 pub fn boot_id() -> String {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     text.trim().to_owned()
+}
+
+/// Now, by the clock the BPF programs read.
+#[must_use]
+pub fn boottime() -> Ktime {
+    Ktime(clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| {
+        u64::try_from(time.tv_sec() * 1_000_000_000 + time.tv_nsec()).unwrap_or(0)
+    }))
+}
+
+/// A kernel time and the wall-clock time at it, in nanoseconds since the epoch.
+#[must_use]
+pub fn clock() -> (Ktime, i64) {
+    let offset = wall_clock_offset();
+    let now = boottime();
+    (now, offset.saturating_add(now.0.cast_signed()))
 }
 
 /// What to add to a [`crate::event::Ktime`] for nanoseconds since the epoch; changes whenever the clock is set.

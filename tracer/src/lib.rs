@@ -7,6 +7,7 @@
 pub mod cli;
 pub mod clock;
 pub mod commands;
+pub mod engine;
 pub mod event;
 pub mod host;
 pub mod kernel;
@@ -14,6 +15,8 @@ pub mod lines;
 pub mod model;
 pub mod nginx;
 pub mod outputs;
+pub mod pipeline;
+
 pub mod report;
 #[cfg(test)]
 mod samples;

@@ -33,7 +33,6 @@ pub struct Limits {
 }
 
 /// What the inputs pass through.
-#[derive(Debug)]
 pub struct Pipeline {
     engine: Engine,
     outputs: Outputs,

@@ -13,7 +13,7 @@ use crate::{
     nginx::find::Target,
     outputs::Outputs,
     pipeline::{Limits, Pipeline, run as run_pipeline},
-    privilege,
+
     session::Origin,
     source::{
         live::{Live, LiveOptions, Source},
@@ -27,7 +27,7 @@ use crate::{
 /// See [`Stop`]; nothing that was written is lost.
 pub fn run(args: &AttachArgs, verbose: u8) -> Result<Status, Stop> {
     let options = output_options(&args.output)?;
-    privilege::check().map_err(Stop::NotAttached)?;
+
     let target = target(&args.pid);
     let live = Live::start(LiveOptions {
         target: target.clone(),
@@ -55,9 +55,6 @@ pub fn run(args: &AttachArgs, verbose: u8) -> Result<Status, Stop> {
     };
     if !live.is_following() {
         eprintln!("tracer: no {} runs yet: waiting for one", args.pid);
-    }
-    if let Err(error) = privilege::keep_needed() {
-        log::warn!("keeping more privileges than needed: {error:#}");
     }
     let pipeline = Pipeline::new(Engine::new(EngineOptions::default()), outputs, recorder);
     let limits = Limits { duration: args.duration, count: args.count };

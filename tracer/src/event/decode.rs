@@ -137,7 +137,8 @@ impl Decoder {
                         aborted: edge.flags & conn::ABORTED != 0,
                         unread: u64::from(edge.unread),
                         closed_at: time(edge.closed_at),
-                        closed_by: (edge.closed_at != 0).then(|| process(&edge.task)),
+                        // Only the close itself is sure to run in the closer's task.
+                        closed_by: (edge.closed_at == header.at).then(|| process(&edge.task)),
                         reset_reason: name(&self.reset_reasons, edge.reset_reason),
                         error_at_destroy: errno(edge.error),
                         ..Backend::default()

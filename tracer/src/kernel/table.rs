@@ -10,6 +10,8 @@ use crate::event::{Exchange, Ktime, LineId, Pid, decode::exchange};
 
 /// A unix exchange whose answer came this long ago is over: nothing shows nginx's close when the backend never reads.
 const UNIX_IDLE: u64 = 10_000_000_000;
+/// At the end of a trace an answer followed by this much silence counts as complete.
+const SETTLED: u64 = 100_000_000;
 /// A connection without any event for this long is looked up among the sockets that still exist.
 const SUSPICIOUS: u64 = 60_000_000_000;
 /// An address nginx has not connected to for this long is no longer watched for packets.
@@ -49,12 +51,24 @@ impl Kernel {
         Ok(())
     }
 
-    /// Exchanges under way, in this moment.
+    /// Where the exchanges under way stand in this last moment: those whose answer had come and that were silent
+    /// since (kept connections tell the end of a response by the next request only), and how many are in flight.
     ///
     /// # Errors
     /// The table cannot be read.
-    pub fn in_flight(&mut self) -> Result<u64> {
-        Ok(self.connections()?.iter().filter(|entry| is_in_flight(entry)).count() as u64)
+    pub fn finish(&mut self, now: Ktime) -> Result<(Vec<Exchange>, u64)> {
+        let mut answered = Vec::new();
+        let mut in_flight = 0;
+        for mut entry in self.connections()?.into_iter().filter(is_in_flight) {
+            if entry.received > 0 && now.0.saturating_sub(last_activity(&entry)) > SETTLED {
+                entry.end = end::PRESUMED;
+                entry.ended_at = entry.last_received_at;
+                answered.push(exchange(&entry));
+            } else {
+                in_flight += 1;
+            }
+        }
+        Ok((answered, in_flight))
     }
 
     /// What a worker that has ended left behind: its unix exchanges, whose close nothing shows, are returned; every

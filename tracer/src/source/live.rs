@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use crate::{
     event::{
@@ -250,9 +250,13 @@ impl Live {
     /// As [`Self::poll`].
     pub fn detach(&mut self) -> Result<Vec<Stamped>> {
         // What nginx did before this moment is in the ring by now; what it does later is not waited for.
-        let in_flight = self.kernel.in_flight()?;
+        let now = boottime();
+        let (answered, in_flight) = self.kernel.finish(now)?;
         self.next_second = 0;
         let mut inputs = self.poll()?;
+        for exchange in answered {
+            self.push(now, Input::Kernel(Event::Exchange(Box::new(exchange))));
+        }
         self.push(boottime(), Input::Detach { in_flight });
         inputs.append(&mut self.inputs);
         Ok(inputs)
@@ -282,13 +286,13 @@ impl Live {
     /// Keeps the books on nginx's processes, and passes the event on.
     fn note(&mut self, at: Ktime, mut event: Event) {
         match &mut event {
-            Event::Forked { parent, child } => {
+            Event::Forked { parent, child, .. } => {
                 self.members.insert(*child);
                 self.look_soon(at);
                 let (parent, child) = (*parent, *child);
                 if self.instances.contains_key(&parent) {
                     self.begin_generation(at, parent);
-                    self.log.pids.insert(host::inner_pid(child).unwrap_or(child.0), child);
+                    self.log.pids.insert(host::process::inner_pid(child).unwrap_or(child.0), child);
                     self.push(at, Input::Worker { worker: child, master: parent, started: at });
                 }
             }
@@ -440,8 +444,7 @@ impl Live {
             }
         }
         if self.named_netns.insert(netns) {
-            let addresses = host::addresses(master);
-            self.push(now, Input::Addresses { netns, addresses });
+            self.tell_addresses(now, netns, master);
         }
         let forked_at = self.instances.get(&master).map_or(Ktime(0), |known| known.forked_at);
         let config = match self.instances.remove(&master) {
@@ -518,8 +521,14 @@ impl Live {
         // A process may have left the namespace its socket is in; then another one will name it.
         if host::netns_of(listener.task.pid) == Some(listener.netns) {
             self.named_netns.insert(listener.netns);
-            let addresses = host::addresses(listener.task.pid);
-            self.push(at, Input::Addresses { netns: listener.netns, addresses });
+            self.tell_addresses(at, listener.netns, listener.task.pid);
+        }
+    }
+
+    fn tell_addresses(&mut self, at: Ktime, netns: Netns, pid: Pid) {
+        match host::addresses(pid) {
+            Ok(addresses) => self.push(at, Input::Addresses { netns, addresses }),
+            Err(error) => log::info!("the addresses of process {pid}'s network namespace: {error}"),
         }
     }
 

@@ -1,0 +1,1333 @@
+//! The pure core: inputs with their times go in, attempts with their causes come out.
+//!
+//! Invariants: [`Engine::apply`] cannot fail and never looks at a clock, a file, a socket or the environment; every
+//! table is bounded and counts what it pushes out; the same inputs give the same outputs. An attempt is written once,
+//! as soon as a confirmed cause stands that nothing pending could explain, at latest 300 ms of input time after its
+//! end.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
+
+use self::{
+    correlate::{Configurations, LogJoin, Names},
+    diagnose::{Diagnosis, Subject, causes},
+    findings::Watch,
+    message::{Meaning, Said},
+    socket::{Ending, Heard},
+    stats::Stats,
+    surroundings::{Death, Dropped, IcmpSent, PastFailure, ResetSent, SECOND, Surroundings},
+    table::Keyed,
+};
+use crate::{
+    event::{
+        Backend, ConnId, EndKind, Errno, Event, Exchange, ExchangeId, Input, Ktime, Limits, Line, LineId, LogLine,
+        LossClass, Output, Peer, Pid, Question, RetryOf,
+    },
+    model::{Attempt, NoteEvent, Outcome, Phase, Request},
+};
+
+mod correlate;
+pub mod diagnose;
+mod findings;
+mod message;
+mod notes;
+mod socket;
+mod stats;
+mod surroundings;
+mod table;
+mod text;
+
+/// How long after its end an attempt waits for evidence.
+const PATIENCE: u64 = 300_000_000;
+/// An attempt whose record came late still waits this long, so that a question can be answered.
+const LEAST_PATIENCE: u64 = 100_000_000;
+/// How long a line waits for the exchange that it belongs to, and the reverse.
+const JOIN_MEMORY: u64 = 150 * SECOND;
+
+/// What an engine is told once.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Only attempts of these upstreams are written and counted; empty: all.
+    pub upstreams: Vec<String>,
+    /// Only attempts at these peers are written and counted; empty: all.
+    pub peers: Vec<Peer>,
+    /// How many entries each table holds at most.
+    pub capacity: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            upstreams: Vec::new(),
+            peers: Vec::new(),
+            capacity: 65_536,
+        }
+    }
+}
+
+/// The state of a trace.
+#[derive(Debug)]
+pub struct Engine {
+    options: EngineOptions,
+    now: Ktime,
+    /// When the first input came: what is older was there before.
+    started: Option<Ktime>,
+    /// Wall-clock nanoseconds at boot.
+    wall_offset: Option<i128>,
+    configurations: Configurations,
+    around: Surroundings,
+    log_join: LogJoin,
+    /// Lines heard, until the exchange they end arrives.
+    lines: Keyed<LineId, Line>,
+    /// Texts of lines whose attempt is not there yet.
+    texts: Keyed<LineId, LogLine>,
+    /// Clients that left before their exchange's record arrived.
+    early_leavers: Keyed<ExchangeId, (Ktime, bool)>,
+    /// Clients that left while something was under way over a unix socket, whose close the kernel does not show.
+    unix_leavers: Keyed<Pid, (Ktime, bool)>,
+    /// What was seen of a backend's socket before nginx closed its own.
+    early_edges: Keyed<ConnId, Backend>,
+    pending: BTreeMap<u64, Pending>,
+    by_deadline: BTreeSet<(Ktime, u64)>,
+    by_exchange: BTreeMap<ExchangeId, u64>,
+    by_line: BTreeMap<LineId, u64>,
+    /// Failed attempts by what a retry names: number and which try it was.
+    tries: Keyed<Origin, (u64, u32)>,
+    /// The last lined attempt of each client connection, by worker and `*N`.
+    clients: Keyed<(Pid, u64), ClientTry>,
+    /// Questions asked lately.
+    asked: Keyed<Question, ()>,
+    /// Ports and paths that nginx tried, beside the configured ones.
+    tried: BTreeSet<Place>,
+    stats: Stats,
+    watch: Watch,
+    next_number: u64,
+    /// An error-log file is read.
+    has_tail: bool,
+    /// A line of level `error` was heard, so the log level lets them through.
+    hears_errors: bool,
+    lines_joined: u64,
+    lines_heard: u64,
+    resolver_connections: u64,
+}
+
+/// What a retry refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Origin {
+    Exchange(ExchangeId),
+    Line(LineId),
+}
+
+/// The last attempt nginx made for one client connection.
+#[derive(Clone, Debug)]
+struct ClientTry {
+    number: u64,
+    n: u32,
+    at: Ktime,
+    upstream: Option<String>,
+    upstreams: Vec<String>,
+}
+
+/// Whether a client that left at `at` may be why nginx closed this exchange over a unix socket: nginx closes it in the
+/// same handler, and the record is written when the backend has read the end.
+fn may_end_unix(exchange: &Exchange, at: Ktime) -> bool {
+    matches!(exchange.peer, Peer::Unix(_))
+        && exchange.line.is_none()
+        && exchange.end == EndKind::Closed
+        && exchange.eof_read_at.is_none()
+        && exchange.recv_error.is_none()
+        && exchange.last_sent_at.is_some_and(|sent| sent < at)
+        && exchange.last_received_at.is_none_or(|received| received < at)
+        && at.since(exchange.ended_at) < 1_000_000
+}
+
+/// A port or path, without the address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Port(u16),
+    Path(String),
+}
+
+/// An attempt that still waits for evidence.
+#[derive(Debug)]
+struct Pending {
+    attempt: Attempt,
+    exchange: Option<Box<Exchange>>,
+    line: Option<Line>,
+    said: Option<Said>,
+    client_left: Option<(Ktime, bool)>,
+    limits: Limits,
+    /// The peers of its upstream, for an attempt without a peer.
+    upstream_peers: BTreeSet<Peer>,
+    deadline: Ktime,
+    asked: Vec<Question>,
+    /// Only a client that left, or a line not yet read, could still change the outcome.
+    is_final: bool,
+    /// The verdict, when it is settled and only the log line is waited for.
+    settled: Option<Diagnosis>,
+}
+
+impl Engine {
+    /// An engine that has seen nothing.
+    #[must_use]
+    pub fn new(options: EngineOptions) -> Self {
+        let capacity = options.capacity.max(8);
+        Self {
+            now: Ktime(0),
+            started: None,
+            wall_offset: None,
+            configurations: Configurations::default(),
+            around: Surroundings::new(capacity),
+            log_join: LogJoin::new(capacity.min(8192)),
+            lines: Keyed::new(capacity, JOIN_MEMORY),
+            texts: Keyed::new(capacity, 2 * SECOND),
+            early_leavers: Keyed::new(capacity.min(1024), SECOND),
+            unix_leavers: Keyed::new(capacity.min(1024), 10 * SECOND),
+            early_edges: Keyed::new(capacity, 10 * SECOND),
+            pending: BTreeMap::new(),
+            by_deadline: BTreeSet::new(),
+            by_exchange: BTreeMap::new(),
+            by_line: BTreeMap::new(),
+            tries: Keyed::new(capacity, JOIN_MEMORY),
+            clients: Keyed::new(capacity.min(16_384), 60 * SECOND),
+            asked: Keyed::new(capacity.min(4096), SECOND / 4),
+            tried: BTreeSet::new(),
+            stats: Stats::default(),
+            watch: Watch::new(capacity.min(16_384)),
+            next_number: 1,
+            has_tail: false,
+            hears_errors: false,
+            lines_joined: 0,
+            lines_heard: 0,
+            resolver_connections: 0,
+            options,
+        }
+    }
+
+    /// Takes in one input and says what follows from it.
+    pub fn apply(&mut self, at: Ktime, input: Input) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        // Sources run side by side, so stamps may jump back a little; the engine's own time does not.
+        self.now = self.now.max(at);
+        self.started.get_or_insert(self.now);
+        self.around.tick(self.now);
+        match input {
+            Input::Kernel(event) => self.event(event, &mut outputs),
+            Input::Hooks(hooks) => {
+                self.around.set_hooks(hooks);
+                self.has_tail |= self.around.surely_sees("error-log-file");
+            }
+            Input::Addresses { netns, addresses } => self.around.set_addresses(netns, addresses),
+            Input::Instance(instance) => {
+                for worker in instance.workers {
+                    self.configurations.add_worker_if_new(worker, instance.pid);
+                }
+            }
+            Input::Config {
+                master,
+                since,
+                config,
+            } => {
+                if let Some(changed) = self.configurations.add(master, since, config) {
+                    outputs.extend(notes::reloaded(self.now, master, &changed).map(Output::Event));
+                }
+            }
+            Input::Worker {
+                worker,
+                master,
+                started,
+            } => self.worker(worker, master, started, &mut outputs),
+            Input::LogLine(log) => self.log_line(log, &mut outputs),
+            Input::Answer { question, answer } => {
+                self.around.answered(question.clone(), answer);
+                let waiting: Vec<u64> = self
+                    .pending
+                    .iter()
+                    .filter(|(_, pending)| pending.asked.contains(&question))
+                    .map(|(number, _)| *number)
+                    .collect();
+                for number in waiting {
+                    self.evaluate(number, &mut outputs);
+                }
+            }
+            Input::Lost { class, count } => {
+                self.around.lost(self.now, class);
+                self.lose(class, count, &mut outputs);
+            }
+            Input::Clock { unix_ns } => self.wall_offset = Some(i128::from(unix_ns) - i128::from(at.0)),
+            Input::Tick => {
+                self.expire();
+                let open: Vec<u64> = self.pending.keys().copied().collect();
+                for number in open {
+                    self.evaluate(number, &mut outputs);
+                }
+            }
+            Input::Detach { in_flight } => self.detach(in_flight, &mut outputs),
+        }
+        self.write_overdue(&mut outputs);
+        let evicted = self.take_evicted();
+        self.lose(LossClass::Queue, evicted, &mut outputs);
+        outputs
+    }
+
+    /// How many entries all tables hold together.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.configurations.len()
+            + self.around.len()
+            + self.log_join.len()
+            + self.lines.len()
+            + self.texts.len()
+            + self.early_leavers.len()
+            + self.unix_leavers.len()
+            + self.early_edges.len()
+            + self.pending.len()
+            + self.by_deadline.len()
+            + self.by_exchange.len()
+            + self.by_line.len()
+            + self.tries.len()
+            + self.clients.len()
+            + self.asked.len()
+            + self.tried.len()
+            + self.stats.len()
+            + self.watch.len()
+    }
+
+    /// Whether it holds nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn event(&mut self, event: Event, outputs: &mut Vec<Output>) {
+        match event {
+            Event::Exchange(exchange) => self.exchange(exchange, outputs),
+            Event::Line(line) => self.line(line, outputs),
+            Event::ListenerOpened { at, listener } => {
+                if self.is_relevant(&listener.address) {
+                    outputs.push(Output::Event(notes::listener(at, "listener-open", &listener)));
+                }
+                self.around.listener_opened(at, listener);
+            }
+            Event::ListenerClosed { at, listener } => {
+                if self.is_relevant(&listener.address) {
+                    outputs.push(Output::Event(notes::listener(at, "listener-closed", &listener)));
+                }
+                self.around.listener_closed(at, listener);
+            }
+            Event::ListenerFound { listener, .. } => self.around.listener_found(listener),
+            Event::ListenerQueue { at, conn, listener } => self.around.queue_read(at, conn, listener),
+            Event::ResetSent {
+                at,
+                netns,
+                tuple,
+                reason,
+                by,
+            } => {
+                self.around.reset_sent(ResetSent {
+                    at,
+                    netns,
+                    tuple,
+                    reason,
+                    by,
+                });
+            }
+            Event::Dropped {
+                at,
+                netns,
+                tuple,
+                flags,
+                reason,
+                location,
+                conn,
+            } => {
+                self.around.dropped(
+                    conn,
+                    Dropped {
+                        at,
+                        netns,
+                        tuple,
+                        flags,
+                        reason,
+                        location,
+                    },
+                );
+            }
+            Event::IcmpSent {
+                at,
+                netns,
+                tuple,
+                kind,
+                code,
+            } => {
+                self.around.icmp_sent(IcmpSent {
+                    at,
+                    netns,
+                    tuple,
+                    kind,
+                    code,
+                });
+            }
+            Event::BackendEdge {
+                exchange, backend, ..
+            } => {
+                let Some(number) = self.last_pending_on(exchange.conn) else {
+                    let backend = match self.early_edges.last(&exchange.conn) {
+                        Some(before) => merged(before.clone(), *backend),
+                        None => *backend,
+                    };
+                    self.early_edges.push(self.now, exchange.conn, backend);
+                    return;
+                };
+                if let Some(known) = self
+                    .pending
+                    .get_mut(&number)
+                    .and_then(|pending| pending.exchange.as_mut())
+                {
+                    known.backend = Some(match known.backend.take() {
+                        Some(before) => merged(before, *backend),
+                        None => *backend,
+                    });
+                    if let Some(pending) = self.pending.get_mut(&number) {
+                        pending.settled = None;
+                    }
+                }
+                self.evaluate(number, outputs);
+            }
+            Event::ClientLeft {
+                at,
+                worker,
+                exchange: None,
+                reset,
+            } => match self.unix_pending_at(worker, at) {
+                Some(number) => self.client_left(number, at, reset, outputs),
+                None => self.unix_leavers.push(self.now, worker, (at, reset)),
+            },
+            Event::ClientLeft {
+                at,
+                exchange: Some(exchange),
+                reset,
+                ..
+            } => match self.by_exchange.get(&exchange).copied() {
+                Some(number) => self.client_left(number, at, reset, outputs),
+                None => self.early_leavers.push(self.now, exchange, (at, reset)),
+            },
+            Event::ProcessExited {
+                at,
+                task,
+                parent,
+                signalled_by,
+                is_nginx: _,
+            } => {
+                let death = Death {
+                    at,
+                    task,
+                    parent,
+                    signalled_by,
+                };
+                outputs.extend(self.note_death(&death).map(Output::Event));
+                self.around.died(death);
+            }
+            Event::Forked { at, parent, child } => {
+                if self.configurations.is_master(parent) {
+                    self.worker(child, parent, at, outputs);
+                }
+            }
+            // Membership was decided in the kernel; what an unknown record meant, the source counts.
+            Event::Executed { .. } | Event::Unknown { .. } => {}
+        }
+    }
+
+    /// The attempt still pending that ended last on this connection.
+    fn last_pending_on(&self, conn: ConnId) -> Option<u64> {
+        let on = |number| ExchangeId { conn, number };
+        let (_, number) = self.by_exchange.range(on(0)..=on(u32::MAX)).next_back()?;
+        Some(*number)
+    }
+
+    /// The only attempt over a unix socket of this worker that may have ended because a client left at `at`.
+    fn unix_pending_at(&self, worker: Pid, at: Ktime) -> Option<u64> {
+        let mut fits = self.pending.iter().filter(|(_, pending)| {
+            pending.exchange.as_deref().is_some_and(|exchange| {
+                exchange.worker == worker && pending.client_left.is_none() && may_end_unix(exchange, at)
+            })
+        });
+        let (number, _) = fits.next()?;
+        fits.next().is_none().then_some(*number)
+    }
+
+    fn worker(&mut self, worker: Pid, master: Pid, started: Ktime, outputs: &mut Vec<Output>) {
+        let is_new = self.configurations.add_worker(worker, master, started);
+        if is_new && self.started.is_some_and(|start| started > start) {
+            outputs.push(Output::Event(notes::worker_started(started, worker, master)));
+        }
+    }
+
+    /// Whether a listener's place is one that nginx is configured for or has tried.
+    fn is_relevant(&self, address: &Peer) -> bool {
+        self.configurations.mentions(address) || self.tried.contains(&place(address))
+    }
+
+    fn note_death(&self, death: &Death) -> Option<NoteEvent> {
+        if self.configurations.is_process(death.task.pid) {
+            return Some(notes::ended(death, "worker-exit"));
+        }
+        let served = self
+            .around
+            .served_at(death.task.pid)
+            .any(|address| self.is_relevant(address));
+        match (death.task.oom, served) {
+            (true, _) => Some(notes::ended(death, "oom-kill")),
+            (false, true) => Some(notes::ended(death, "process-exit")),
+            (false, false) => None,
+        }
+    }
+
+    // Exchanges.
+
+    fn exchange(&mut self, mut exchange: Box<Exchange>, outputs: &mut Vec<Output>) {
+        if let Peer::Tcp(address) = exchange.peer
+            && self.configurations.is_resolver(exchange.worker, address)
+        {
+            self.resolver_connections += 1;
+            return;
+        }
+        self.remember_place(&exchange.peer);
+        if let Some(task) = exchange
+            .backend
+            .as_ref()
+            .and_then(|backend| backend.task.as_ref())
+        {
+            self.around.serves(task.pid, &exchange.peer);
+            if let Peer::Unix(path) = &exchange.peer {
+                self.around.served(path, task);
+            }
+        }
+        let (line, said) = self.line_of(&exchange);
+        if let (Some(line), Some(said)) = (&line, &said)
+            && said.meaning.stands_alone()
+        {
+            // connect() began and failed in one call: the line made the attempt, the socket adds what it knows.
+            return self.merge_into_line(line.id, exchange, outputs);
+        }
+        if let Some(early) = self.early_edges.last(&exchange.id.conn) {
+            let early = early.clone();
+            exchange.backend = Some(match exchange.backend.take() {
+                Some(before) => merged(before, early),
+                None => early,
+            });
+        }
+        let client_left = self
+            .early_leavers
+            .last(&exchange.id)
+            .or_else(|| self.unix_leavers.last(&exchange.worker).filter(|(at, _)| may_end_unix(&exchange, *at)))
+            .copied();
+        let names = self.configurations.names(exchange.worker, &exchange.peer, None);
+        let heard = self.heard(said.as_ref(), &exchange);
+        let Some(ending) = socket::read(&exchange, heard, client_left.is_some(), &names.limits) else {
+            return;
+        };
+        // Kept connections are told apart by their requests; what the line rule joined belongs to this one.
+        if exchange.end != EndKind::Closed {
+            exchange.line = exchange.line.filter(|_| said.is_some());
+        }
+        let attempt = self.attempt_of(&exchange, &ending, &names, said.as_ref());
+        let is_done = attempt.outcome == Outcome::Ok && (ending.is_final || !self.has_tail);
+        if is_done {
+            return self.write(attempt, outputs);
+        }
+        let number = attempt.number;
+        self.tries.push(
+            self.now,
+            Origin::Exchange(exchange.id),
+            (number, attempt.retry.map_or(1, |(_, n)| n)),
+        );
+        let deadline = self.deadline(exchange.ended_at);
+        let log = exchange.line.and_then(|id| self.texts.last(&id).cloned());
+        let pending = Pending {
+            attempt,
+            exchange: Some(exchange),
+            line,
+            said,
+            client_left,
+            limits: names.limits,
+            upstream_peers: BTreeSet::new(),
+            deadline,
+            asked: Vec::new(),
+            is_final: ending.is_final,
+            settled: None,
+        };
+        self.add_pending(number, pending, log, outputs);
+    }
+
+    /// The line that the kernel half joined to an exchange, when it is one that can belong to it.
+    fn line_of(&mut self, exchange: &Exchange) -> (Option<Line>, Option<Said>) {
+        let Some(line) = exchange.line.and_then(|id| self.lines.last(&id)) else {
+            return (None, None);
+        };
+        let said = Said::heard(line);
+        let is_same_peer = said.peer.as_ref().is_none_or(|peer| *peer == exchange.peer);
+        let fits = match said.meaning {
+            Meaning::Nothing => false,
+            Meaning::ConnectAtOnce => is_same_peer && !socket::is_established(exchange),
+            // No socket of an upstream follows these.
+            Meaning::Bind | Meaning::Socket | Meaning::WorkerConnections | Meaning::NoLiveUpstreams => false,
+            _ => line.worker == exchange.worker,
+        };
+        if fits {
+            self.lines_joined += u64::from(!said.meaning.stands_alone());
+            (Some(line.clone()), Some(said))
+        } else {
+            (None, None)
+        }
+    }
+
+    /// The kernel saw the socket of a connect that failed at once: it joins the attempt its line made.
+    fn merge_into_line(&mut self, line: LineId, exchange: Box<Exchange>, outputs: &mut Vec<Output>) {
+        // Already written: the line said it all.
+        let Some(number) = self.by_line.get(&line).copied() else {
+            return;
+        };
+        let Some(pending) = self.pending.get_mut(&number) else {
+            return;
+        };
+        let attempt = &mut pending.attempt;
+        attempt.began_at = exchange.began_at.min(attempt.ended_at);
+        attempt.total_us = attempt.ended_at.micros_since(attempt.began_at);
+        attempt.local = exchange.local.filter(|local| local.port() != 0);
+        attempt.connection = Some(exchange.id);
+        attempt.closed_by = Some(crate::model::ClosedBy::Kernel);
+        if attempt.retry.is_none() {
+            attempt.retry = find_retry(&self.tries, exchange.retry_of);
+        }
+        let n = attempt.retry.map_or(1, |(_, n)| n);
+        self.tries
+            .push(self.now, Origin::Exchange(exchange.id), (number, n));
+        self.by_exchange.insert(exchange.id, number);
+        pending.exchange = Some(exchange);
+        self.evaluate(number, outputs);
+    }
+
+    /// What nginx was heard to say about an exchange's end.
+    fn heard<'a>(&self, said: Option<&'a Said>, exchange: &Exchange) -> Heard<'a> {
+        match said {
+            Some(said) => Heard::Line(said),
+            // Its line was there and is lost to us: judge by the kernel alone.
+            None if exchange.line.is_some_and(|id| self.lines.last(&id).is_none()) => Heard::Deaf,
+            None if self.hears_nginx() => Heard::Silence {
+                is_proven: self.hears_errors,
+            },
+            None => Heard::Deaf,
+        }
+    }
+
+    fn hears_nginx(&self) -> bool {
+        self.around.sees("nginx-log") && (self.around.surely_sees("nginx-log") || self.hears_errors)
+    }
+
+    fn attempt_of(
+        &mut self,
+        exchange: &Exchange,
+        ending: &Ending,
+        names: &Names,
+        said: Option<&Said>,
+    ) -> Attempt {
+        let ended_at = socket::ended_at(exchange, ending.outcome);
+        let is_unix = matches!(exchange.peer, Peer::Unix(_));
+        let reused = exchange.id.number > 1 || (exchange.preexisting && exchange.connect_at.is_none());
+        let since = |at: Option<Ktime>, earlier: Option<Ktime>| Some(at?.micros_since(earlier?));
+        let sent_at = exchange
+            .last_sent_at
+            .filter(|sent| exchange.first_received_at.is_none_or(|first| *sent <= first));
+        let backend_read = exchange
+            .backend
+            .as_ref()
+            .and_then(|backend| backend.first_read_at);
+        Attempt {
+            number: self.new_number(),
+            began_at: exchange.began_at,
+            ended_at,
+            worker: exchange.worker,
+            upstream: names.upstream.clone(),
+            upstreams: names.upstreams.clone(),
+            server: names.server.clone(),
+            peer: Some(exchange.peer.clone()),
+            local: exchange.local,
+            via: names.via.clone(),
+            outcome: ending.outcome,
+            phase: ending.phase,
+            errno: ending.errno,
+            nginx_says: said.map(|said| said.text.clone()),
+            log: None,
+            reused,
+            exchange: exchange.id.number,
+            idle_us: since(Some(exchange.began_at), exchange.previous_at).filter(|_| reused),
+            connect_us: since(exchange.established_at, exchange.connect_at).filter(|_| !is_unix),
+            accept_us: since(backend_read, exchange.connect_at),
+            first_byte_us: since(exchange.first_received_at, sent_at.or(exchange.first_sent_at)),
+            total_us: ended_at.micros_since(exchange.began_at),
+            bytes_sent: Some(exchange.sent),
+            bytes_acked: Some(exchange.acked).filter(|_| !is_unix),
+            bytes_received: Some(exchange.received),
+            bytes_unread: Some(exchange.unread),
+            syn_retransmits: Some(exchange.syn_retransmits).filter(|_| !is_unix),
+            retransmits: Some(exchange.retransmits).filter(|_| !is_unix),
+            rtt_us: exchange.rtt_us,
+            closed_by: ending.closed_by,
+            request: None,
+            retry: find_retry(&self.tries, exchange.retry_of),
+            connection: Some(exchange.id),
+            cause: None,
+            also: Vec::new(),
+            preexisting: exchange.preexisting,
+            unseen: Vec::new(),
+        }
+    }
+
+    fn client_left(&mut self, number: u64, at: Ktime, reset: bool, outputs: &mut Vec<Output>) {
+        if let Some(pending) = self.pending.get_mut(&number) {
+            pending.client_left = Some((at, reset));
+        }
+        self.read_again(number);
+        self.evaluate(number, outputs);
+    }
+
+    /// Something was learnt about a pending attempt that may change its outcome.
+    fn read_again(&mut self, number: u64) {
+        let Some(mut pending) = self.pending.remove(&number) else {
+            return;
+        };
+        if let Some(exchange) = pending.exchange.as_deref().filter(|_| !pending.stands_alone()) {
+            let heard = self.heard(pending.said.as_ref(), exchange);
+            if let Some(ending) =
+                socket::read(exchange, heard, pending.client_left.is_some(), &pending.limits)
+            {
+                pending.attempt.ended_at = socket::ended_at(exchange, ending.outcome);
+                pending.attempt.total_us = pending.attempt.ended_at.micros_since(pending.attempt.began_at);
+                pending.attempt.outcome = ending.outcome;
+                pending.attempt.phase = ending.phase;
+                pending.attempt.errno = ending.errno;
+                pending.attempt.closed_by = ending.closed_by;
+                pending.is_final = ending.is_final;
+            }
+        }
+        pending.attempt.nginx_says = pending.said.as_ref().map(|said| said.text.clone());
+        pending.settled = None;
+        self.pending.insert(number, pending);
+    }
+
+    // Lines.
+
+    fn line(&mut self, line: Line, outputs: &mut Vec<Output>) {
+        let said = Said::heard(&line);
+        self.hears_errors |= line.level == 4;
+        if said.meaning == Meaning::Nothing {
+            return;
+        }
+        self.lines.push(self.now, line.id, line.clone());
+        let log = self.log_join.heard(self.now, &line);
+        if said.meaning.stands_alone() {
+            if self.is_resolver_line(&line, &said) {
+                return;
+            }
+            self.lone_attempt(
+                line.at,
+                line.worker,
+                line.connection,
+                said,
+                Some(line),
+                log,
+                outputs,
+            );
+        } else {
+            self.lines_heard += 1;
+            if let Some(log) = log {
+                self.texts.push(self.now, line.id, log);
+            }
+        }
+    }
+
+    fn is_resolver_line(&self, line: &Line, said: &Said) -> bool {
+        matches!(said.peer, Some(Peer::Tcp(address)) if self.configurations.is_resolver(line.worker, address))
+    }
+
+    /// A line that is the whole attempt: no socket of it was ever seen.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one line, which comes from two sources"
+    )]
+    fn lone_attempt(
+        &mut self,
+        at: Ktime,
+        worker: Pid,
+        connection: Option<u64>,
+        said: Said,
+        line: Option<Line>,
+        log: Option<LogLine>,
+        outputs: &mut Vec<Output>,
+    ) {
+        let peer = said
+            .peer
+            .clone()
+            .filter(|_| said.meaning == Meaning::ConnectAtOnce);
+        let names = peer.as_ref().map_or_else(Names::default, |peer| {
+            self.configurations.names(worker, peer, None)
+        });
+        // nginx tries the next peer within the same handler; a client's next request needs at least a round trip.
+        const HANDLER: u64 = 20_000_000;
+        let before = connection
+            .and_then(|connection| self.clients.last(&(worker, connection)).cloned())
+            .filter(|before| at.since(before.at) <= HANDLER);
+        if let Some(peer) = &peer {
+            self.remember_place(peer);
+        }
+        let mut attempt = Attempt {
+            number: self.new_number(),
+            began_at: at,
+            ended_at: at,
+            worker,
+            upstream: names.upstream,
+            upstreams: names.upstreams,
+            server: names.server,
+            peer,
+            local: None,
+            via: names.via,
+            outcome: socket::outcome_of_lone(&said),
+            phase: Phase::Connecting,
+            errno: said.errno,
+            nginx_says: Some(said.text.clone()),
+            log: None,
+            reused: false,
+            exchange: 1,
+            idle_us: None,
+            connect_us: None,
+            accept_us: None,
+            first_byte_us: None,
+            total_us: 0,
+            bytes_sent: None,
+            bytes_acked: None,
+            bytes_received: None,
+            bytes_unread: None,
+            syn_retransmits: None,
+            retransmits: None,
+            rtt_us: None,
+            closed_by: None,
+            request: None,
+            retry: before
+                .as_ref()
+                .map(|before| (before.number, before.n.saturating_add(1))),
+            connection: None,
+            cause: None,
+            also: Vec::new(),
+            preexisting: false,
+            unseen: Vec::new(),
+        };
+        if let (Meaning::NoLiveUpstreams, Some(before)) = (said.meaning, before) {
+            attempt.upstream = before.upstream;
+            attempt.upstreams = before.upstreams;
+        }
+        let number = attempt.number;
+        if let Some(line) = &line {
+            self.tries.push(
+                self.now,
+                Origin::Line(line.id),
+                (number, attempt.retry.map_or(1, |(_, n)| n)),
+            );
+        }
+        let pending = Pending {
+            attempt,
+            exchange: None,
+            line,
+            said: Some(said),
+            client_left: None,
+            limits: names.limits,
+            upstream_peers: BTreeSet::new(),
+            deadline: self.deadline(at),
+            asked: Vec::new(),
+            is_final: true,
+            settled: None,
+        };
+        self.add_pending(number, pending, log, outputs);
+    }
+
+    fn log_line(&mut self, log: LogLine, outputs: &mut Vec<Output>) {
+        self.has_tail = true;
+        let said = Said::logged(&log);
+        if said.meaning == Meaning::Nothing || self.is_from_before(&log) {
+            return;
+        }
+        if self.hears_nginx() {
+            let Some(line) = self.log_join.read(self.now, &log) else {
+                return;
+            };
+            match self.by_line.get(&line).copied() {
+                Some(number) => {
+                    self.set_log(number, log);
+                    self.evaluate(number, outputs);
+                }
+                None => self.texts.push(self.now, line, log),
+            }
+            return;
+        }
+        if said.meaning.stands_alone() {
+            let (worker, connection) = (log.pid, log.connection);
+            self.lone_attempt(self.now, worker, connection, said, None, Some(log), outputs);
+            return;
+        }
+        let fitting = self
+            .pending
+            .iter()
+            .find(|(_, pending)| pending.fits(&log, &said))
+            .map(|(number, _)| *number);
+        match fitting {
+            Some(number) => {
+                self.set_log(number, log);
+                self.read_again(number);
+                self.evaluate(number, outputs);
+            }
+            None => {
+                self.log_join.read(self.now, &log);
+            }
+        }
+    }
+
+    /// A line written before the trace began explains nothing in it.
+    fn is_from_before(&self, log: &LogLine) -> bool {
+        let (Some(offset), Some(started)) = (self.wall_offset, self.started) else {
+            return false;
+        };
+        // nginx's time has whole seconds and may be a loop old.
+        let started_s = (offset + i128::from(started.0)).div_euclid(1_000_000_000);
+        i128::from(log.time) + 2 < started_s
+    }
+
+    /// Gives a pending attempt its line of the log file, with what only that tells.
+    fn set_log(&mut self, number: u64, log: LogLine) {
+        let Some(pending) = self.pending.get_mut(&number) else {
+            return;
+        };
+        if pending.said.is_none() {
+            pending.said = Some(Said::logged(&log));
+        }
+        let attempt = &mut pending.attempt;
+        let meaning = pending.said.as_ref().map(|said| said.meaning);
+        if attempt.peer.is_none() && meaning != Some(Meaning::NoLiveUpstreams) {
+            attempt.peer.clone_from(&log.peer);
+        }
+        if let Some(peer) = &attempt.peer {
+            let names = self
+                .configurations
+                .names(attempt.worker, peer, correlate::scheme(&log));
+            attempt.upstream = names.upstream;
+            attempt.upstreams = names.upstreams;
+            attempt.server = names.server;
+            attempt.via = names.via;
+            pending.limits = names.limits;
+        } else if let Some(upstream) = correlate::named_upstream(&log) {
+            attempt.upstream = Some(upstream.to_owned());
+            attempt.upstreams = vec![upstream.to_owned()];
+            attempt.via = correlate::scheme(&log).map(str::to_owned);
+        }
+        let (method, path) = log.request.clone().unzip();
+        attempt.request = Some(Request {
+            method,
+            path,
+            host: log.host.clone(),
+            status: None,
+            client: log.client.clone(),
+        });
+        attempt.log = Some(log);
+        pending.settled = None;
+        self.find_upstream_peers(number);
+    }
+
+    /// An attempt without a peer is about all peers of its upstream.
+    fn find_upstream_peers(&mut self, number: u64) {
+        if let Some(pending) = self.pending.get_mut(&number)
+            && pending.attempt.outcome == Outcome::NoLiveUpstreams
+            && let Some(upstream) = &pending.attempt.upstream
+        {
+            pending.upstream_peers = self.configurations.peers_of(pending.attempt.worker, upstream);
+        }
+    }
+
+    // Pending attempts.
+
+    fn add_pending(
+        &mut self,
+        number: u64,
+        pending: Pending,
+        log: Option<LogLine>,
+        outputs: &mut Vec<Output>,
+    ) {
+        if let Some(exchange) = &pending.exchange {
+            self.by_exchange.insert(exchange.id, number);
+        }
+        if let Some(line) = &pending.line {
+            self.by_line.insert(line.id, number);
+            if let Some(connection) = line.connection {
+                let attempt = &pending.attempt;
+                let client = ClientTry {
+                    number,
+                    n: attempt.retry.map_or(1, |(_, n)| n),
+                    at: line.at,
+                    upstream: attempt.upstream.clone(),
+                    upstreams: attempt.upstreams.clone(),
+                };
+                self.clients.push(self.now, (line.worker, connection), client);
+            }
+        }
+        self.by_deadline.insert((pending.deadline, number));
+        self.pending.insert(number, pending);
+        self.find_upstream_peers(number);
+        let log = log.or_else(|| self.text_waiting_for(number));
+        if let Some(log) = log {
+            self.set_log(number, log);
+            self.read_again(number);
+        }
+        self.evaluate(number, outputs);
+        // Too many at once: the oldest is written with what is known, which loses nothing but patience.
+        while self.pending.len() > self.options.capacity.max(8) {
+            let Some(oldest) = self.pending.keys().next().copied() else {
+                break;
+            };
+            self.finish(oldest, outputs);
+        }
+    }
+
+    /// Without nginx's own voice, a text of the log file that was read before the kernel's record arrived.
+    fn text_waiting_for(&mut self, number: u64) -> Option<LogLine> {
+        if self.hears_nginx() {
+            return None;
+        }
+        let pending = self.pending.get(&number)?;
+        self.log_join
+            .take_text(|log| pending.fits(log, &Said::logged(log)))
+    }
+
+    /// Asks the causes about an attempt, and writes it when nothing more is to be waited for.
+    fn evaluate(&mut self, number: u64, outputs: &mut Vec<Output>) {
+        let Some(pending) = self.pending.get(&number) else {
+            return;
+        };
+        if pending.attempt.outcome == Outcome::Ok {
+            if pending.is_final {
+                self.finish(number, outputs);
+            }
+            return;
+        }
+        if pending.settled.is_none() {
+            let mut diagnosis = diagnose::diagnose(&pending.subject(true), &self.around);
+            let questions = std::mem::take(&mut diagnosis.questions);
+            self.ask(number, questions, outputs);
+            if diagnosis.is_settled
+                && let Some(pending) = self.pending.get_mut(&number)
+            {
+                pending.settled = Some(diagnosis);
+            }
+        }
+        let Some(pending) = self.pending.get(&number) else {
+            return;
+        };
+        // A lone line whose errno also leaves a socket behind waits for that socket.
+        let awaits_socket =
+            pending.stands_alone() && pending.exchange.is_none() && pending.attempt.errno == Some(Errno(99));
+        let awaits_log = self.awaits_log(pending);
+        if pending.settled.is_some() && pending.is_final && !awaits_log && !awaits_socket {
+            self.finish(number, outputs);
+        }
+    }
+
+    fn awaits_log(&self, pending: &Pending) -> bool {
+        let is_logged = pending.said.is_some() || !self.hears_nginx();
+        self.has_tail && is_logged && pending.attempt.log.is_none()
+    }
+
+    fn ask(&mut self, number: u64, questions: Vec<Question>, outputs: &mut Vec<Output>) {
+        let Some(pending) = self.pending.get_mut(&number) else {
+            return;
+        };
+        for question in questions {
+            if pending.asked.contains(&question) {
+                continue;
+            }
+            pending.asked.push(question.clone());
+            // Another attempt asked the same a moment ago: one answer serves both.
+            if self.asked.last(&question).is_none() {
+                self.asked.push(self.now, question.clone(), ());
+                outputs.push(Output::Ask(question));
+            }
+        }
+    }
+
+    fn write_overdue(&mut self, outputs: &mut Vec<Output>) {
+        while let Some((deadline, number)) = self.by_deadline.first().copied() {
+            if deadline > self.now {
+                break;
+            }
+            self.by_deadline.pop_first();
+            self.finish(number, outputs);
+        }
+    }
+
+    /// Writes a pending attempt with what is known now.
+    fn finish(&mut self, number: u64, outputs: &mut Vec<Output>) {
+        let Some(mut pending) = self.pending.remove(&number) else {
+            return;
+        };
+        self.by_deadline.remove(&(pending.deadline, number));
+        if let Some(exchange) = &pending.exchange {
+            self.by_exchange.remove(&exchange.id);
+        }
+        if let Some(line) = &pending.line {
+            self.by_line.remove(&line.id);
+        }
+        if pending.attempt.outcome != Outcome::Ok {
+            let diagnosis = pending
+                .settled
+                .take()
+                .unwrap_or_else(|| diagnose::diagnose(&pending.subject(false), &self.around));
+            let unknown = diagnosis
+                .headline
+                .is_none()
+                .then(|| causes::nothing_stands(&pending.subject(false), &self.around));
+            let unseen = self.unseen(&pending, &diagnosis);
+            let attempt = &mut pending.attempt;
+            attempt.unseen.extend(diagnosis.unseen);
+            attempt.unseen.extend(unseen);
+            attempt.unseen.dedup();
+            attempt.cause = diagnosis.headline.or(unknown);
+            attempt.also = diagnosis.also;
+            // A blackhole route is a way barred, whatever number it gives (decisions.md 4).
+            if attempt
+                .cause
+                .as_ref()
+                .is_some_and(|cause| cause.id == "route-forbids")
+                && attempt.errno == Some(Errno(22))
+            {
+                attempt.outcome = Outcome::Unreachable;
+            }
+        }
+        self.write(pending.attempt, outputs);
+    }
+
+    /// What of this attempt could not be seen, beside what its cause says.
+    fn unseen(&self, pending: &Pending, diagnosis: &Diagnosis) -> Vec<String> {
+        let mut unseen = Vec::new();
+        if !self.hears_nginx() && pending.said.is_none() {
+            unseen.push(self.around.without("nginx-log"));
+        }
+        if pending.said.is_some() && self.has_tail && pending.attempt.log.is_none() {
+            unseen.push("error-log-file: this line was not found in the files that are read".to_owned());
+        }
+        if diagnosis.headline.is_none() {
+            let missing = [
+                "resets-sent",
+                "drops",
+                "listeners",
+                "processes",
+                "bytes",
+                "accept-queue",
+                "errors",
+            ];
+            unseen.extend(
+                missing
+                    .iter()
+                    .filter(|hook| !self.around.sees(hook))
+                    .map(|hook| self.around.without(hook)),
+            );
+        }
+        unseen
+    }
+
+    fn write(&mut self, attempt: Attempt, outputs: &mut Vec<Output>) {
+        if attempt.outcome.is_failure()
+            && let (Some(peer), Some(cause)) = (&attempt.peer, &attempt.cause)
+        {
+            let failure = PastFailure {
+                attempt: attempt.number,
+                at: attempt.ended_at,
+                worker: attempt.worker,
+                peer: peer.clone(),
+                cause: cause.id,
+            };
+            self.around.failed(&attempt.upstreams, &failure);
+        }
+        if !self.is_wanted(&attempt) {
+            return;
+        }
+        self.stats.add(&attempt);
+        self.watch.add(self.now, &attempt);
+        outputs.push(Output::Attempt(Box::new(attempt)));
+    }
+
+    fn is_wanted(&self, attempt: &Attempt) -> bool {
+        let EngineOptions { upstreams, peers, .. } = &self.options;
+        let by_upstream = upstreams.is_empty()
+            || attempt
+                .upstreams
+                .iter()
+                .any(|upstream| upstreams.contains(upstream));
+        let by_peer = peers.is_empty() || attempt.peer.as_ref().is_some_and(|peer| peers.contains(peer));
+        by_upstream && by_peer
+    }
+
+    fn detach(&mut self, in_flight: u64, outputs: &mut Vec<Output>) {
+        let open: Vec<u64> = self.pending.keys().copied().collect();
+        for number in open {
+            self.finish(number, outputs);
+        }
+        let evicted = self.take_evicted();
+        self.lose(LossClass::Queue, evicted, outputs);
+        let n_unjoined = self.lines_heard.saturating_sub(self.lines_joined);
+        if n_unjoined > 0 {
+            outputs.push(Output::Event(notes::lines_unjoined(self.now, n_unjoined)));
+        }
+        if self.resolver_connections > 0 {
+            outputs.push(Output::Event(notes::resolver_connections(
+                self.now,
+                self.resolver_connections,
+            )));
+        }
+        outputs.extend(self.watch.findings().into_iter().map(Output::Finding));
+        outputs.push(Output::Summary(Box::new(self.stats.summary(self.now, in_flight))));
+    }
+
+    // Small parts.
+
+    fn deadline(&self, ended_at: Ktime) -> Ktime {
+        let latest = self.now.0.saturating_add(PATIENCE);
+        let from_its_end = ended_at.0.saturating_add(PATIENCE);
+        Ktime(from_its_end.clamp(self.now.0.saturating_add(LEAST_PATIENCE), latest))
+    }
+
+    fn new_number(&mut self) -> u64 {
+        let number = self.next_number;
+        self.next_number += 1;
+        number
+    }
+
+    fn remember_place(&mut self, peer: &Peer) {
+        if self.tried.len() < 4096 {
+            self.tried.insert(place(peer));
+        }
+    }
+
+    fn lose(&mut self, class: LossClass, count: u64, outputs: &mut Vec<Output>) {
+        if count > 0 {
+            self.stats.lose(class, count);
+            outputs.push(Output::Lost {
+                at: self.now,
+                class,
+                count,
+            });
+        }
+    }
+
+    fn take_evicted(&mut self) -> u64 {
+        self.around.take_evicted() + self.lines.take_evicted() + self.tries.take_evicted()
+    }
+
+    fn expire(&mut self) {
+        self.log_join.expire(self.now);
+        self.lines.expire(self.now);
+        self.texts.expire(self.now);
+        self.early_leavers.expire(self.now);
+        self.tries.expire(self.now);
+        self.clients.expire(self.now);
+        self.asked.expire(self.now);
+    }
+}
+
+impl Pending {
+    fn subject(&self, may_wait: bool) -> Subject<'_> {
+        Subject {
+            attempt: &self.attempt,
+            exchange: self.exchange.as_deref(),
+            line: self.line.as_ref(),
+            said: self.said.as_ref(),
+            client_left: self.client_left,
+            limits: &self.limits,
+            upstream_peers: &self.upstream_peers,
+            may_wait,
+        }
+    }
+
+    fn stands_alone(&self) -> bool {
+        self.said.as_ref().is_some_and(|said| said.meaning.stands_alone())
+    }
+
+    /// Whether a log line can be this attempt's, where nothing but the file tells what nginx said.
+    fn fits(&self, log: &LogLine, said: &Said) -> bool {
+        let attempt = &self.attempt;
+        if attempt.log.is_some()
+            || attempt.worker != log.pid
+            || log.peer.is_none()
+            || attempt.peer != log.peer
+        {
+            return false;
+        }
+        match said.meaning {
+            Meaning::Connect => attempt.phase == Phase::Connecting && attempt.errno == said.errno,
+            Meaning::TimedOut => matches!(
+                attempt.outcome,
+                Outcome::TimedOut | Outcome::Cancelled | Outcome::Ok
+            ),
+            Meaning::ClosedEarly | Meaning::HandshakeClosed => {
+                matches!(attempt.outcome, Outcome::Closed | Outcome::Ok | Outcome::Reset)
+            }
+            Meaning::Io => attempt.errno == said.errno || attempt.outcome == Outcome::Ok,
+            Meaning::Unacceptable | Meaning::Other => true,
+            Meaning::ConnectAtOnce
+            | Meaning::Bind
+            | Meaning::Socket
+            | Meaning::WorkerConnections
+            | Meaning::NoLiveUpstreams
+            | Meaning::Nothing => false,
+        }
+    }
+}
+
+fn find_retry(tries: &Keyed<Origin, (u64, u32)>, of: Option<RetryOf>) -> Option<(u64, u32)> {
+    let origin = match of? {
+        RetryOf::Exchange(exchange) => Origin::Exchange(exchange),
+        RetryOf::Line(line) => Origin::Line(line),
+    };
+    tries
+        .last(&origin)
+        .map(|(number, n)| (*number, n.saturating_add(1)))
+}
+
+fn place(peer: &Peer) -> Place {
+    match peer {
+        Peer::Tcp(address) => Place::Port(SocketAddr::port(address)),
+        Peer::Unix(path) => Place::Path(path.clone()),
+    }
+}
+
+/// What is known of the other end after a later record: counts only grow, and what was seen stays seen.
+fn merged(before: Backend, after: Backend) -> Backend {
+    let is_closed = after.closed_at.is_some();
+    Backend {
+        sock: after.sock,
+        netns: after.netns,
+        task: after.task.or(before.task),
+        accepted: after.accepted || before.accepted,
+        first_read_at: before.first_read_at.or(after.first_read_at),
+        last_read_at: after.last_read_at.max(before.last_read_at),
+        read: after.read.max(before.read),
+        sent: after.sent.max(before.sent),
+        unread: if is_closed {
+            after.unread
+        } else {
+            after.unread.max(before.unread)
+        },
+        closed_at: after.closed_at.or(before.closed_at),
+        closed_by: after.closed_by.or(before.closed_by),
+        aborted: after.aborted || before.aborted,
+        reset_reason: after.reset_reason.or(before.reset_reason),
+        error_at_destroy: after.error_at_destroy.or(before.error_at_destroy),
+    }
+}

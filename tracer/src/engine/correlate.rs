@@ -1,0 +1,301 @@
+//! Which name an address has, and which line of the log file belongs to which line heard and which attempt.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::SocketAddr,
+};
+
+use crate::{
+    engine::message,
+    event::{Config, ConfiguredPeer, Ktime, Limits, Line, LineId, LogLine, Peer, Pid},
+};
+
+/// What an attempt's address is called.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// The one upstream it can be; `None` when none or several.
+    pub upstream: Option<String>,
+    /// Every upstream it belongs to.
+    pub upstreams: Vec<String>,
+    /// The `server` line, when all agree.
+    pub server: Option<String>,
+    /// The protocol, when all agree.
+    pub via: Option<String>,
+    /// Timeouts, each where all agree.
+    pub limits: Limits,
+}
+
+/// Configuration generations and who runs with which.
+#[derive(Debug, Default)]
+pub struct Configurations {
+    /// Per master, oldest first.
+    generations: BTreeMap<Pid, Vec<Generation>>,
+    /// A worker's master and start.
+    workers: BTreeMap<Pid, (Pid, Ktime)>,
+}
+
+#[derive(Debug)]
+struct Generation {
+    since: Ktime,
+    config: Config,
+    peers: BTreeMap<Peer, Vec<ConfiguredPeer>>,
+}
+
+/// How many generations of one master are kept: workers of older ones are long gone.
+const GENERATIONS: usize = 8;
+/// How many masters and workers are kept.
+const PROCESSES: usize = 4096;
+
+impl Configurations {
+    /// Takes in a generation; says which upstreams it changed against the one before, `None` for a first one.
+    pub fn add(&mut self, master: Pid, since: Ktime, config: Config) -> Option<BTreeSet<String>> {
+        let mut peers: BTreeMap<Peer, Vec<ConfiguredPeer>> = BTreeMap::new();
+        for peer in &config.peers {
+            peers.entry(peer.peer.clone()).or_default().push(peer.clone());
+        }
+        if !self.generations.contains_key(&master) && self.generations.len() >= PROCESSES {
+            self.generations.pop_first();
+        }
+        let generations = self.generations.entry(master).or_default();
+        let changed = generations
+            .last()
+            .map(|before| changed_upstreams(&before.config, &config));
+        generations.push(Generation { since, config, peers });
+        generations.sort_by_key(|generation| generation.since);
+        if generations.len() > GENERATIONS {
+            generations.remove(0);
+        }
+        changed
+    }
+
+    /// Takes in a worker; `true` when it was not known.
+    pub fn add_worker(&mut self, worker: Pid, master: Pid, started: Ktime) -> bool {
+        if self.workers.len() >= PROCESSES && !self.workers.contains_key(&worker) {
+            self.workers.pop_first();
+        }
+        self.workers.insert(worker, (master, started)).is_none()
+    }
+
+    /// Takes in a worker whose start is not known: it was there before.
+    pub fn add_worker_if_new(&mut self, worker: Pid, master: Pid) {
+        if !self.workers.contains_key(&worker) {
+            self.add_worker(worker, master, Ktime(0));
+        }
+    }
+
+    /// Whether this process is a master with a configuration.
+    pub fn is_master(&self, pid: Pid) -> bool {
+        self.generations.contains_key(&pid)
+    }
+
+    /// Whether this process is nginx's: a worker or a master.
+    pub fn is_process(&self, pid: Pid) -> bool {
+        self.workers.contains_key(&pid) || self.is_master(pid)
+    }
+
+    /// What `peer` is called in this worker's configuration. `scheme`: the protocol, where the log line tells it.
+    pub fn names(&self, worker: Pid, peer: &Peer, scheme: Option<&str>) -> Names {
+        let Some(generation) = self.generation(worker) else {
+            return Names::default();
+        };
+        let all = generation.peers.get(peer).map_or(&[][..], Vec::as_slice);
+        let of_scheme: Vec<&ConfiguredPeer> = all
+            .iter()
+            .filter(|candidate| scheme.is_none() || candidate.via.as_deref() == scheme)
+            .collect();
+        let candidates = if of_scheme.is_empty() {
+            all.iter().collect()
+        } else {
+            of_scheme
+        };
+        let upstreams: BTreeSet<&str> = candidates.iter().map(|peer| peer.upstream.as_str()).collect();
+        Names {
+            upstream: agreed(candidates.iter().map(|peer| Some(peer.upstream.clone()))),
+            upstreams: upstreams.into_iter().map(str::to_owned).collect(),
+            server: agreed(candidates.iter().map(|peer| Some(peer.server.clone()))),
+            via: agreed(candidates.iter().map(|peer| peer.via.clone())),
+            limits: Limits {
+                connect_timeout_ms: agreed(candidates.iter().map(|peer| peer.limits.connect_timeout_ms)),
+                send_timeout_ms: agreed(candidates.iter().map(|peer| peer.limits.send_timeout_ms)),
+                read_timeout_ms: agreed(candidates.iter().map(|peer| peer.limits.read_timeout_ms)),
+                keepalive: agreed(candidates.iter().map(|peer| peer.limits.keepalive)),
+                keepalive_timeout_ms: agreed(candidates.iter().map(|peer| peer.limits.keepalive_timeout_ms)),
+            },
+        }
+    }
+
+    /// The addresses of one upstream in this worker's configuration.
+    pub fn peers_of(&self, worker: Pid, upstream: &str) -> BTreeSet<Peer> {
+        self.generation(worker)
+            .into_iter()
+            .flat_map(|generation| &generation.config.peers)
+            .filter(|peer| peer.upstream == upstream)
+            .map(|peer| peer.peer.clone())
+            .collect()
+    }
+
+    /// Whether the address is a resolver of this worker's configuration.
+    pub fn is_resolver(&self, worker: Pid, address: SocketAddr) -> bool {
+        self.generation(worker)
+            .is_some_and(|generation| generation.config.resolvers.contains(&address))
+    }
+
+    /// Whether any generation of any instance names a peer with this port or path.
+    pub fn mentions(&self, place: &Peer) -> bool {
+        let mut generations = self.generations.values().flatten();
+        match place {
+            Peer::Unix(_) => generations.any(|generation| generation.peers.contains_key(place)),
+            Peer::Tcp(address) => generations.any(|generation| {
+                generation
+                    .peers
+                    .keys()
+                    .any(|peer| matches!(peer, Peer::Tcp(peer) if peer.port() == address.port()))
+            }),
+        }
+    }
+
+    /// How many entries it holds.
+    pub fn len(&self) -> usize {
+        self.workers.len() + self.generations.values().map(Vec::len).sum::<usize>()
+    }
+
+    /// The generation a worker runs with: the newest one not younger than the worker itself.
+    fn generation(&self, worker: Pid) -> Option<&Generation> {
+        let newest_before = |master: &Pid, started: Ktime| {
+            let generations = self.generations.get(master)?;
+            generations
+                .iter()
+                .rev()
+                .find(|generation| generation.since <= started)
+                .or_else(|| generations.first())
+        };
+        if let Some((master, started)) = self.workers.get(&worker) {
+            return newest_before(master, *started);
+        }
+        // Not introduced yet, or `master_process off`: then it is its own master, or there is only one to choose.
+        match self.generations.get(&worker) {
+            Some(own) => own.last(),
+            None if self.generations.len() == 1 => self.generations.values().next()?.last(),
+            None => None,
+        }
+    }
+}
+
+fn changed_upstreams(before: &Config, after: &Config) -> BTreeSet<String> {
+    let lines = |config: &Config| -> BTreeSet<(String, Peer, String)> {
+        let line = |peer: &ConfiguredPeer| (peer.upstream.clone(), peer.peer.clone(), peer.server.clone());
+        config.peers.iter().map(line).collect()
+    };
+    lines(before)
+        .symmetric_difference(&lines(after))
+        .map(|(upstream, ..)| upstream.clone())
+        .collect()
+}
+
+/// The value all agree on.
+fn agreed<T: PartialEq>(mut values: impl Iterator<Item = Option<T>>) -> Option<T> {
+    let first = values.next()??;
+    values
+        .all(|value| value.as_ref() == Some(&first))
+        .then_some(first)
+}
+
+/// Lines heard at their source that wait for their text in the file, and the reverse.
+///
+/// The two come by different ways, so either may be first; within one worker both keep their order.
+#[derive(Debug)]
+pub struct LogJoin {
+    lines: VecDeque<(Ktime, Line)>,
+    texts: VecDeque<(Ktime, LogLine)>,
+    capacity: usize,
+}
+
+/// How long one half waits for the other: a file may be read late, and nothing is lost by waiting.
+const JOIN_WAIT: u64 = 2_000_000_000;
+
+impl LogJoin {
+    /// An empty join of at most `capacity` waiting halves each.
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            lines: VecDeque::new(),
+            texts: VecDeque::new(),
+            capacity: capacity.max(1),
+        }
+    }
+
+    /// A line was heard: its text, when the file was faster.
+    pub fn heard(&mut self, now: Ktime, line: &Line) -> Option<LogLine> {
+        let found = self
+            .texts
+            .iter()
+            .position(|(_, text)| message::is_same(line, text));
+        if let Some(index) = found {
+            return self.texts.remove(index).map(|(_, text)| text);
+        }
+        bounded_push(&mut self.lines, self.capacity, now, line.clone());
+        None
+    }
+
+    /// A line of the file was read: which line heard it is.
+    pub fn read(&mut self, now: Ktime, text: &LogLine) -> Option<LineId> {
+        let found = self
+            .lines
+            .iter()
+            .position(|(_, line)| message::is_same(line, text));
+        if let Some(index) = found {
+            return self.lines.remove(index).map(|(_, line)| line.id);
+        }
+        bounded_push(&mut self.texts, self.capacity, now, text.clone());
+        None
+    }
+
+    /// Takes the oldest waiting text that `fits`.
+    pub fn take_text(&mut self, fits: impl Fn(&LogLine) -> bool) -> Option<LogLine> {
+        let index = self.texts.iter().position(|(_, text)| fits(text))?;
+        self.texts.remove(index).map(|(_, text)| text)
+    }
+
+    /// Forgets halves that waited too long: the other one never came (another level, another file).
+    pub fn expire(&mut self, now: Ktime) {
+        while self
+            .lines
+            .front()
+            .is_some_and(|(at, _)| now.since(*at) > JOIN_WAIT)
+        {
+            self.lines.pop_front();
+        }
+        while self
+            .texts
+            .front()
+            .is_some_and(|(at, _)| now.since(*at) > JOIN_WAIT)
+        {
+            self.texts.pop_front();
+        }
+    }
+
+    /// How many halves wait.
+    pub fn len(&self) -> usize {
+        self.lines.len() + self.texts.len()
+    }
+}
+
+fn bounded_push<T>(queue: &mut VecDeque<(Ktime, T)>, capacity: usize, now: Ktime, value: T) {
+    if queue.len() >= capacity {
+        queue.pop_front();
+    }
+    queue.push_back((now, value));
+}
+
+/// The protocol of a log line's `upstream: "http://…"`.
+pub fn scheme(log: &LogLine) -> Option<&str> {
+    log.upstream
+        .as_deref()?
+        .split_once("://")
+        .map(|(scheme, _)| scheme)
+}
+
+/// The name in `upstream: "http://NAME/…"`, which is an upstream's only where no peer was chosen.
+pub fn named_upstream(log: &LogLine) -> Option<&str> {
+    let (_, rest) = log.upstream.as_deref()?.split_once("://")?;
+    rest.split('/').next().filter(|name| !name.is_empty())
+}

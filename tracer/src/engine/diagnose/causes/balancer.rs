@@ -1,0 +1,157 @@
+//! Attempts that ended, or never began, for reasons on nginx's side of the peer.
+
+use std::collections::BTreeMap;
+
+use super::facts::{connect_fact, request_fact, rst_fact};
+use crate::{
+    engine::{
+        diagnose::{Cause, Check, Stand, Subject, fact},
+        surroundings::{PastFailure, Surroundings, is_orderly},
+        text::{between, ended},
+    },
+    event::{EndKind, Peer},
+    model::{Evidence, Outcome},
+};
+
+pub const NO_LIVE_UPSTREAMS: Cause = Cause {
+    id: "no-live-upstreams",
+    title: "nginx had no peer it was willing to try: earlier failures had disabled them, or all were tried already",
+    explains: &[],
+    outcomes: &[Outcome::NoLiveUpstreams],
+    nginx_logs: "no live upstreams while connecting to upstream",
+    recognised: "nginx said so; the earlier failures of that upstream in this worker, with their causes, are what \
+        disabled its peers",
+    needs: &[],
+    look_alikes: &[],
+    remedy: "cure the earlier failures; max_fails and fail_timeout decide how many of them disable a peer, and for how long",
+    check: no_live_upstreams,
+};
+
+pub const CLIENT_CLOSED: Cause = Cause {
+    id: "client-closed",
+    title: "the client left first, and nginx gave up the attempt (status 499): not a failure of the peer",
+    explains: &[],
+    outcomes: &[Outcome::Cancelled],
+    nginx_logs: "nothing at error level (at info: client prematurely closed connection)",
+    recognised: "the client's connection had been closed or reset before nginx closed the upstream's, and nginx closed \
+        both one after the other",
+    needs: &[],
+    look_alikes: &["backend-slow", "syn-unanswered"],
+    remedy: "nothing is wrong with the peer; if many clients leave, see how long it took to answer them",
+    check: client_closed,
+};
+
+pub const WORKER_DIED: Cause = Cause {
+    id: "worker-died",
+    title: "an nginx worker crashed or was killed with this request in hand",
+    explains: &["client-closed"],
+    outcomes: &[Outcome::Cancelled],
+    nginx_logs: "worker process 811 exited on signal 9 (from the master; nothing about the request)",
+    recognised: "the worker's process ended by a signal or with a non-zero code, and the kernel closed its sockets",
+    needs: &[],
+    look_alikes: &["client-closed"],
+    remedy: "find out why the worker died: a module, memory (OOM killer), or somebody's kill",
+    check: worker_died,
+};
+
+fn no_live_upstreams(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    let attempt = subject.attempt;
+    let said = fact(attempt.ended_at, "nginx", "nginx found no peer to try");
+    let Some(upstream) = attempt.upstream.as_deref() else {
+        let summary = "Every peer of the upstream was disabled by earlier failures or already tried.";
+        return Stand::likely(summary, vec![said]).without("which upstream it was is not known").into();
+    };
+    let mut last_by_peer: BTreeMap<&Peer, (&PastFailure, u64)> = BTreeMap::new();
+    for failure in around.failures_of(upstream).filter(|failure| failure.at <= attempt.ended_at) {
+        let entry = last_by_peer.entry(&failure.peer).or_insert((failure, 0));
+        *entry = (failure, entry.1 + 1);
+    }
+    let unexplained: Vec<String> = subject
+        .upstream_peers
+        .iter()
+        .filter(|peer| !last_by_peer.contains_key(peer))
+        .map(ToString::to_string)
+        .collect();
+    let is_whole = !last_by_peer.is_empty() && unexplained.is_empty() && !subject.upstream_peers.is_empty();
+    // The attempts just before this one may still be waiting for their own causes.
+    if !is_whole && subject.may_wait {
+        return Check::NotYet;
+    }
+    if last_by_peer.is_empty() {
+        let summary = format!("No peer of {upstream} could be tried, and no earlier failure of it was seen.");
+        return Stand::likely(summary, vec![said])
+            .without("what disabled the peers happened before the trace, or they are `down` or at max_conns")
+            .into();
+    }
+    let mut evidence = vec![said];
+    let mut parts = Vec::new();
+    for (peer, (failure, n)) in &last_by_peer {
+        let ago = between(failure.at, attempt.ended_at);
+        parts.push(format!("{peer} ({}, {n} in the last minute, the last {ago} before)", failure.cause));
+        let text = format!("{peer} failed: {} (attempt {})", failure.cause, failure.attempt);
+        evidence.push(
+            fact(failure.at, "nginx", text)
+                .text("peer", peer.to_string())
+                .text("cause", failure.cause)
+                .count("attempt", failure.attempt)
+                .count("failures", *n),
+        );
+    }
+    let parts = parts.join(", ");
+    if is_whole {
+        let summary = format!("Earlier failures had used up every peer of {upstream}: {parts}.");
+        return Stand::confirmed(summary, evidence).into();
+    }
+    let summary = format!("Earlier failures had used up peers of {upstream}: {parts}.");
+    let unseen = if unexplained.is_empty() {
+        "which peers the upstream has is not known".to_owned()
+    } else {
+        format!("no failure of {} was seen: before the trace, `down`, or at max_conns", unexplained.join(", "))
+    };
+    Stand::likely(summary, evidence).without(unseen).into()
+}
+
+fn client_closed(subject: &Subject<'_>, _: &Surroundings) -> Check {
+    let Some(exchange) = subject.exchange.filter(|exchange| exchange.end != EndKind::WorkerGone) else {
+        return Check::No;
+    };
+    let mut evidence: Vec<Evidence> = Vec::new();
+    if subject.connecting().is_some() {
+        evidence.push(connect_fact(exchange));
+        evidence.extend(rst_fact(exchange));
+    } else {
+        evidence.extend(request_fact(exchange));
+    }
+    let waited = between(exchange.began_at, exchange.ended_at);
+    match subject.client_left {
+        Some((at, is_reset)) => {
+            let how = if is_reset { "reset its connection" } else { "closed its connection" };
+            evidence.push(fact(at, "tcp", format!("the client had {how}; nginx closed both")).flag("reset", is_reset));
+            let summary = format!("The client {how}, so nginx gave up this attempt after {waited}.");
+            Stand::confirmed(summary, evidence).into()
+        }
+        None => subject.wait_or(
+            Stand::likely(
+                format!("nginx gave up this attempt after {waited} without a word, as it does when the client leaves."),
+                evidence,
+            )
+            .into(),
+        ),
+    }
+}
+
+fn worker_died(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    let Some(exchange) = subject.exchange.filter(|exchange| exchange.end == EndKind::WorkerGone) else {
+        return Check::No;
+    };
+    let Some(death) = around.death(exchange.worker) else {
+        return subject.wait_or(Check::No);
+    };
+    let Some(exit) = death.task.exiting.filter(|exit| !is_orderly(*exit) || death.task.oom) else {
+        return Check::No;
+    };
+    let how = ended(exit, death.task.oom, death.signalled_by.as_ref());
+    let end = super::facts::End { exit, oom: death.task.oom, death: Some(death), task: &death.task };
+    let summary = format!("nginx's worker {} {how} with this request in hand.", exchange.worker);
+    Stand::confirmed(summary, vec![end.fact(death.at)]).into()
+}

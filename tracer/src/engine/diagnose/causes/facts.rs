@@ -1,0 +1,475 @@
+//! Facts that several causes share: who answered a SYN, how a process ended, how far a request was read.
+
+use std::net::SocketAddr;
+
+use crate::{
+    engine::{
+        diagnose::{Subject, fact},
+        surroundings::{
+            Death, DropKind, Dropped, IcmpSent, ListenerLife, Locality, ResetSent, Surroundings, covers,
+        },
+        text::{between, ended, process, signal_name, span},
+    },
+    event::{Backend, Exchange, Exit, Ktime, Listener, Netns, Peer, ResetBy, Task},
+    model::{Evidence, Phase},
+};
+
+/// What came back for a SYN that was refused.
+pub enum SynAnswer<'a> {
+    /// This host's TCP found no socket for it.
+    NoSocket {
+        at: Ktime,
+        netns: Netns,
+        proof: Evidence,
+    },
+    /// A netfilter rule of this host took the SYN, and a reset came that no TCP of this host sent.
+    Firewall { rule: &'a Dropped },
+    /// A reset came from outside, as far as can be seen.
+    Elsewhere { at: Ktime },
+    /// A reset came for which no explanation was seen.
+    Unexplained,
+}
+
+/// Who refused a connect with a reset; `None`: no reset answered it.
+pub fn syn_answer<'a>(exchange: &'a Exchange, around: &'a Surroundings) -> Option<SynAnswer<'a>> {
+    let reset_at = exchange.reset_at?;
+    let drops = around.drops_of(exchange);
+    if let Some(reset) = around
+        .resets_answering(exchange)
+        .find(|reset| reset.by == ResetBy::NoSocket)
+    {
+        return Some(SynAnswer::NoSocket {
+            at: reset.at,
+            netns: reset.netns,
+            proof: reset_fact(reset),
+        });
+    }
+    if let Some(dropped) = drops
+        .iter()
+        .find(|dropped| dropped.is_syn() && dropped.kind() == DropKind::NoSocket)
+    {
+        // Before 6.10 the kernel names no reset without a socket; the SYN it freed says the same.
+        return Some(SynAnswer::NoSocket {
+            at: dropped.at,
+            netns: dropped.netns,
+            proof: drop_fact(dropped),
+        });
+    }
+    if let Some(rule) = drops
+        .into_iter()
+        .find(|dropped| dropped.is_syn() && dropped.kind() == DropKind::Netfilter)
+    {
+        return Some(SynAnswer::Firewall { rule });
+    }
+    match locality(exchange, around) {
+        Locality::Elsewhere | Locality::Unknown => Some(SynAnswer::Elsewhere { at: reset_at }),
+        Locality::ThisHost => Some(SynAnswer::Unexplained),
+    }
+}
+
+/// Where the exchange's peer lives.
+pub fn locality(exchange: &Exchange, around: &Surroundings) -> Locality {
+    if exchange.backend.is_some() {
+        return Locality::ThisHost;
+    }
+    match exchange.peer {
+        Peer::Unix(_) => Locality::ThisHost,
+        Peer::Tcp(address) => around.locality(exchange.netns, address.ip()),
+    }
+}
+
+/// The namespace in which the peer's host part lives, when it is ours.
+pub fn peer_netns(exchange: &Exchange, around: &Surroundings) -> Option<Netns> {
+    if let Some(backend) = &exchange.backend {
+        return Some(backend.netns);
+    }
+    match exchange.peer {
+        Peer::Unix(_) => None,
+        Peer::Tcp(address) => around.netns_of(exchange.netns, address.ip()),
+    }
+}
+
+/// The last listener for an address that closed before a moment, unless another one listened then.
+pub fn closed_before(
+    around: &Surroundings,
+    netns: Netns,
+    address: SocketAddr,
+    at: Ktime,
+) -> Option<&ListenerLife> {
+    let covering = || {
+        around
+            .listeners_on(netns, address.port())
+            .filter(|life| covers(&life.listener, address))
+    };
+    if covering().any(|life| life.is_open_at(at)) {
+        return None;
+    }
+    covering()
+        .filter(|life| closed_at(life).is_some_and(|closed| closed.0 <= at.0.saturating_add(1_000_000)))
+        .max_by_key(|life| closed_at(life))
+}
+
+/// When a listener closed.
+pub fn closed_at(life: &ListenerLife) -> Option<Ktime> {
+    life.closed.as_ref().map(|(at, _)| *at)
+}
+
+/// How the process behind a task ended, when it did: from the task itself, or from its recorded end near a moment.
+pub fn end_of<'a>(task: &'a Task, near: Ktime, around: &'a Surroundings) -> Option<End<'a>> {
+    let from = Ktime(near.0.saturating_sub(1_000_000_000));
+    let to = Ktime(near.0.saturating_add(300_000_000));
+    let death = around.death_between(task.pid, from, to);
+    let exit = task
+        .exiting
+        .or_else(|| death.and_then(|death| death.task.exiting))?;
+    Some(End {
+        exit,
+        oom: task.oom || death.is_some_and(|death| death.task.oom),
+        death,
+        task,
+    })
+}
+
+/// The end of a process that closed something.
+pub struct End<'a> {
+    /// Code or signal.
+    pub exit: Exit,
+    /// The OOM killer chose it.
+    pub oom: bool,
+    /// The record of it, where there is one.
+    pub death: Option<&'a Death>,
+    /// Who.
+    pub task: &'a Task,
+}
+
+impl End<'_> {
+    /// `node (pid 4242) was killed by the OOM killer`.
+    pub fn sentence(&self) -> String {
+        let sender = self.death.and_then(|death| death.signalled_by.as_ref());
+        format!("{} {}", process(self.task), ended(self.exit, self.oom, sender))
+    }
+
+    /// The end as evidence; `otherwise`: its time when no record of its own exists.
+    pub fn fact(&self, otherwise: Ktime) -> Evidence {
+        let at = self.death.map_or(otherwise, |death| death.at);
+        let who = format!("{}[{}]", self.task.comm, self.task.pid);
+        let base = match self.exit {
+            Exit::Signal(signal) if self.oom => fact(
+                at,
+                "process",
+                format!("{who} ended by {}, chosen by the OOM killer", signal_name(signal)),
+            )
+            .number("signal", signal),
+            Exit::Signal(signal) => {
+                let sender = self.death.and_then(|death| death.signalled_by.as_ref());
+                let from = sender.map(|sender| format!(", sent by {}[{}]", sender.comm, sender.pid));
+                let text = format!(
+                    "{who} ended by {}{}",
+                    signal_name(signal),
+                    from.unwrap_or_default()
+                );
+                let base = fact(at, "process", text).number("signal", signal);
+                match sender {
+                    Some(sender) => base
+                        .number("signalled_by", sender.pid.0)
+                        .text("signalled_by_comm", &*sender.comm),
+                    None => base,
+                }
+            }
+            Exit::Code(code) => {
+                fact(at, "process", format!("{who} exited with code {code}")).number("exit_code", code)
+            }
+        };
+        base.number("pid", self.task.pid.0)
+            .text("comm", &*self.task.comm)
+            .flag("oom", self.oom)
+    }
+}
+
+/// `0.0.0.0:3000 closed (node[4242], backlog 511)`.
+pub fn listener_closed_fact(life: &ListenerLife) -> Option<Evidence> {
+    let (at, task) = life.closed.as_ref()?;
+    let text = format!(
+        "{} closed ({}[{}], backlog {})",
+        life.listener.address, task.comm, task.pid, life.listener.limit
+    );
+    Some(listener_fields(fact(*at, "listener", text), &life.listener))
+}
+
+/// `0.0.0.0:3000 opened (node[4243], backlog 511)`.
+pub fn listener_open_fact(life: &ListenerLife) -> Evidence {
+    let listener = &life.listener;
+    let verb = if life.opened_at.is_some() {
+        "opened"
+    } else {
+        "listens"
+    };
+    let text = format!(
+        "{} {verb} ({}[{}], backlog {})",
+        listener.address, listener.task.comm, listener.task.pid, listener.limit
+    );
+    listener_fields(fact(life.opened_at, "listener", text), listener)
+}
+
+fn listener_fields(base: Evidence, listener: &Listener) -> Evidence {
+    base.text("address", listener.address.to_string())
+        .number("pid", listener.task.pid.0)
+        .text("comm", &*listener.task.comm)
+        .number("backlog", listener.limit)
+}
+
+/// `accept queue of 0.0.0.0:3000: 129 of 128 (node[4242])`.
+pub fn queue_fact(at: Ktime, listener: &Listener) -> Evidence {
+    let text = format!(
+        "accept queue of {}: {} waiting, limit {} ({}[{}])",
+        listener.address, listener.queue, listener.limit, listener.task.comm, listener.task.pid
+    );
+    listener_fields(fact(at, "queue", text), listener)
+        .number("queue", listener.queue)
+        .number("limit", listener.limit)
+}
+
+/// `this host answered the SYN with RST: no socket there`.
+pub fn reset_fact(reset: &ResetSent) -> Evidence {
+    let why = match reset.by {
+        ResetBy::NoSocket => "no socket there",
+        ResetBy::Listener => "the accept queue overflowed, and tcp_abort_on_overflow is set",
+        ResetBy::TimeWait => "the connection was already closed there",
+        ResetBy::Socket => "its socket was closed",
+    };
+    let base = fact(
+        reset.at,
+        "tcp",
+        format!("this host answered {} with RST: {why}", reset.tuple.destination),
+    )
+    .text("destination", reset.tuple.destination.to_string())
+    .number("netns", reset.netns.0);
+    match &reset.reason {
+        Some(reason) => base.text("reason", &**reason),
+        None => base,
+    }
+}
+
+/// `this host dropped the SYN to 10.0.0.2:80: NETFILTER_DROP (nft_do_chain)`.
+pub fn drop_fact(dropped: &Dropped) -> Evidence {
+    let what = match dropped.flags & 0x12 {
+        0x02 => "SYN",
+        0x12 => "SYN+ACK",
+        _ if dropped.flags & 0x04 != 0 => "RST",
+        _ => "packet",
+    };
+    let mut text = format!("this host dropped the {what} to {}", dropped.tuple.destination);
+    if let Some(reason) = &dropped.reason {
+        text += &format!(": {reason}");
+    }
+    if let Some(location) = &dropped.location {
+        text += &format!(" in {location}");
+    }
+    let mut base = fact(dropped.at, "drop", text)
+        .text("source", dropped.tuple.source.to_string())
+        .text("destination", dropped.tuple.destination.to_string())
+        .number("flags", dropped.flags)
+        .number("netns", dropped.netns.0);
+    if let Some(reason) = &dropped.reason {
+        base = base.text("reason", &**reason);
+    }
+    if let Some(location) = &dropped.location {
+        base = base.text("location", &**location);
+    }
+    base
+}
+
+/// `this host sent ICMP type 3 code 3 about it`.
+pub fn icmp_sent_fact(icmp: &IcmpSent) -> Evidence {
+    fact(
+        icmp.at,
+        "icmp",
+        format!(
+            "this host answered with ICMP type {} code {}",
+            icmp.kind, icmp.code
+        ),
+    )
+    .number("type", icmp.kind)
+    .number("code", icmp.code)
+    .number("netns", icmp.netns.0)
+}
+
+/// The received ICMP error, with its sender.
+pub fn icmp_fact(exchange: &Exchange) -> Option<Evidence> {
+    let icmp = exchange.icmp.as_ref()?;
+    let sender = icmp
+        .sender
+        .map_or("an unknown sender".to_owned(), |sender| sender.to_string());
+    let base = fact(
+        icmp.at,
+        "icmp",
+        format!(
+            "{sender} answered with ICMP type {} code {}",
+            icmp.kind, icmp.code
+        ),
+    )
+    .number("type", icmp.kind)
+    .number("code", icmp.code);
+    Some(match icmp.sender {
+        Some(sender) => base.text("sender", sender.to_string()),
+        None => base,
+    })
+}
+
+/// When the connect began.
+pub fn connect_fact(exchange: &Exchange) -> Evidence {
+    let retransmits = exchange.syn_retransmits;
+    let text = match retransmits {
+        0 => format!("SYN sent to {}", exchange.peer),
+        1 => format!("SYN sent to {}, and once more", exchange.peer),
+        n => format!("SYN sent to {}, and {n} times more", exchange.peer),
+    };
+    fact(exchange.began_at, "tcp", text).number("syn_retransmits", retransmits)
+}
+
+/// How the request went: sent, acknowledged, read.
+pub fn request_fact(exchange: &Exchange) -> Option<Evidence> {
+    let at = exchange.first_sent_at?;
+    let mut text = format!("{} bytes of the request sent", exchange.sent);
+    if matches!(exchange.peer, Peer::Tcp(_)) {
+        text += &format!(", {} acknowledged", exchange.acked);
+    }
+    if let Some(backend) = &exchange.backend {
+        text += &format!(", {} read by the backend", backend.read);
+    }
+    Some(
+        fact(at, "tcp", text)
+            .count("sent", exchange.sent)
+            .count("acked", exchange.acked),
+    )
+}
+
+/// The peer's FIN.
+pub fn fin_fact(exchange: &Exchange) -> Option<Evidence> {
+    match (exchange.fin_at, exchange.eof_read_at) {
+        (Some(at), _) => Some(fact(at, "tcp", "the peer's FIN arrived")),
+        (None, Some(at)) => Some(fact(at, "tcp", "nginx read the end of the stream")),
+        (None, None) => None,
+    }
+}
+
+/// The RST that arrived.
+pub fn rst_fact(exchange: &Exchange) -> Option<Evidence> {
+    let at = exchange.reset_at?;
+    Some(fact(at, "tcp", "RST arrived").count("acked", exchange.acked_at_reset))
+}
+
+/// What the backend's own socket did.
+pub fn backend_close_fact(backend: &Backend) -> Option<Evidence> {
+    let at = backend.closed_at?;
+    let who = backend.closed_by.as_ref().or(backend.task.as_ref());
+    let how = if backend.aborted { "reset" } else { "closed" };
+    let text = match who {
+        Some(task) => format!(
+            "{}[{}] {how} the connection: {} bytes of the request read, {} unread",
+            task.comm, task.pid, backend.read, backend.unread
+        ),
+        None => format!(
+            "the backend {how} the connection: {} bytes read, {} unread",
+            backend.read, backend.unread
+        ),
+    };
+    let mut base = fact(at, "tcp", text)
+        .count("read", backend.read)
+        .count("unread", backend.unread)
+        .flag("reset", backend.aborted);
+    if let Some(task) = who {
+        base = base.number("pid", task.pid.0).text("comm", &*task.comm);
+    }
+    if let Some(reason) = &backend.reset_reason {
+        base = base.text("reason", &**reason);
+    }
+    Some(base)
+}
+
+/// Who answers at the other end, for a sentence: `node (pid 7)` or `the backend`.
+pub fn backend_name(backend: Option<&Backend>) -> String {
+    backend
+        .and_then(|backend| backend.closed_by.as_ref().or(backend.task.as_ref()))
+        .map_or("the backend".to_owned(), process)
+}
+
+/// How much of the request the other end's application had read when it closed (decisions.md 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Read {
+    /// Nothing.
+    Nothing,
+    /// Some of it.
+    Part,
+    /// All.
+    All,
+    /// It cannot be told.
+    Unknown,
+}
+
+/// How much of the request was read, by the best witness there is.
+pub fn how_much_read(exchange: &Exchange) -> Read {
+    if exchange.sent == 0 {
+        return Read::Nothing;
+    }
+    if let Some(backend) = &exchange.backend {
+        return match backend.read {
+            0 => Read::Nothing,
+            read if backend.unread > 0 || read < exchange.sent => Read::Part,
+            _ => Read::All,
+        };
+    }
+    if exchange.fin_before_request {
+        return Read::Nothing;
+    }
+    // Linux answers a close with a reset when anything lies unread: an orderly end means that all was read.
+    match exchange.peer {
+        Peer::Unix(_) if exchange.eof_read_at.is_some() => Read::All,
+        Peer::Tcp(_) | Peer::Unix(_) => Read::Unknown,
+    }
+}
+
+/// nginx's timer that ended the attempt: its name and value as a clause, and as evidence.
+pub fn timer(subject: &Subject<'_>) -> (String, Vec<Evidence>) {
+    let attempt = subject.attempt;
+    let is_send = attempt.phase == Phase::Sending;
+    let (name, limit) = match attempt.phase {
+        Phase::Resolving | Phase::Connecting | Phase::Handshaking => {
+            ("connect_timeout", subject.limits.connect_timeout_ms)
+        }
+        Phase::Sending => ("send_timeout", subject.limits.send_timeout_ms),
+        Phase::Waiting | Phase::Reading | Phase::Idle => ("read_timeout", subject.limits.read_timeout_ms),
+    };
+    let directive = match (attempt.via.as_deref(), is_send) {
+        (Some("stream"), _) if name != "connect_timeout" => "proxy_timeout".to_owned(),
+        (Some("fastcgi" | "uwsgi" | "scgi" | "grpc" | "memcached"), _) => {
+            format!("{}_{name}", attempt.via.as_deref().unwrap_or_default())
+        }
+        _ => format!("proxy_{name}"),
+    };
+    match limit {
+        Some(limit) => {
+            let length = span(limit.saturating_mul(1_000_000));
+            let default = if limit == 60_000 && directive != "proxy_timeout" {
+                ", which is its default"
+            } else {
+                ""
+            };
+            let text = format!("{directive} is {length}{default}");
+            let evidence = fact(None, "limit", text)
+                .text("directive", &*directive)
+                .count("value_ms", limit);
+            (
+                format!("nginx's {directive} of {length}{default} expired"),
+                vec![evidence],
+            )
+        }
+        None => {
+            let waited = between(attempt.began_at, attempt.ended_at);
+            (
+                format!("nginx's timer ({directive}) ended it after {waited}"),
+                Vec::new(),
+            )
+        }
+    }
+}

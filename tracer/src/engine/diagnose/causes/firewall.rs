@@ -1,0 +1,101 @@
+//! A connect refused by a firewall: with a reset by a rule of this host, or with ICMP port-unreachable by anybody.
+
+use super::facts::{SynAnswer, connect_fact, drop_fact, icmp_fact, icmp_sent_fact, rst_fact, syn_answer};
+use crate::{
+    engine::{
+        diagnose::{Cause, Check, Stand, Subject},
+        surroundings::{DropKind, Surroundings},
+    },
+    event::{Exchange, Icmp},
+    model::Outcome,
+};
+
+pub const FIREWALL_RESET: Cause = Cause {
+    id: "firewall-reset",
+    title: "a firewall rule of this host answered the connect with a reset",
+    explains: &["refused-remotely"],
+    outcomes: &[Outcome::Refused],
+    nginx_logs: "connect() failed (111: Connection refused) while connecting to upstream",
+    recognised: "netfilter dropped the SYN on this host, and a reset came that no TCP of this host sent",
+    needs: &["resets-sent", "drops"],
+    look_alikes: &["no-listener", "refused-remotely", "firewall-port-unreachable"],
+    remedy: "find the rule (nft list ruleset, iptables-save: REJECT with tcp-reset) and allow nginx to reach the peer",
+    check: firewall_reset,
+};
+
+pub const FIREWALL_PORT_UNREACHABLE: Cause = Cause {
+    id: "firewall-port-unreachable",
+    title: "a firewall answered the connect with ICMP port-unreachable",
+    explains: &["packet-dropped-locally"],
+    outcomes: &[Outcome::Refused],
+    nginx_logs: "connect() failed (111: Connection refused) while connecting to upstream",
+    recognised: "no reset arrived; the socket's error is an ICMP port-unreachable (a TCP host answers with a reset, so \
+        this is a rule's doing): with its sender on IPv4, by this host's own drop of the SYN otherwise",
+    needs: &[],
+    look_alikes: &["no-listener", "firewall-reset", "refused-remotely"],
+    remedy: "find the rule on the host that sent it (nft list ruleset, iptables-save: REJECT), or for a Kubernetes \
+        service give it endpoints",
+    check: firewall_port_unreachable,
+};
+
+fn firewall_reset(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    let Some(exchange) = subject.connecting() else {
+        return Check::No;
+    };
+    let Some(SynAnswer::Firewall { rule }) = syn_answer(exchange, around) else {
+        return Check::No;
+    };
+    let place = if rule.netns == exchange.netns { "in nginx's network namespace" } else { "in another network namespace" };
+    let summary = format!(
+        "A netfilter rule of this host ({place}) refused the SYN to {} with a reset; no TCP of this host answered.",
+        exchange.peer
+    );
+    let mut evidence = vec![connect_fact(exchange), drop_fact(rule)];
+    evidence.extend(rst_fact(exchange));
+    Stand::confirmed(summary, evidence).into()
+}
+
+fn firewall_port_unreachable(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    let Some(exchange) = subject.connecting() else {
+        return Check::No;
+    };
+    if exchange.reset_at.is_some() || subject.errno() != Some(111) {
+        return Check::No;
+    }
+    let drops = around.drops_of(exchange);
+    let rule = drops.into_iter().find(|dropped| dropped.is_syn() && dropped.kind() == DropKind::Netfilter);
+    let mut evidence = vec![connect_fact(exchange)];
+    evidence.extend(rule.map(drop_fact));
+    evidence.extend(around.icmp_about(exchange).map(icmp_sent_fact));
+    evidence.extend(icmp_fact(exchange));
+    let peer = &exchange.peer;
+    match (&exchange.icmp, rule) {
+        (Some(icmp), _) if is_port_unreachable(exchange, icmp) => {
+            let summary = match icmp.sender {
+                Some(sender) if around.is_own_address(exchange.netns, sender) || rule.is_some() => {
+                    format!("A firewall rule of this host answered the SYN to {peer} with ICMP port-unreachable (from {sender}).")
+                }
+                Some(sender) => format!("{sender} answered the SYN to {peer} with ICMP port-unreachable."),
+                None => format!("Somebody answered the SYN to {peer} with ICMP port-unreachable."),
+            };
+            Stand::confirmed(summary, evidence).into()
+        }
+        (None, Some(_)) => Stand::confirmed(
+            format!("A firewall rule of this host rejected the SYN to {peer}: port unreachable."),
+            evidence,
+        )
+        .into(),
+        (None, None) => Stand::likely(
+            format!("The SYN to {peer} was refused without a reset: an ICMP port-unreachable from somewhere."),
+            evidence,
+        )
+        .without("icmp: who sent it cannot be seen here")
+        .into(),
+        (Some(_), _) => Check::No,
+    }
+}
+
+fn is_port_unreachable(exchange: &Exchange, icmp: &Icmp) -> bool {
+    let is_v6 = matches!(&exchange.peer, crate::event::Peer::Tcp(address) if address.is_ipv6());
+    (icmp.kind, icmp.code) == if is_v6 { (1, 4) } else { (3, 3) }
+}

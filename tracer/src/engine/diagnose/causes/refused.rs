@@ -1,0 +1,278 @@
+//! A TCP connect that a reset refused: nothing listens there (never, no longer, elsewhere), or a far host said so.
+
+use super::facts::{
+    SynAnswer, closed_at, closed_before, connect_fact, end_of, listener_closed_fact, listener_open_fact, locality,
+    peer_netns, rst_fact, syn_answer,
+};
+use crate::{
+    engine::{
+        diagnose::{Cause, Check, Stand, Subject, fact},
+        surroundings::{LISTENER_MEMORY, ListenerLife, Locality, Surroundings, covers, is_orderly},
+        text::{between, process},
+    },
+    event::{Exchange, Ktime, Netns, Peer},
+    model::{Confidence, Evidence, Outcome},
+};
+
+pub const NO_LISTENER: Cause = Cause {
+    id: "no-listener",
+    title: "nothing listens on that address and port, and nothing did while the tracer watched",
+    explains: &[],
+    outcomes: &[Outcome::Refused],
+    nginx_logs: "connect() failed (111: Connection refused) while connecting to upstream",
+    recognised: "this host's own TCP answered the SYN with a reset for want of a socket, and no listener for that \
+        address closed in the ten minutes before",
+    needs: &[],
+    look_alikes: &["listener-died", "listener-restarting", "listener-elsewhere", "firewall-reset", "refused-remotely"],
+    remedy: "start the backend, or correct the address or port in nginx's upstream",
+    check: no_listener,
+};
+
+pub const LISTENER_RESTARTING: Cause = Cause {
+    id: "listener-restarting",
+    title: "the listener was closed in an orderly way shortly before: a stop, a restart or a deploy",
+    explains: &["no-listener"],
+    outcomes: &[Outcome::Refused],
+    nginx_logs: "connect() failed (111: Connection refused) while connecting to upstream",
+    recognised: "this host's TCP answered the SYN for want of a socket, and a listener for that address had closed \
+        less than ten minutes before: its process lives on, exited with code 0, or was stopped by TERM, INT, QUIT or HUP",
+    needs: &[],
+    look_alikes: &["no-listener", "listener-died"],
+    remedy: "restart without closing the socket (socket activation, SO_REUSEPORT with overlap), or take the server out \
+        of the upstream while it restarts",
+    check: listener_restarting,
+};
+
+pub const LISTENER_DIED: Cause = Cause {
+    id: "listener-died",
+    title: "the process that listened there was killed or crashed, and its listener went with it",
+    explains: &["no-listener"],
+    outcomes: &[Outcome::Refused],
+    nginx_logs: "connect() failed (111: Connection refused) while connecting to upstream",
+    recognised: "this host's TCP answered the SYN for want of a socket, and the listener for that address had closed \
+        because its process ended by a signal other than TERM, INT, QUIT and HUP, by the OOM killer or with a non-zero code",
+    needs: &[],
+    look_alikes: &["no-listener", "listener-restarting", "backend-died"],
+    remedy: "find out why the backend died (its own log, the kernel log, the supervisor's), and let a supervisor start \
+        it again",
+    check: listener_died,
+};
+
+pub const LISTENER_ELSEWHERE: Cause = Cause {
+    id: "listener-elsewhere",
+    title: "the port is open, but on another address or address family",
+    explains: &["no-listener"],
+    outcomes: &[Outcome::Refused],
+    nginx_logs: "connect() failed (111: Connection refused) while connecting to upstream",
+    recognised: "this host's TCP answered the SYN for want of a socket, while a listener with the same port in the same \
+        network namespace takes connections to another address only",
+    needs: &["snapshot"],
+    look_alikes: &["no-listener"],
+    remedy: "let the backend listen on the address nginx uses, or write the address it listens on into the upstream \
+        (`localhost` means both 127.0.0.1 and ::1)",
+    check: listener_elsewhere,
+};
+
+pub const REFUSED_REMOTELY: Cause = Cause {
+    id: "refused-remotely",
+    title: "the peer's host answered with a reset; what happened on it cannot be seen from here",
+    explains: &[],
+    outcomes: &[Outcome::Refused],
+    nginx_logs: "connect() failed (111: Connection refused) while connecting to upstream",
+    recognised: "a reset answered the SYN, no TCP of this host sent it, and the address belongs to no namespace of this host",
+    needs: &["resets-sent", "drops"],
+    look_alikes: &["no-listener", "firewall-reset", "firewall-port-unreachable"],
+    remedy: "look on the peer's host: is the service running and listening on that address, or does a firewall or \
+        load balancer there refuse it",
+    check: refused_remotely,
+};
+
+/// What our own refusal of the SYN tells: when, where, and the proof.
+fn no_socket(subject: &Subject<'_>, around: &Surroundings) -> Option<(Ktime, Netns, Vec<Evidence>)> {
+    let exchange = subject.connecting()?;
+    match syn_answer(exchange, around)? {
+        SynAnswer::NoSocket { at, netns, proof } => Some((at, netns, vec![proof])),
+        SynAnswer::Unexplained if !around.sees("resets-sent") => {
+            // The kernel does not say who reset the SYN; the listener table has to.
+            let netns = peer_netns(exchange, around)?;
+            Some((exchange.reset_at?, netns, rst_fact(exchange).into_iter().collect()))
+        }
+        SynAnswer::Unexplained | SynAnswer::Firewall { .. } | SynAnswer::Elsewhere { .. } => None,
+    }
+}
+
+fn sure_of_no_socket(stand: Stand, subject: &Subject<'_>, around: &Surroundings) -> Stand {
+    match subject.connecting().and_then(|exchange| syn_answer(exchange, around)) {
+        Some(SynAnswer::NoSocket { .. }) => stand,
+        _ => stand.without(around.without("resets-sent")),
+    }
+}
+
+fn no_listener(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    let (Some(address), Some((at, netns, mut evidence))) = (subject.address(), no_socket(subject, around)) else {
+        return Check::No;
+    };
+    let mut summary = format!("Nothing listens on {address}: this host itself refused the connection.");
+    if let Some(life) = closed_before(around, netns, address, at) {
+        if let Some(closed) = closed_at(life) {
+            summary = format!("Nothing listens on {address} any more; its listener closed {} before.", between(closed, at));
+        }
+        evidence.extend(listener_closed_fact(life));
+    }
+    sure_of_no_socket(Stand::confirmed(summary, evidence), subject, around).into()
+}
+
+/// The closed listener that the SYN missed, and how its owner ended.
+fn missed_listener<'a>(
+    subject: &Subject<'_>,
+    around: &'a Surroundings,
+) -> Option<(&'a ListenerLife, Ktime, Vec<Evidence>, Option<super::facts::End<'a>>)> {
+    let (at, netns, mut evidence) = no_socket(subject, around)?;
+    let life = closed_before(around, netns, subject.address()?, at)?;
+    let (closed, task) = life.closed.as_ref()?;
+    if at.since(*closed) > LISTENER_MEMORY {
+        return None;
+    }
+    evidence.extend(listener_closed_fact(life));
+    // When the last of several holders closes in an orderly way because the one who opened it was killed before,
+    // the death is the reason.
+    let opener = &life.listener.task;
+    let end = end_of(task, *closed, around);
+    let end = match end_of(opener, *closed, around) {
+        Some(of_opener) if opener.pid != task.pid && !is_orderly(of_opener.exit) => Some(of_opener),
+        _ => end,
+    };
+    Some((life, at, evidence, end))
+}
+
+fn listener_died(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    let Some((life, at, mut evidence, Some(end))) = missed_listener(subject, around) else {
+        return Check::No;
+    };
+    if is_orderly(end.exit) && !end.oom {
+        return Check::No;
+    }
+    let closed = closed_at(life).unwrap_or(at);
+    let summary = format!(
+        "Nothing listens there any more: {} {} before, and its listener closed with it.",
+        end.sentence(),
+        between(end.death.map_or(closed, |death| death.at), at)
+    );
+    evidence.push(end.fact(closed));
+    let mut stand = Stand::confirmed(summary, evidence);
+    if end.oom {
+        stand = stand.with_remedy(format!(
+            "find what took the memory: raise the limit of {} or make it use less; let a supervisor start it again",
+            end.task.comm
+        ));
+    } else if let Some(sender) = end.death.and_then(|death| death.signalled_by.as_ref()) {
+        stand = stand.with_remedy(format!(
+            "find out why {} killed {}, and let a supervisor start it again",
+            process(sender),
+            end.task.comm
+        ));
+    }
+    sure_of_no_socket(stand, subject, around).into()
+}
+
+fn listener_restarting(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    let Some((life, at, mut evidence, end)) = missed_listener(subject, around) else {
+        return Check::No;
+    };
+    if end.as_ref().is_some_and(|end| !is_orderly(end.exit) || end.oom) {
+        return Check::No;
+    }
+    let Some((closed, task)) = life.closed.as_ref() else {
+        return Check::No;
+    };
+    let who = match &end {
+        Some(end) => {
+            evidence.push(end.fact(*closed));
+            end.sentence()
+        }
+        None => format!("{} closed it and lives on", process(task)),
+    };
+    let back = subject.address().and_then(|address| {
+        around
+            .listeners_on(life.listener.netns, address.port())
+            .filter(|other| covers(&other.listener, address))
+            .find(|other| other.opened_at.is_some_and(|opened| opened >= at))
+    });
+    let again = match back.and_then(|back| back.opened_at) {
+        Some(opened) => format!("; it listened again {} after", between(at, opened)),
+        None => String::new(),
+    };
+    evidence.extend(back.map(listener_open_fact));
+    let summary = format!(
+        "{} was closed in an orderly way {} before ({who}){again}.",
+        life.listener.address,
+        between(*closed, at)
+    );
+    sure_of_no_socket(Stand::confirmed(summary, evidence), subject, around).into()
+}
+
+fn listener_elsewhere(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    let (Some(address), Some((at, netns, mut evidence))) = (subject.address(), no_socket(subject, around)) else {
+        return Check::No;
+    };
+    let closed = closed_before(around, netns, address, at).and_then(closed_at);
+    if closed.is_some_and(|closed| at.since(closed) <= LISTENER_MEMORY) {
+        return Check::No;
+    }
+    let others: Vec<&ListenerLife> = around
+        .listeners_on(netns, address.port())
+        .filter(|life| life.is_open_at(at) && !covers(&life.listener, address))
+        .collect();
+    let Some(other) = others.last() else {
+        return Check::No;
+    };
+    evidence.extend(others.iter().map(|life| listener_open_fact(life)));
+    let is_other_family = match &other.listener.address {
+        Peer::Tcp(listens) => listens.is_ipv4() != address.is_ipv4(),
+        Peer::Unix(_) => false,
+    };
+    let family = if is_other_family { ", another address family" } else { "" };
+    let summary = format!(
+        "{} listens on {}{family}, not on {address}.",
+        process(&other.listener.task),
+        other.listener.address
+    );
+    let remedy = format!(
+        "let {} listen on {address} as well, or name {} in the upstream",
+        other.listener.task.comm, other.listener.address
+    );
+    sure_of_no_socket(Stand::confirmed(summary, evidence).with_remedy(remedy), subject, around).into()
+}
+
+fn refused_remotely(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    let Some(exchange) = subject.connecting() else {
+        return Check::No;
+    };
+    let Some(SynAnswer::Elsewhere { at }) = syn_answer(exchange, around) else {
+        return Check::No;
+    };
+    let summary = format!(
+        "The host at {} answered the SYN with a reset after {}; no TCP of this host sent it.",
+        exchange.peer,
+        between(exchange.began_at, at)
+    );
+    let evidence = vec![connect_fact(exchange), fact(at, "tcp", "RST arrived for the SYN; this host sent none")];
+    remote(Confidence::Confirmed, summary, evidence, exchange, around).into()
+}
+
+/// A claim about a far host, lowered when it is not known that the host is far.
+pub fn remote(
+    confidence: Confidence,
+    summary: String,
+    evidence: Vec<Evidence>,
+    exchange: &Exchange,
+    around: &Surroundings,
+) -> Stand {
+    let stand = Stand::new(confidence, summary, evidence);
+    match locality(exchange, around) {
+        Locality::Elsewhere => stand,
+        Locality::Unknown | Locality::ThisHost => {
+            stand.without("this host's own addresses are not known, so the peer may be on it")
+        }
+    }
+}

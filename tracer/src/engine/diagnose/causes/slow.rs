@@ -1,0 +1,231 @@
+//! The connection was up and the answer did not come in time: never accepted, slow, stalled, or lost on the way.
+
+use super::facts::{backend_name, locality, queue_fact, request_fact, timer};
+use crate::{
+    engine::{
+        diagnose::{Cause, Check, Stand, Subject, fact},
+        surroundings::{Locality, Surroundings},
+        text::{between, process},
+    },
+    event::{Errno, Exchange, Peer},
+    model::{Evidence, Outcome, Phase},
+};
+
+pub const NEVER_ACCEPTED: Cause = Cause {
+    id: "never-accepted",
+    title: "the kernel took the connection, but the application never called accept()",
+    explains: &["backend-slow"],
+    outcomes: &[Outcome::TimedOut],
+    nginx_logs: "upstream timed out (110: Connection timed out) while reading response header from upstream",
+    recognised: "the backend's socket is established on this host and no process had accepted or read it when nginx's \
+        timer ended the wait",
+    needs: &[],
+    look_alikes: &["backend-slow", "accept-queue-full"],
+    remedy: "the backend's workers are all busy or stuck: add workers, or look at what its accept loop waits for",
+    check: never_accepted,
+};
+
+pub const BACKEND_SLOW: Cause = Cause {
+    id: "backend-slow",
+    title: "the backend took the request and produced no byte of an answer in time",
+    explains: &[],
+    outcomes: &[Outcome::TimedOut],
+    nginx_logs: "upstream timed out (110: Connection timed out) while reading response header from upstream",
+    recognised: "the request was acknowledged and read by the backend's process, and not a byte came back before \
+        nginx's timer; for a far peer acknowledged is all that can be seen",
+    needs: &[],
+    look_alikes: &["never-accepted", "path-lost", "response-stalled"],
+    remedy: "look at what the backend does with this request (its own log, its database); only if it may take that \
+        long, raise the read timeout",
+    check: backend_slow,
+};
+
+pub const PATH_LOST: Cause = Cause {
+    id: "path-lost",
+    title: "the request was never acknowledged: the path to the peer is lost, or something on it forgot the connection",
+    explains: &[],
+    outcomes: &[Outcome::TimedOut, Outcome::Unreachable],
+    nginx_logs: "upstream timed out (110: Connection timed out) while reading response header from upstream; recv() or \
+        writev() failed (110: …) when the kernel gave up first",
+    recognised: "the connection was up, the request's bytes were sent again and again, and no acknowledgement came",
+    needs: &["retransmits"],
+    look_alikes: &["backend-slow", "packet-dropped-locally"],
+    remedy: "on a reused connection: keep its idle time below the firewall's or NAT's (keepalive_timeout in the upstream \
+        block, proxy_socket_keepalive on); on a new one: look for packet loss or an MTU problem on the way",
+    check: path_lost,
+};
+
+pub const RESPONSE_STALLED: Cause = Cause {
+    id: "response-stalled",
+    title: "part of the answer came, then silence until nginx's timer",
+    explains: &[],
+    outcomes: &[Outcome::TimedOut],
+    nginx_logs: "upstream timed out (110: Connection timed out) while reading upstream",
+    recognised: "bytes of the answer had been read, and none followed before nginx's timer",
+    needs: &[],
+    look_alikes: &["backend-slow", "closed-mid-response"],
+    remedy: "look at what the backend waits for in the middle of its answer; only if such pauses are normal, raise the \
+        read timeout",
+    check: response_stalled,
+};
+
+/// The exchange of an attempt that timed out on a connection that was up, past any handshake of TLS.
+fn waited<'a>(subject: &Subject<'a>) -> Option<&'a Exchange> {
+    let exchange = subject.connected()?;
+    (subject.attempt.phase != Phase::Handshaking && exchange.error != Some(Errno(110))).then_some(exchange)
+}
+
+fn never_accepted(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    // Not accepted is a fact in any phase, a TLS handshake included.
+    let Some(exchange) = subject.connected() else {
+        return Check::No;
+    };
+    let Some(backend) = &exchange.backend else {
+        return Check::No;
+    };
+    if backend.accepted || backend.task.is_some() || backend.first_read_at.is_some() || exchange.received > 0 {
+        return Check::No;
+    }
+    let Peer::Tcp(address) = exchange.peer else {
+        return Check::No;
+    };
+    let (timer, mut evidence) = timer(subject);
+    evidence.extend(exchange.established_at.map(|at| fact(at, "tcp", "connection established by the kernel")));
+    evidence.extend(request_fact(exchange));
+    let (mut summary, mut remedy) = (String::new(), None);
+    if let Some((at, listener)) = around.queue_of(exchange) {
+        evidence.push(queue_fact(at, listener));
+        summary = format!(
+            "{} never called accept(): {} connections wait in the accept queue of {} (limit {}); {timer}.",
+            process(&listener.task),
+            listener.queue,
+            listener.address,
+            listener.limit
+        );
+        remedy = Some(format!(
+            "{} does not accept: its workers are all busy or stuck; add workers or see what they wait for",
+            process(&listener.task)
+        ));
+    }
+    if summary.is_empty() {
+        let owner = around.listeners_on(backend.netns, address.port()).rfind(|life| life.is_open_at(exchange.ended_at));
+        let who = owner.map_or("the application".to_owned(), |life| process(&life.listener.task));
+        summary = format!(
+            "The kernel established the connection, but {who} had not called accept() after {}; {timer}.",
+            between(exchange.established_at.unwrap_or(exchange.began_at), exchange.ended_at)
+        );
+    }
+    let mut stand = Stand::confirmed(summary, evidence);
+    stand.remedy = remedy;
+    stand.into()
+}
+
+fn backend_slow(subject: &Subject<'_>, _: &Surroundings) -> Check {
+    let Some(exchange) = waited(subject).filter(|exchange| exchange.received == 0 && exchange.unread == 0) else {
+        return Check::No;
+    };
+    // A far host that did not even acknowledge, or a window that is shut, is another story.
+    if exchange.sent == 0 || exchange.send_window == Some(0) {
+        return Check::No;
+    }
+    let (timer, mut evidence) = timer(subject);
+    evidence.extend(request_fact(exchange));
+    let since = exchange.last_sent_at.unwrap_or(exchange.began_at);
+    let silence = between(since, exchange.ended_at);
+    match &exchange.backend {
+        Some(backend) if backend.sent > 0 => Check::No,
+        Some(backend) if backend.read > 0 => {
+            evidence.extend(backend_read_fact(exchange));
+            let who = backend_name(Some(backend));
+            let summary = format!("{who} read the request and sent nothing for {silence}; {timer}.");
+            Stand::confirmed(summary, evidence).into()
+        }
+        Some(backend) if backend.accepted || backend.task.is_some() => {
+            let who = backend_name(Some(backend));
+            let summary =
+                format!("{who} accepted the connection, has not read the request and sent nothing for {silence}; {timer}.");
+            Stand::likely(summary, evidence).into()
+        }
+        Some(_) => Check::No,
+        None => {
+            let is_unix = matches!(exchange.peer, Peer::Unix(_));
+            if !is_unix && exchange.acked < exchange.sent {
+                return Check::No;
+            }
+            let took = if is_unix { "was handed over" } else { "was acknowledged by the peer's kernel" };
+            let summary = format!("The request {took}, and nothing came back for {silence}; {timer}.");
+            Stand::likely(summary, evidence)
+                .without("the backend's process was not seen: whether it read the request is not known")
+                .into()
+        }
+    }
+}
+
+fn backend_read_fact(exchange: &Exchange) -> Option<Evidence> {
+    let backend = exchange.backend.as_ref()?;
+    let task = backend.task.as_ref()?;
+    let at = backend.first_read_at.or(backend.last_read_at)?;
+    let text = format!("{}[{}] read {} bytes of the request", task.comm, task.pid, backend.read);
+    Some(
+        fact(at, "process", text)
+            .number("pid", task.pid.0)
+            .text("comm", &*task.comm)
+            .count("read", backend.read),
+    )
+}
+
+fn path_lost(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    let Some(exchange) = subject.connected().filter(|exchange| matches!(exchange.peer, Peer::Tcp(_))) else {
+        return Check::No;
+    };
+    let is_stuck = exchange.sent > 0 && exchange.acked < exchange.sent && exchange.retransmits > 0;
+    let is_reset = exchange.reset_at.is_some() || exchange.fin_at.is_some();
+    if !is_stuck || is_reset || exchange.send_window == Some(0) || exchange.received > 0 {
+        return Check::No;
+    }
+    let is_half_open = exchange.backend.is_none() && locality(exchange, around) == Locality::ThisHost;
+    let is_read = exchange.backend.as_ref().is_some_and(|backend| backend.read > 0);
+    // The other end had the bytes, or its kernel never finished the handshake: no path was lost.
+    if is_read || is_half_open {
+        return Check::No;
+    }
+    let (gave_up, mut evidence) = if exchange.error.is_some() {
+        let evidence = fact(exchange.error_at, "tcp", "the kernel gave up on the connection");
+        ("the kernel gave up".to_owned(), vec![evidence])
+    } else {
+        timer(subject)
+    };
+    evidence.extend(request_fact(exchange));
+    let text = format!("{} segments sent again", exchange.retransmits);
+    evidence.push(fact(exchange.last_retransmit_at, "tcp", text).number("retransmits", exchange.retransmits));
+    let idle = match subject.attempt.idle_us {
+        Some(idle) if subject.attempt.reused => {
+            format!(" on a connection that had been idle for {}", crate::engine::text::span(idle.saturating_mul(1000)))
+        }
+        _ => String::new(),
+    };
+    let summary = format!(
+        "{} of {} bytes of the request were acknowledged{idle}, after {} retransmissions; {gave_up}.",
+        exchange.acked, exchange.sent, exchange.retransmits
+    );
+    Stand::confirmed(summary, evidence).into()
+}
+
+fn response_stalled(subject: &Subject<'_>, _: &Surroundings) -> Check {
+    let Some(exchange) = waited(subject).filter(|exchange| exchange.received > 0) else {
+        return Check::No;
+    };
+    let (timer, mut evidence) = timer(subject);
+    evidence.extend(request_fact(exchange));
+    let Some(last) = exchange.last_received_at else {
+        return Check::No;
+    };
+    let text = format!("last of {} bytes of the answer", exchange.received);
+    evidence.push(fact(last, "tcp", text).count("received", exchange.received));
+    let summary = format!(
+        "{} bytes of the answer came, then nothing for {}; {timer}.",
+        exchange.received,
+        between(last, exchange.ended_at)
+    );
+    Stand::confirmed(summary, evidence).into()
+}

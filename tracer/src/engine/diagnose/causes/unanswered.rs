@@ -1,0 +1,163 @@
+//! A SYN that got no answer: dropped on this host, dropped on a full accept queue, or gone into the dark.
+
+use super::facts::{connect_fact, drop_fact, locality, queue_fact, timer};
+use crate::{
+    engine::{
+        diagnose::{Cause, Check, Stand, Subject, fact},
+        surroundings::{DropKind, Dropped, Locality, Surroundings},
+        text::{counted, process},
+    },
+    event::{Errno, Exchange},
+    model::{Evidence, Outcome},
+};
+
+pub const SYN_UNANSWERED: Cause = Cause {
+    id: "syn-unanswered",
+    title: "SYNs left this host and nobody answered",
+    explains: &[],
+    outcomes: &[Outcome::TimedOut],
+    nginx_logs: "upstream timed out (110: Connection timed out) while connecting to upstream; connect() failed (110: …) \
+        when the kernel gave up first",
+    recognised: "no SYN+ACK, no reset, no ICMP and no drop on this host until nginx's timer or the kernel gave up",
+    needs: &["drops"],
+    look_alikes: &["packet-dropped-locally", "accept-queue-full", "neighbour-silent"],
+    remedy: "is the peer's host up, is the address right, does a firewall or security group on the way drop silently? \
+        A packet capture on the peer's host says whether the SYN arrives",
+    check: syn_unanswered,
+};
+
+pub const PACKET_DROPPED_LOCALLY: Cause = Cause {
+    id: "packet-dropped-locally",
+    title: "this host itself dropped the connection's packets",
+    explains: &["syn-unanswered", "path-lost"],
+    outcomes: &[Outcome::TimedOut],
+    nginx_logs: "upstream timed out (110: Connection timed out) while connecting to upstream",
+    recognised: "the kernel freed the SYN, the SYN+ACK or the request's segments on this host, with its reason (netfilter \
+        rule, reverse path filter, cgroup or traffic-control program, shortage)",
+    needs: &[],
+    look_alikes: &["syn-unanswered", "accept-queue-full", "firewall-reset"],
+    remedy: "find what dropped it: for NETFILTER_DROP the rule (nft list ruleset, iptables-save), for IP_RPFILTER the \
+        rp_filter setting of the interface, for BPF or TC the program",
+    check: packet_dropped_locally,
+};
+
+pub const ACCEPT_QUEUE_FULL: Cause = Cause {
+    id: "accept-queue-full",
+    title: "the backend's accept queue is full, and the kernel dropped the handshake",
+    explains: &["syn-unanswered", "path-lost", "never-accepted", "packet-dropped-locally"],
+    outcomes: &[Outcome::TimedOut],
+    nginx_logs: "upstream timed out (110: Connection timed out) while connecting to upstream",
+    recognised: "at the moment of silence the listener held more connections than its limit (read in the kernel)",
+    needs: &[],
+    look_alikes: &["syn-unanswered", "packet-dropped-locally", "never-accepted"],
+    remedy: "accept faster (more workers, nothing blocking in the accept loop), or raise the listener's backlog and \
+        net.core.somaxconn",
+    check: accept_queue_full,
+};
+
+/// nginx's timer or the kernel: who gave up, as a sentence, and its evidence.
+fn who_gave_up(subject: &Subject<'_>, exchange: &Exchange) -> (String, Vec<Evidence>) {
+    if exchange.error == Some(Errno(110)) {
+        let text = format!("the kernel gave up after {}", counted(u64::from(exchange.syn_retransmits), "repeated SYN"));
+        let evidence = fact(exchange.error_at, "tcp", "the kernel gave up (tcp_syn_retries)").number("errno", 110);
+        return (text, vec![evidence]);
+    }
+    timer(subject)
+}
+
+fn syn_unanswered(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    let Some(exchange) = subject.connecting() else {
+        return Check::No;
+    };
+    let is_answered = exchange.reset_at.is_some() || exchange.icmp.is_some() || exchange.soft_error.is_some();
+    if is_answered || local_drop(exchange, around).is_some() {
+        return Check::No;
+    }
+    let (gave_up, mut evidence) = who_gave_up(subject, exchange);
+    evidence.push(connect_fact(exchange));
+    let summary = format!(
+        "{} to {} left this host and nothing came back; {gave_up}.",
+        counted(u64::from(exchange.syn_retransmits) + 1, "SYN"),
+        exchange.peer
+    );
+    let stand = Stand::confirmed(summary, evidence);
+    match locality(exchange, around) {
+        // Our own stack answers or drops; that neither was seen means that something was not.
+        Locality::ThisHost => stand.without("the peer is on this host, yet what became of the SYN there was not seen"),
+        Locality::Elsewhere | Locality::Unknown => stand,
+    }
+    .into()
+}
+
+fn local_drop<'a>(exchange: &Exchange, around: &'a Surroundings) -> Option<&'a Dropped> {
+    around
+        .drops_of(exchange)
+        .into_iter()
+        .find(|dropped| matches!(dropped.kind(), DropKind::Netfilter | DropKind::Local))
+}
+
+fn packet_dropped_locally(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    let Some(exchange) = subject.exchange else {
+        return Check::No;
+    };
+    // Once an answer came, a drop in between was healed by a retransmission.
+    if exchange.received > 0 || exchange.reset_at.is_some() {
+        return Check::No;
+    }
+    let is_connected = subject.connected().is_some();
+    let is_stuck = exchange.acked < exchange.sent;
+    let Some(first) = local_drop(exchange, around).filter(|_| !is_connected || is_stuck) else {
+        return Check::No;
+    };
+    let n_drops = around.drops_of(exchange).len();
+    let is_answer = Some(first.tuple.destination) == exchange.local;
+    let what = match (is_connected, is_answer) {
+        (true, _) => "the connection's packets",
+        (false, true) => "the peer's answer to the SYN",
+        (false, false) => "the SYN",
+    };
+    let reason = first.reason.as_deref().or(first.location.as_deref()).unwrap_or("no reason given");
+    let place = if first.netns == exchange.netns { "" } else { ", in another network namespace" };
+    let (gave_up, mut evidence) = who_gave_up(subject, exchange);
+    evidence.push(connect_fact(exchange));
+    evidence.push(drop_fact(first).count("drops", n_drops as u64));
+    let summary = format!("This host dropped {what} for {} ({reason}{place}); {gave_up}.", exchange.peer);
+    Stand::confirmed(summary, evidence).into()
+}
+
+fn accept_queue_full(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    let Some(exchange) = subject.exchange else {
+        return Check::No;
+    };
+    let is_dropped_ack = around.drops_of(exchange).iter().any(|dropped| dropped.kind() == DropKind::AcceptQueue);
+    let full = around.queue_of(exchange).filter(|(_, listener)| listener.queue > listener.limit);
+    // A connection that is up in both kernels got through the queue.
+    let is_through = exchange.backend.is_some() || exchange.acked > 0 || exchange.received > 0;
+    if is_through {
+        return Check::No;
+    }
+    let (gave_up, mut evidence) = who_gave_up(subject, exchange);
+    evidence.push(connect_fact(exchange));
+    evidence.extend(around.drops_of(exchange).into_iter().map(drop_fact));
+    if let Some((at, listener)) = full {
+        evidence.push(queue_fact(at, listener));
+        let summary = format!(
+            "The accept queue of {} is full ({} waiting, limit {}; {}), so the kernel dropped the SYN; {gave_up}.",
+            listener.address,
+            listener.queue,
+            listener.limit,
+            process(&listener.task)
+        );
+        let remedy = format!(
+            "let {} accept faster (more workers, nothing blocking in its accept loop), or raise its backlog above {} \
+             together with net.core.somaxconn",
+            listener.task.comm, listener.limit
+        );
+        return Stand::confirmed(summary, evidence).with_remedy(remedy).into();
+    }
+    if is_dropped_ack {
+        let summary = format!("The accept queue at {} was full when the handshake's last packet came; {gave_up}.", exchange.peer);
+        return Stand::confirmed(summary, evidence).into();
+    }
+    Check::No
+}

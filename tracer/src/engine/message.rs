@@ -1,0 +1,295 @@
+//! What nginx's own lines mean: which of them is an attempt, which ends one, and which is neither.
+//!
+//! A message is judged by its text, and the same judgement serves a format string heard at its source
+//! (`connect() to %V failed`) and a finished line of a log file (`connect() to 10.0.0.1:80 failed`).
+
+use crate::{
+    engine::text::strerror,
+    event::{Errno, Line, LineId, LogLine, Peer},
+};
+
+/// What a line says about upstreams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meaning {
+    /// The line is the whole attempt: `connect(2)` itself failed.
+    ConnectAtOnce,
+    /// The line is the whole attempt: `bind(2)` failed; its argument is the local address.
+    Bind,
+    /// The line is the whole attempt: `socket(2)` failed.
+    Socket,
+    /// The line is the whole attempt: nginx ran out of `worker_connections`.
+    WorkerConnections,
+    /// The line is the whole attempt: no peer was worth a try.
+    NoLiveUpstreams,
+    /// A connect that had begun failed.
+    Connect,
+    /// nginx's timer ran out.
+    TimedOut,
+    /// The peer closed before the answer was whole.
+    ClosedEarly,
+    /// A read or write failed with an errno.
+    Io,
+    /// The peer closed during the TLS handshake.
+    HandshakeClosed,
+    /// The answer or the TLS handshake was not acceptable.
+    Unacceptable,
+    /// Something else at error level about an upstream.
+    Other,
+    /// Nothing about an attempt.
+    Nothing,
+}
+
+impl Meaning {
+    /// The line is an attempt by itself: no socket of ours ends with it.
+    pub fn stands_alone(self) -> bool {
+        matches!(
+            self,
+            Self::ConnectAtOnce | Self::Bind | Self::Socket | Self::WorkerConnections | Self::NoLiveUpstreams
+        )
+    }
+}
+
+/// A line of nginx about an upstream, from its source or from a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Said {
+    /// What it means.
+    pub meaning: Meaning,
+    /// Its number, when it was heard at its source.
+    pub line: Option<LineId>,
+    /// Its errno.
+    pub errno: Option<Errno>,
+    /// The phase text.
+    pub action: Option<String>,
+    /// The peer it names in its own message.
+    pub peer: Option<Peer>,
+    /// The address it names, whatever it is.
+    pub argument: Option<String>,
+    /// The message as nginx prints it: text, errno, phase.
+    pub text: String,
+}
+
+impl Said {
+    /// From a line heard at its source.
+    pub fn heard(line: &Line) -> Self {
+        let message = heard_text(line);
+        let argument = line.argument.clone().filter(|_| line.message.contains("%V"));
+        Self {
+            meaning: meaning(
+                &message,
+                line.level,
+                line.action.as_deref(),
+                line.connection.is_some(),
+            ),
+            line: Some(line.id),
+            errno: line.errno,
+            action: line.action.clone(),
+            peer: argument.as_deref().and_then(|text| text.parse().ok()),
+            argument,
+            text: whole(&message, line.errno, line.action.as_deref()),
+        }
+    }
+
+    /// From a line of a log file.
+    pub fn logged(log: &LogLine) -> Self {
+        let level = match log.level.as_str() {
+            "emerg" => 1,
+            "alert" => 2,
+            "crit" => 3,
+            "error" => 4,
+            _ => 5,
+        };
+        let argument = between(&log.message, "connect() to ", " failed")
+            .or_else(|| between(&log.message, "bind(", ") failed"))
+            .map(str::to_owned);
+        Self {
+            meaning: meaning(
+                &log.message,
+                level,
+                log.action.as_deref(),
+                log.connection.is_some(),
+            ),
+            line: None,
+            errno: log.errno,
+            action: log.action.clone(),
+            peer: argument.as_deref().and_then(|text| text.parse().ok()),
+            argument,
+            text: whole(&log.message, log.errno, log.action.as_deref()),
+        }
+    }
+}
+
+/// Whether a line of the log file is this line heard at its source.
+pub fn is_same(line: &Line, log: &LogLine) -> bool {
+    let agree = |one: Option<u64>, other: Option<u64>| one.is_none() || other.is_none() || one == other;
+    if line.worker != log.pid || line.errno != log.errno || !agree(line.connection, log.connection) {
+        return false;
+    }
+    let heard = heard_text(line);
+    // A pre-formatted text may be cut at a different place by either side; its beginning identifies it.
+    let head = |text: &str| text.chars().take(24).collect::<String>();
+    heard.is_empty() || head(&heard) == head(&log.message) || log.message.starts_with(&heard)
+}
+
+/// The message with its first argument filled in, up to the first one that is not known.
+fn heard_text(line: &Line) -> String {
+    let argument = line.argument.as_deref().unwrap_or("");
+    if line.message.starts_with("%*s") {
+        return argument.to_owned();
+    }
+    let filled = line.message.replacen("%V", argument, 1);
+    match filled.split_once('%') {
+        Some((known, _)) => known.trim_end_matches([' ', '"', ':', '(']).to_owned(),
+        None => filled,
+    }
+}
+
+fn whole(message: &str, errno: Option<Errno>, action: Option<&str>) -> String {
+    let mut text = message.to_owned();
+    if let Some(errno) = errno {
+        text += &format!(" ({}: {})", errno.0, strerror(errno));
+    }
+    if let Some(action) = action {
+        text += &format!(" while {action}");
+    }
+    text
+}
+
+fn meaning(message: &str, level: u8, action: Option<&str>, has_connection: bool) -> Meaning {
+    // The resolver and the log itself connect too, but no client connection waits for them.
+    let is_upstream = match action {
+        Some(action) => is_upstream_action(action),
+        None => has_connection,
+    };
+    if level > 4 || !is_upstream || is_ignored(message) {
+        return Meaning::Nothing;
+    }
+    let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| message.starts_with(prefix));
+    if message.starts_with("connect() to ") {
+        Meaning::ConnectAtOnce
+    } else if message.starts_with("bind(") {
+        Meaning::Bind
+    } else if message.starts_with("socket() failed") {
+        Meaning::Socket
+    } else if message.starts_with("no live upstreams") {
+        Meaning::NoLiveUpstreams
+    } else if message.contains("worker_connections are not enough") {
+        Meaning::WorkerConnections
+    } else if message.starts_with("connect() failed") {
+        Meaning::Connect
+    } else if message.starts_with("upstream timed out") {
+        Meaning::TimedOut
+    } else if message.starts_with("upstream prematurely closed") {
+        Meaning::ClosedEarly
+    } else if message.starts_with("peer closed connection in SSL handshake") {
+        Meaning::HandshakeClosed
+    } else if starts(&[
+        "recv() ",
+        "readv() ",
+        "send() ",
+        "writev() ",
+        "sendfile() ",
+        "SSL_read() ",
+        "SSL_write() ",
+    ]) {
+        Meaning::Io
+    } else if starts(&[
+        "SSL_do_handshake()",
+        "upstream SSL certificate",
+        "upstream sent ",
+        "upstream rejected ",
+    ]) {
+        Meaning::Unacceptable
+    } else if action.is_some() {
+        Meaning::Other
+    } else {
+        Meaning::Nothing
+    }
+}
+
+fn is_upstream_action(action: &str) -> bool {
+    action.contains("upstream")
+        || matches!(
+            action,
+            "sending to client" | "proxying connection" | "proxying and sending to client"
+        )
+}
+
+/// Lines about an upstream that end no attempt, and lines about clients.
+fn is_ignored(message: &str) -> bool {
+    const BEGINNINGS: [&str; 8] = [
+        "FastCGI sent in stderr",
+        "upstream server temporarily disabled",
+        "upstream sent no valid HTTP/1.0 header",
+        "client ",
+        "epoll_wait() reported",
+        "an upstream response is buffered",
+        "a client request body",
+        "open() ",
+    ];
+    BEGINNINGS.iter().any(|beginning| message.starts_with(beginning)) || message.ends_with("ignored")
+}
+
+fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
+    text.strip_prefix(before)?
+        .split_once(after)
+        .map(|(inner, _)| inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Ktime, Pid};
+
+    fn line(message: &str, argument: Option<&str>, errno: Option<i32>, action: &str) -> Line {
+        Line {
+            id: LineId(1),
+            worker: Pid(7),
+            at: Ktime(0),
+            level: 4,
+            errno: errno.map(Errno),
+            connection: Some(9),
+            message: message.to_owned(),
+            action: Some(action.to_owned()),
+            argument: argument.map(str::to_owned),
+            route: None,
+        }
+    }
+
+    #[test]
+    fn a_heard_line_reads_as_nginx_prints_it() {
+        let heard = Said::heard(&line(
+            "connect() to %V failed",
+            Some("unix:/run/a.sock"),
+            Some(2),
+            "connecting to upstream",
+        ));
+        assert_eq!(
+            heard.text,
+            "connect() to unix:/run/a.sock failed (2: No such file or directory) while connecting to upstream"
+        );
+        assert_eq!(
+            (heard.meaning, heard.peer),
+            (Meaning::ConnectAtOnce, Some(Peer::Unix("/run/a.sock".into())))
+        );
+    }
+
+    #[test]
+    fn what_ends_no_attempt_means_nothing() {
+        let meaning = |message, action| Said::heard(&line(message, None, None, action)).meaning;
+        let reading = "reading response header from upstream";
+        assert_eq!(
+            meaning("FastCGI sent in stderr: \"%*s\"", reading),
+            Meaning::Nothing
+        );
+        assert_eq!(
+            meaning("upstream sent no valid HTTP/1.0 header", reading),
+            Meaning::Nothing
+        );
+        assert_eq!(meaning("client timed out", "sending to client"), Meaning::Nothing);
+        assert_eq!(meaning("connect() to %V failed", "resolving"), Meaning::Nothing);
+        assert_eq!(
+            meaning("upstream prematurely closed connection", reading),
+            Meaning::ClosedEarly
+        );
+    }
+}

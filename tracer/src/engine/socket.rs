@@ -1,0 +1,300 @@
+//! What one exchange came to: outcome, phase and errno, read from the kernel's record and, where it was heard, from
+//! nginx's own line. A success must never be read as a failure here.
+
+use crate::{
+    engine::message::{Meaning, Said},
+    event::{EndKind, Errno, Exchange, Ktime, Limits, Peer, TcpState},
+    model::{ClosedBy, Outcome, Phase},
+};
+
+/// What nginx was heard to say about the end of an exchange.
+#[derive(Clone, Copy, Debug)]
+pub enum Heard<'a> {
+    /// This line belongs to it.
+    Line(&'a Said),
+    /// Its log function is listened to, and it said nothing; proven: other lines at error level were heard.
+    Silence {
+        /// Whether the log level lets error lines through.
+        is_proven: bool,
+    },
+    /// Nobody listens to nginx here.
+    Deaf,
+}
+
+/// How an exchange ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// What happened.
+    pub outcome: Outcome,
+    /// Where.
+    pub phase: Phase,
+    /// The errno, where there is one.
+    pub errno: Option<Errno>,
+    /// Who closed first.
+    pub closed_by: Option<ClosedBy>,
+    /// Only a client that left, or a line not yet read, could still change this.
+    pub is_final: bool,
+}
+
+/// Reads an exchange; `None`: it is no attempt at all (an idle connection, or one under way at detach).
+///
+/// `client_left`: nginx closed the client's connection right after it, because the client had gone.
+pub fn read(exchange: &Exchange, heard: Heard<'_>, client_left: bool, limits: &Limits) -> Option<Ending> {
+    let is_silent = exchange.sent == 0 && exchange.received == 0;
+    let is_idle = exchange.connect_at.is_none() && is_silent && exchange.unread == 0;
+    if exchange.end == EndKind::Detached || (is_idle && !matches!(heard, Heard::Line(_))) {
+        return None;
+    }
+    let (outcome, errno, is_final) = outcome(exchange, heard, client_left, limits);
+    Some(Ending {
+        outcome,
+        phase: phase(exchange, heard, outcome),
+        errno,
+        closed_by: closed_by(exchange),
+        is_final,
+    })
+}
+
+/// When nginx was done with the exchange: a kept connection may be closed long after its last response.
+pub fn ended_at(exchange: &Exchange, outcome: Outcome) -> Ktime {
+    const HANDLER: u64 = 5_000_000;
+    let last = exchange.last_received_at.max(exchange.eof_read_at);
+    match last {
+        Some(last) if outcome == Outcome::Ok && exchange.ended_at.since(last) > HANDLER => last,
+        _ => exchange.ended_at,
+    }
+}
+
+/// The outcome an errno stands for.
+pub fn outcome_of(errno: Errno) -> Outcome {
+    match errno.0 {
+        111 => Outcome::Refused,
+        100 | 101 | 112 | 113 => Outcome::Unreachable,
+        1 | 13 => Outcome::Denied,
+        110 => Outcome::TimedOut,
+        32 | 103 | 104 => Outcome::Reset,
+        11 | 12 | 23 | 24 | 99 | 105 => Outcome::Exhausted,
+        2 | 20 | 40 | 91 => Outcome::Missing,
+        _ => Outcome::Invalid,
+    }
+}
+
+/// The outcome of a line that is an attempt by itself.
+pub fn outcome_of_lone(said: &Said) -> Outcome {
+    match said.meaning {
+        Meaning::NoLiveUpstreams => Outcome::NoLiveUpstreams,
+        Meaning::WorkerConnections => Outcome::Exhausted,
+        // A source address that is missing or taken is a setting, not a shortage.
+        Meaning::Bind => Outcome::Invalid,
+        _ => said.errno.map_or(Outcome::Invalid, outcome_of),
+    }
+}
+
+fn outcome(
+    exchange: &Exchange,
+    heard: Heard<'_>,
+    client_left: bool,
+    limits: &Limits,
+) -> (Outcome, Option<Errno>, bool) {
+    if let Heard::Line(said) = heard {
+        let (outcome, errno) = outcome_by_line(exchange, said);
+        return (outcome, errno, true);
+    }
+    match exchange.end {
+        EndKind::NextExchange | EndKind::Idle | EndKind::Detached => return (Outcome::Ok, None, true),
+        EndKind::WorkerGone if exchange.received > 0 => return (Outcome::Ok, None, true),
+        EndKind::WorkerGone => return (Outcome::Cancelled, None, true),
+        EndKind::Presumed if exchange.received > 0 => return (Outcome::Ok, None, true),
+        EndKind::Presumed | EndKind::Closed => {}
+    }
+    if exchange.received > 0 {
+        return after_an_answer(exchange, heard, client_left);
+    }
+    if client_left {
+        return (Outcome::Cancelled, None, true);
+    }
+    if let Some((outcome, errno)) = failed_in_the_kernel(exchange, heard) {
+        return (outcome, errno, false);
+    }
+    // From here on nginx closed a connection on which nothing bad had happened: its timer, or its client.
+    if exchange.uncut && is_established(exchange) && exchange.sent == 0 {
+        return (Outcome::Cancelled, None, false);
+    }
+    let is_timer = match heard {
+        Heard::Line(_) | Heard::Silence { is_proven: true } => false,
+        Heard::Silence { is_proven: false } => is_timer(exchange, limits).unwrap_or(false),
+        Heard::Deaf => is_timer(exchange, limits).unwrap_or(true),
+    };
+    if is_timer {
+        (Outcome::TimedOut, Some(Errno(110)), false)
+    } else {
+        (Outcome::Cancelled, None, false)
+    }
+}
+
+fn outcome_by_line(exchange: &Exchange, said: &Said) -> (Outcome, Option<Errno>) {
+    match said.meaning {
+        Meaning::TimedOut => (Outcome::TimedOut, Some(Errno(110))),
+        Meaning::ClosedEarly => (Outcome::Closed, None),
+        Meaning::HandshakeClosed => match said.errno {
+            Some(errno) => (outcome_of(errno), Some(errno)),
+            None => (Outcome::Closed, None),
+        },
+        Meaning::Unacceptable => (Outcome::Invalid, said.errno),
+        Meaning::ConnectAtOnce | Meaning::Bind | Meaning::Socket | Meaning::WorkerConnections => {
+            (outcome_of_lone(said), said.errno)
+        }
+        Meaning::NoLiveUpstreams | Meaning::Nothing | Meaning::Connect | Meaning::Io | Meaning::Other => {
+            match said.errno.or(kernel_errno(exchange)) {
+                Some(errno) => (outcome_of(errno), Some(errno)),
+                None => (Outcome::Invalid, None),
+            }
+        }
+    }
+}
+
+/// nginx read something and said nothing: an answer, unless the kernel shows that the end broke it.
+fn after_an_answer(
+    exchange: &Exchange,
+    heard: Heard<'_>,
+    client_left: bool,
+) -> (Outcome, Option<Errno>, bool) {
+    // The last read and the close share one handler when the response was complete.
+    const HANDLER: u64 = 1_000_000;
+    let last = exchange.last_received_at.max(exchange.eof_read_at);
+    let was_complete = last.is_some_and(|last| exchange.ended_at.since(last) < HANDLER);
+    if client_left && !was_complete {
+        return (Outcome::Cancelled, None, true);
+    }
+    match (heard, exchange.recv_error.or(exchange.send_error)) {
+        // Only an error that nginx fetched can have hurt: resets of orphans are healthy ends.
+        (Heard::Deaf, Some(errno)) => (outcome_of(errno), Some(errno), false),
+        _ => (Outcome::Ok, None, was_complete || !matches!(heard, Heard::Deaf)),
+    }
+}
+
+/// A failure that the kernel alone shows, before any byte of an answer.
+fn failed_in_the_kernel(exchange: &Exchange, heard: Heard<'_>) -> Option<(Outcome, Option<Errno>)> {
+    let errno = |errno: Errno| Some((outcome_of(errno), Some(errno)));
+    if !is_established(exchange) {
+        // nginx asks for the error before it says or does anything about it: unfetched, it never noticed.
+        let is_unnoticed = exchange.error_unfetched && !matches!(heard, Heard::Deaf);
+        let refused_by_rst = exchange.reset_at.map(|_| Errno(111));
+        return match exchange.error.or(refused_by_rst) {
+            Some(_) if is_unnoticed => None,
+            Some(error) => errno(error),
+            None if exchange.soft_error.is_some() => exchange.soft_error.and_then(errno),
+            None if exchange.icmp.is_some() => exchange.icmp.as_ref().and_then(|icmp| errno(icmp.errno)),
+            None if has_no_port(exchange) => errno(Errno(99)),
+            None => None,
+        };
+    }
+    if let Some(error) = exchange.recv_error.or(exchange.send_error) {
+        return errno(error);
+    }
+    if exchange.eof_read_at.is_some() {
+        // A stream proxy's peer may end a session without having said a word, and nginx thinks nothing of it.
+        let is_quiet_session = exchange.uncut && matches!(heard, Heard::Silence { .. });
+        return (!is_quiet_session).then_some((Outcome::Closed, None));
+    }
+    match exchange.error {
+        Some(error) if !exchange.error_unfetched => errno(error),
+        _ => None,
+    }
+}
+
+/// nginx closed a silent connection: `Some(true)` when a configured timer fits, `Some(false)` when none can have
+/// run out yet, `None` when the configuration does not say.
+fn is_timer(exchange: &Exchange, limits: &Limits) -> Option<bool> {
+    // nginx's timers run on a clock it refreshes once per loop, so they may fire a little early or late.
+    const EARLY: u64 = 60_000_000;
+    const LATE: u64 = 500_000_000;
+    let (begun, limit) = if is_established(exchange) {
+        let begun = exchange.last_sent_at.or(exchange.established_at)?;
+        let is_blocked = exchange.send_blocked_at > exchange.last_sent_at;
+        (
+            begun,
+            if is_blocked {
+                limits.send_timeout_ms
+            } else {
+                limits.read_timeout_ms
+            }?,
+        )
+    } else {
+        (exchange.connect_at?, limits.connect_timeout_ms?)
+    };
+    let waited = exchange.ended_at.since(begun);
+    let limit = limit.saturating_mul(1_000_000);
+    let is_due = waited.saturating_add(EARLY) >= limit && waited <= limit.saturating_add(LATE);
+    Some(is_due)
+}
+
+fn kernel_errno(exchange: &Exchange) -> Option<Errno> {
+    exchange
+        .recv_error
+        .or(exchange.send_error)
+        .or(exchange.error)
+        .or(exchange.soft_error)
+}
+
+/// Whether the connection was ever up.
+pub fn is_established(exchange: &Exchange) -> bool {
+    exchange.established_at.is_some() || exchange.id.number > 1 || exchange.connect_at.is_none()
+}
+
+/// connect() gave up before the kernel had found a source port.
+pub fn has_no_port(exchange: &Exchange) -> bool {
+    !is_established(exchange)
+        && matches!(exchange.peer, Peer::Tcp(_))
+        && exchange.local.is_none_or(|local| local.port() == 0)
+        && exchange.error.is_none()
+}
+
+fn phase(exchange: &Exchange, heard: Heard<'_>, outcome: Outcome) -> Phase {
+    if let Heard::Line(said) = heard {
+        if said.meaning == Meaning::Connect || said.meaning.stands_alone() {
+            return Phase::Connecting;
+        }
+        if said
+            .action
+            .as_deref()
+            .is_some_and(|action| action.starts_with("SSL handshaking"))
+        {
+            return Phase::Handshaking;
+        }
+    }
+    let is_blocked = exchange.send_blocked_at > exchange.last_sent_at;
+    if !is_established(exchange) {
+        Phase::Connecting
+    } else if exchange.received > 0 {
+        Phase::Reading
+    } else if exchange.sent == 0 || exchange.send_error.is_some() || is_blocked {
+        Phase::Sending
+    } else if outcome == Outcome::Ok {
+        Phase::Reading
+    } else {
+        Phase::Waiting
+    }
+}
+
+fn closed_by(exchange: &Exchange) -> Option<ClosedBy> {
+    let before_the_end = |at: Option<Ktime>| at.is_some_and(|at| at <= exchange.ended_at);
+    match exchange.end {
+        EndKind::NextExchange | EndKind::Idle | EndKind::Presumed | EndKind::Detached => None,
+        EndKind::WorkerGone => Some(ClosedBy::Kernel),
+        EndKind::Closed => {
+            let is_reset = exchange.reset_in != Some(TcpState::FinWait1) && before_the_end(exchange.reset_at);
+            let is_error = exchange.error.is_some() && exchange.reset_at.is_none();
+            // The socket's FIN came first, even when a reset followed on what nginx still sent.
+            if before_the_end(exchange.fin_at)
+                || (exchange.fin_at.is_none() && exchange.eof_read_at.is_some())
+            {
+                Some(ClosedBy::Peer)
+            } else if is_reset || is_error {
+                Some(ClosedBy::Kernel)
+            } else {
+                Some(ClosedBy::Nginx)
+            }
+        }
+    }
+}

@@ -1,0 +1,794 @@
+//! What happened around the attempts: listeners, deaths, resets, drops, ICMP, queues, addresses, answers.
+//!
+//! Every history is bounded by count and by age on the input clock; what is pushed out early is counted as lost.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, SocketAddr},
+};
+
+use crate::{
+    engine::table::Keyed,
+    event::{
+        Answer, ConnId, Exchange, Exit, Ktime, Listener, LossClass, Netns, Peer, Pid, Question, ResetBy,
+        Sock, Task, Tuple,
+    },
+    model::HookStatus,
+};
+
+/// One second in nanoseconds.
+pub const SECOND: u64 = 1_000_000_000;
+/// A listener that closed longer ago than this explains nothing any more (ten minutes).
+pub const LISTENER_MEMORY: u64 = 600 * SECOND;
+/// How long packets' fates are kept: a connect may hang for two minutes before it fails.
+const PACKET_MEMORY: u64 = 150 * SECOND;
+/// How long a refusal is kept: what was refused ends at once.
+const REFUSAL_MEMORY: u64 = 5 * SECOND;
+/// How long an answer of the host stands for the same question.
+const ANSWER_MEMORY: u64 = SECOND / 4;
+/// How close in time two records of one packet may lie across sockets and CPUs.
+pub const SLACK: u64 = 1_000_000;
+
+/// A listening socket's life as far as it was seen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListenerLife {
+    /// The socket, with whoever opened or held it.
+    pub listener: Listener,
+    /// When it opened; `None`: it was there before it was looked for.
+    pub opened_at: Option<Ktime>,
+    /// When it closed, and in whose hands.
+    pub closed: Option<(Ktime, Task)>,
+}
+
+impl ListenerLife {
+    /// Whether it listened at that moment.
+    pub fn is_open_at(&self, at: Ktime) -> bool {
+        self.opened_at.is_none_or(|opened| opened <= at)
+            && self.closed.as_ref().is_none_or(|(closed, _)| at < *closed)
+    }
+}
+
+/// A process that ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Death {
+    /// When.
+    pub at: Ktime,
+    /// Who, and how (`exiting`).
+    pub task: Task,
+    /// Its parent at that time.
+    pub parent: Pid,
+    /// Who sent the signal.
+    pub signalled_by: Option<Task>,
+}
+
+/// A reset this host sent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResetSent {
+    /// When.
+    pub at: Ktime,
+    /// In which namespace.
+    pub netns: Netns,
+    /// The packet it answered.
+    pub tuple: Tuple,
+    /// The kernel's reason.
+    pub reason: Option<String>,
+    /// The socket behind it.
+    pub by: ResetBy,
+}
+
+/// A packet freed on this host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dropped {
+    /// When.
+    pub at: Ktime,
+    /// In which namespace.
+    pub netns: Netns,
+    /// The packet.
+    pub tuple: Tuple,
+    /// Its TCP flags.
+    pub flags: u8,
+    /// The kernel's reason.
+    pub reason: Option<String>,
+    /// The function that dropped it.
+    pub location: Option<String>,
+}
+
+/// Why a packet was dropped, as far as diagnoses care.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropKind {
+    /// A netfilter rule.
+    Netfilter,
+    /// The next hop's address was not to be had.
+    Neighbour,
+    /// No socket for it.
+    NoSocket,
+    /// A full accept queue met a connection's last handshake packet.
+    AcceptQueue,
+    /// Another policy or shortage of this host (`rp_filter`, cgroup, traffic control, memory …).
+    Local,
+    /// Ordinary housekeeping.
+    Noise,
+}
+
+impl Dropped {
+    /// Sorts the drop by its reason, or by its place on kernels without reasons.
+    pub fn kind(&self) -> DropKind {
+        let place = self.location.as_deref().unwrap_or("");
+        let is_netfilter_place = ["nf_hook_slow", "nft_do_chain", "ipt_do_table", "ip6t_do_table"]
+            .iter()
+            .any(|function| place.starts_with(function));
+        let is_tcp_place = place.starts_with("tcp_v4_rcv") || place.starts_with("tcp_v6_rcv");
+        match self.reason.as_deref() {
+            Some("NETFILTER_DROP") => DropKind::Netfilter,
+            Some("NO_SOCKET") => DropKind::NoSocket,
+            Some("TCP_LISTEN_OVERFLOW") => DropKind::AcceptQueue,
+            Some(reason) if reason.starts_with("NEIGH_") => DropKind::Neighbour,
+            // IPv6 gives no reason for a silent neighbour; only the place tells.
+            Some("NOT_SPECIFIED") | None if place.starts_with("neigh_invalidate") => DropKind::Neighbour,
+            Some("NOT_SPECIFIED") | None if is_netfilter_place => DropKind::Netfilter,
+            None if is_tcp_place && self.is_syn() => DropKind::NoSocket,
+            Some(reason) if is_policy(reason) => DropKind::Local,
+            Some(_) | None => DropKind::Noise,
+        }
+    }
+
+    /// A first packet of a handshake, either way.
+    pub fn is_syn(&self) -> bool {
+        self.flags & 0x02 != 0
+    }
+}
+
+/// Drop reasons that are a decision or a shortage of this host and cannot be a connection's ordinary life.
+fn is_policy(reason: &str) -> bool {
+    const REASONS: [&str; 21] = [
+        "IP_RPFILTER",
+        "BPF_CGROUP_EGRESS",
+        "SOCKET_FILTER",
+        "TC_EGRESS",
+        "TC_INGRESS",
+        "TC_COOKIE_ERROR",
+        "TC_CHAIN_NOTFOUND",
+        "TC_RECLASSIFY_LOOP",
+        "XDP",
+        "QDISC_DROP",
+        "CPU_BACKLOG",
+        "FULL_RING",
+        "NOMEM",
+        "PROTO_MEM",
+        "XFRM_POLICY",
+        "IP_OUTNOROUTES",
+        "IP_INNOROUTES",
+        "IPV6DISABLED",
+        "UNICAST_IN_L2_MULTICAST",
+        "IP_INVALID_SOURCE",
+        "IP_LOCALNET",
+    ];
+    REASONS.contains(&reason)
+}
+
+/// An ICMP error this host generated.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct IcmpSent {
+    /// When.
+    pub at: Ktime,
+    /// In which namespace.
+    pub netns: Netns,
+    /// The packet it is about.
+    pub tuple: Tuple,
+    /// ICMP type.
+    pub kind: u8,
+    /// ICMP code.
+    pub code: u8,
+}
+
+/// Whether a peer lives on this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Locality {
+    /// Its address is one of ours, in some namespace we know.
+    ThisHost,
+    /// Its address is in no namespace we know.
+    Elsewhere,
+    /// Nobody told us nginx's own addresses.
+    Unknown,
+}
+
+/// A failure that is over, for those that follow from it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PastFailure {
+    /// The attempt's number.
+    pub attempt: u64,
+    /// When it ended.
+    pub at: Ktime,
+    /// In which worker.
+    pub worker: Pid,
+    /// At which peer.
+    pub peer: Peer,
+    /// With which headline.
+    pub cause: &'static str,
+}
+
+/// Everything around the attempts that a check may look at.
+#[derive(Debug)]
+pub struct Surroundings {
+    now: Ktime,
+    hooks: BTreeMap<String, HookStatus>,
+    listeners: Listeners,
+    deaths: Keyed<Pid, Death>,
+    resets: Keyed<SocketAddr, ResetSent>,
+    /// Packets for which there was no socket, like `resets`.
+    refusals: Keyed<SocketAddr, Dropped>,
+    /// Under both of the packet's addresses: one of them is nginx's own.
+    drops: Keyed<SocketAddr, Dropped>,
+    drops_by_conn: Keyed<ConnId, Dropped>,
+    icmp: Keyed<SocketAddr, IcmpSent>,
+    queues: Keyed<ConnId, (Ktime, Listener)>,
+    addresses: BTreeMap<Netns, Vec<IpAddr>>,
+    answers: Keyed<Question, (Ktime, Answer)>,
+    servers: Keyed<String, Task>,
+    serving: Keyed<Pid, Peer>,
+    failures: Keyed<String, PastFailure>,
+    losses: Keyed<(), (Ktime, LossClass)>,
+}
+
+impl Surroundings {
+    /// Empty histories of at most `capacity` entries each.
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            now: Ktime(0),
+            hooks: BTreeMap::new(),
+            listeners: Listeners::new(capacity),
+            deaths: Keyed::new(capacity, LISTENER_MEMORY),
+            resets: Keyed::new(capacity, REFUSAL_MEMORY),
+            refusals: Keyed::new(capacity, REFUSAL_MEMORY),
+            drops: Keyed::new(capacity, PACKET_MEMORY),
+            drops_by_conn: Keyed::new(capacity, PACKET_MEMORY),
+            icmp: Keyed::new(capacity, PACKET_MEMORY),
+            queues: Keyed::new(capacity, PACKET_MEMORY),
+            addresses: BTreeMap::new(),
+            answers: Keyed::new(capacity.min(1024), ANSWER_MEMORY),
+            servers: Keyed::new(capacity.min(4096), LISTENER_MEMORY),
+            serving: Keyed::new(capacity.min(16_384), u64::MAX),
+            failures: Keyed::new(capacity.min(4096), 60 * SECOND),
+            // A loss is remembered as long as an attempt that began before it can still end.
+            losses: Keyed::new(1024, LISTENER_MEMORY),
+        }
+    }
+
+    // What the engine puts in.
+
+    /// Moves the clock and lets old entries go.
+    pub fn tick(&mut self, now: Ktime) {
+        self.now = now;
+        self.deaths.expire(now);
+        self.resets.expire(now);
+        self.refusals.expire(now);
+        self.drops.expire(now);
+        self.drops_by_conn.expire(now);
+        self.icmp.expire(now);
+        self.queues.expire(now);
+        self.answers.expire(now);
+        self.servers.expire(now);
+        self.failures.expire(now);
+        self.losses.expire(now);
+    }
+
+    /// What can be seen on this host.
+    pub fn set_hooks(&mut self, hooks: Vec<HookStatus>) {
+        self.hooks = hooks
+            .into_iter()
+            .take(256)
+            .map(|hook| (hook.sees.clone(), hook))
+            .collect();
+    }
+
+    /// The addresses of a namespace.
+    pub fn set_addresses(&mut self, netns: Netns, addresses: Vec<IpAddr>) {
+        if self.addresses.len() >= 4096 && !self.addresses.contains_key(&netns) {
+            self.addresses.pop_first();
+        }
+        self.addresses.insert(netns, addresses);
+    }
+
+    /// A listener opened.
+    pub fn listener_opened(&mut self, at: Ktime, listener: Listener) {
+        self.serves(listener.task.pid, &listener.address);
+        self.listeners.opened(at, listener);
+    }
+
+    /// A listener was found open.
+    pub fn listener_found(&mut self, listener: Listener) {
+        self.serves(listener.task.pid, &listener.address);
+        self.listeners.found(listener);
+    }
+
+    /// A listener closed.
+    pub fn listener_closed(&mut self, at: Ktime, listener: Listener) {
+        self.listeners.closed(at, listener);
+    }
+
+    /// A process ended.
+    pub fn died(&mut self, death: Death) {
+        self.deaths.push(self.now, death.task.pid, death);
+    }
+
+    /// This host sent a reset.
+    pub fn reset_sent(&mut self, reset: ResetSent) {
+        self.resets.push(self.now, reset.tuple.source, reset);
+    }
+
+    /// A packet was dropped.
+    pub fn dropped(&mut self, conn: Option<ConnId>, dropped: Dropped) {
+        match dropped.kind() {
+            DropKind::Noise => {}
+            DropKind::NoSocket => self.refusals.push(self.now, dropped.tuple.source, dropped),
+            DropKind::Netfilter | DropKind::Neighbour | DropKind::AcceptQueue | DropKind::Local => {
+                if let Some(conn) = conn {
+                    self.drops_by_conn.push(self.now, conn, dropped.clone());
+                }
+                self.drops.push(self.now, dropped.tuple.source, dropped.clone());
+                self.drops.push(self.now, dropped.tuple.destination, dropped);
+            }
+        }
+    }
+
+    /// This host sent an ICMP error.
+    pub fn icmp_sent(&mut self, icmp: IcmpSent) {
+        self.icmp.push(self.now, icmp.tuple.source, icmp);
+    }
+
+    /// A listener's queue was read for a connection.
+    pub fn queue_read(&mut self, at: Ktime, conn: ConnId, listener: Listener) {
+        self.queues.push(self.now, conn, (at, listener));
+    }
+
+    /// The host answered.
+    pub fn answered(&mut self, question: Question, answer: Answer) {
+        self.answers.push(self.now, question, (self.now, answer));
+    }
+
+    /// This process answered on that unix path.
+    pub fn served(&mut self, path: &str, task: &Task) {
+        if self
+            .servers
+            .last(&path.to_owned())
+            .is_none_or(|known| known.pid != task.pid)
+        {
+            self.servers.push(self.now, path.to_owned(), task.clone());
+        }
+    }
+
+    /// An attempt failed; remembered under each of its upstreams.
+    pub fn failed(&mut self, upstreams: &[String], failure: &PastFailure) {
+        for upstream in upstreams.iter().take(16) {
+            self.failures.push(self.now, upstream.clone(), failure.clone());
+        }
+    }
+
+    /// Something was lost.
+    pub fn lost(&mut self, at: Ktime, class: LossClass) {
+        self.losses.push(self.now, (), (at, class));
+    }
+
+    /// What the tables had to push out since last asked.
+    pub fn take_evicted(&mut self) -> u64 {
+        self.listeners.take_evicted()
+            + self.deaths.take_evicted()
+            + self.resets.take_evicted()
+            + self.refusals.take_evicted()
+            + self.drops.take_evicted()
+            + self.drops_by_conn.take_evicted()
+            + self.icmp.take_evicted()
+            + self.queues.take_evicted()
+            + self.servers.take_evicted()
+    }
+
+    /// How many entries all tables hold.
+    pub fn len(&self) -> usize {
+        self.hooks.len()
+            + self.listeners.len
+            + self.deaths.len()
+            + self.resets.len()
+            + self.refusals.len()
+            + self.drops.len()
+            + self.drops_by_conn.len()
+            + self.icmp.len()
+            + self.queues.len()
+            + self.addresses.len()
+            + self.answers.len()
+            + self.servers.len()
+            + self.serving.len()
+            + self.failures.len()
+            + self.losses.len()
+    }
+
+    /// This process listens or answers at that address.
+    pub fn serves(&mut self, pid: Pid, address: &Peer) {
+        if !self.served_at(pid).any(|known| known == address) {
+            self.serving.push(self.now, pid, address.clone());
+        }
+    }
+
+    /// Where this process is known to listen or to have answered.
+    pub fn served_at(&self, pid: Pid) -> impl Iterator<Item = &Peer> {
+        self.serving.get(&pid)
+    }
+
+    // What checks ask.
+
+    /// Whether this can be seen here; what nobody reported on is taken as seen.
+    pub fn sees(&self, hook: &str) -> bool {
+        self.hooks.get(hook).is_none_or(|hook| hook.how.is_some())
+    }
+
+    /// Whether this is known to work.
+    pub fn surely_sees(&self, hook: &str) -> bool {
+        self.hooks.get(hook).is_some_and(|hook| hook.how.is_some())
+    }
+
+    /// The line a reader gets about a hook that is missing.
+    pub fn without(&self, hook: &str) -> String {
+        match self.hooks.get(hook) {
+            Some(status) if !status.without.is_empty() => format!("{hook}: {}", status.without),
+            _ => format!("{hook}: not seen on this kernel"),
+        }
+    }
+
+    /// What was lost between two moments.
+    pub fn losses(&self, from: Ktime, to: Ktime) -> Vec<LossClass> {
+        let mut classes: Vec<LossClass> = self
+            .losses
+            .get(&())
+            .filter(|(at, _)| *at >= from && *at <= to)
+            .map(|(_, class)| *class)
+            .collect();
+        classes.sort_unstable();
+        classes.dedup();
+        classes
+    }
+
+    /// Whether an address belongs to this host, seen from namespace `netns`.
+    pub fn locality(&self, netns: Netns, address: IpAddr) -> Locality {
+        if address.is_loopback() || self.addresses.values().any(|known| known.contains(&address)) {
+            Locality::ThisHost
+        } else if self.addresses.contains_key(&netns) {
+            Locality::Elsewhere
+        } else {
+            Locality::Unknown
+        }
+    }
+
+    /// Whether an address belongs to this very namespace.
+    pub fn is_own_address(&self, netns: Netns, address: IpAddr) -> bool {
+        address.is_loopback()
+            || self
+                .addresses
+                .get(&netns)
+                .is_some_and(|known| known.contains(&address))
+    }
+
+    /// The namespace in which a peer of this host lives: nginx's own when the address is there, else the first that
+    /// has it.
+    pub fn netns_of(&self, netns: Netns, address: IpAddr) -> Option<Netns> {
+        if self.is_own_address(netns, address) {
+            return Some(netns);
+        }
+        self.addresses
+            .iter()
+            .find(|(_, known)| known.contains(&address))
+            .map(|(netns, _)| *netns)
+    }
+
+    /// The listeners on a port of a namespace, whatever their address, oldest first.
+    pub fn listeners_on(&self, netns: Netns, port: u16) -> impl DoubleEndedIterator<Item = &ListenerLife> {
+        self.listeners.on(&Place::Port(netns, port)).iter()
+    }
+
+    /// The unix listeners known for a path.
+    pub fn listeners_at(&self, path: &str) -> impl DoubleEndedIterator<Item = &ListenerLife> {
+        self.listeners.on(&Place::Path(path.to_owned())).iter()
+    }
+
+    /// The last end of a process with this pid.
+    pub fn death(&self, pid: Pid) -> Option<&Death> {
+        self.deaths.last(&pid)
+    }
+
+    /// The end of this process between two moments.
+    pub fn death_between(&self, pid: Pid, from: Ktime, to: Ktime) -> Option<&Death> {
+        self.deaths
+            .get(&pid)
+            .rev()
+            .find(|death| death.at >= from && death.at <= to)
+    }
+
+    /// Resets that this host sent in answer to the exchange's packets.
+    pub fn resets_answering(&self, exchange: &Exchange) -> impl Iterator<Item = &ResetSent> {
+        let (from, to) = window(exchange);
+        exchange
+            .local
+            .into_iter()
+            .flat_map(|local| self.resets.get(&local))
+            .filter(move |reset| reset.at >= from && reset.at <= to)
+    }
+
+    /// Drops of the exchange's packets, either way, housekeeping left out.
+    pub fn drops_of(&self, exchange: &Exchange) -> Vec<&Dropped> {
+        let (from, to) = window(exchange);
+        let local = exchange.local;
+        let mut drops: Vec<&Dropped> = self
+            .drops_by_conn
+            .get(&exchange.id.conn)
+            .chain(local.into_iter().flat_map(|local| self.drops.get(&local)))
+            .chain(local.into_iter().flat_map(|local| self.refusals.get(&local)))
+            .filter(|dropped| dropped.at >= from && dropped.at <= to)
+            .collect();
+        drops.sort_by_key(|dropped| dropped.at);
+        drops.dedup();
+        drops
+    }
+
+    /// ICMP errors this host sent about the exchange's packets.
+    pub fn icmp_about(&self, exchange: &Exchange) -> impl Iterator<Item = &IcmpSent> {
+        let (from, to) = window(exchange);
+        exchange
+            .local
+            .into_iter()
+            .flat_map(|local| self.icmp.get(&local))
+            .filter(move |icmp| icmp.at >= from && icmp.at <= to)
+    }
+
+    /// The accept queue as it was read for this exchange's connection, fullest first.
+    pub fn queue_of(&self, exchange: &Exchange) -> Option<(Ktime, &Listener)> {
+        let (from, to) = window(exchange);
+        self.queues
+            .get(&exchange.id.conn)
+            .filter(|(at, _)| *at >= from && *at <= to)
+            .max_by_key(|(_, listener)| i64::from(listener.queue) - i64::from(listener.limit))
+            .map(|(at, listener)| (*at, listener))
+    }
+
+    /// The host's answer, when it is fresh.
+    pub fn answer(&self, question: &Question) -> Option<&Answer> {
+        self.answers.last(question).map(|(_, answer)| answer)
+    }
+
+    /// Who last answered on a unix path.
+    pub fn server_of(&self, path: &str) -> Option<&Task> {
+        self.servers.last(&path.to_owned())
+    }
+
+    /// Earlier failures of an upstream, oldest first.
+    pub fn failures_of(&self, upstream: &str) -> impl DoubleEndedIterator<Item = &PastFailure> {
+        self.failures.get(&upstream.to_owned())
+    }
+}
+
+/// The time in which records can belong to an exchange.
+pub fn window(exchange: &Exchange) -> (Ktime, Ktime) {
+    let from = exchange.began_at.0.saturating_sub(SLACK);
+    (Ktime(from), Ktime(exchange.ended_at.0.saturating_add(SECOND / 3)))
+}
+
+/// Where something listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Place {
+    Port(Netns, u16),
+    Path(String),
+}
+
+/// All listeners of the host, open and lately closed.
+#[derive(Debug)]
+struct Listeners {
+    by_place: HashMap<Place, Vec<ListenerLife>>,
+    len: usize,
+    capacity: usize,
+    evicted: u64,
+}
+
+impl Listeners {
+    fn new(capacity: usize) -> Self {
+        Self {
+            by_place: HashMap::new(),
+            len: 0,
+            capacity: capacity.max(8),
+            evicted: 0,
+        }
+    }
+
+    fn on(&self, place: &Place) -> &[ListenerLife] {
+        self.by_place.get(place).map_or(&[], Vec::as_slice)
+    }
+
+    fn opened(&mut self, at: Ktime, listener: Listener) {
+        self.insert(
+            at,
+            ListenerLife {
+                listener,
+                opened_at: Some(at),
+                closed: None,
+            },
+        );
+    }
+
+    fn found(&mut self, listener: Listener) {
+        let place = place_of(&listener);
+        let known = self
+            .by_place
+            .get_mut(&place)
+            .into_iter()
+            .flatten()
+            .find(|life| is_same(life, &listener));
+        match known {
+            // A snapshot knows the queue better, and who holds it now.
+            Some(life) => life.listener = listener,
+            None => self.insert(
+                Ktime(0),
+                ListenerLife {
+                    listener,
+                    opened_at: None,
+                    closed: None,
+                },
+            ),
+        }
+    }
+
+    fn closed(&mut self, at: Ktime, listener: Listener) {
+        let place = place_of(&listener);
+        let task = listener.task.clone();
+        let known = self
+            .by_place
+            .get_mut(&place)
+            .into_iter()
+            .flatten()
+            .find(|life| is_same(life, &listener));
+        match known {
+            Some(life) => life.closed = Some((at, task)),
+            None => self.insert(
+                at,
+                ListenerLife {
+                    listener,
+                    opened_at: None,
+                    closed: Some((at, task)),
+                },
+            ),
+        }
+    }
+
+    fn insert(&mut self, at: Ktime, life: ListenerLife) {
+        let lives = self.by_place.entry(place_of(&life.listener)).or_default();
+        let before = lives.len();
+        // A supervisor that restarts something broken opens and closes the same port for ever.
+        lives.retain(|life| {
+            life.closed
+                .as_ref()
+                .is_none_or(|(closed, _)| at.since(*closed) <= 2 * LISTENER_MEMORY)
+        });
+        if lives.len() >= 64
+            && let Some(oldest_closed) = lives.iter().position(|life| life.closed.is_some())
+        {
+            lives.remove(oldest_closed);
+        }
+        self.len -= before - lives.len();
+        lives.push(life);
+        self.len += 1;
+        if self.len > self.capacity {
+            self.evict();
+        }
+    }
+
+    /// Makes room in one go, closed ones and the oldest first, so that a full table costs little per entry.
+    fn evict(&mut self) {
+        let age = |life: &ListenerLife| match (&life.closed, life.opened_at) {
+            (Some((closed, _)), _) => (0, closed.0, life.listener.sock),
+            (None, opened) => (1, opened.map_or(0, |at| at.0), life.listener.sock),
+        };
+        let mut ages: Vec<(u8, u64, Sock)> = self.by_place.values().flatten().map(age).collect();
+        let surplus = self
+            .len
+            .saturating_sub(self.capacity - self.capacity / 8)
+            .min(ages.len());
+        if surplus == 0 {
+            return;
+        }
+        ages.sort_unstable();
+        let youngest_to_go = ages[surplus - 1];
+        let mut left = surplus;
+        self.by_place.retain(|_, lives| {
+            lives.retain(|life| {
+                let goes = left > 0 && age(life) <= youngest_to_go;
+                left -= usize::from(goes);
+                !goes
+            });
+            !lives.is_empty()
+        });
+        self.len -= surplus - left;
+        self.evicted += (surplus - left) as u64;
+    }
+
+    fn take_evicted(&mut self) -> u64 {
+        std::mem::take(&mut self.evicted)
+    }
+}
+
+fn is_same(life: &ListenerLife, listener: &Listener) -> bool {
+    life.closed.is_none() && life.listener.sock == listener.sock && life.listener.address == listener.address
+}
+
+fn place_of(listener: &Listener) -> Place {
+    match &listener.address {
+        Peer::Tcp(address) => Place::Port(listener.netns, address.port()),
+        Peer::Unix(path) => Place::Path(path.clone()),
+    }
+}
+
+/// Whether a listener takes connections to that address.
+pub fn covers(listener: &Listener, address: SocketAddr) -> bool {
+    let Peer::Tcp(listens) = listener.address else {
+        return false;
+    };
+    if listens.port() != address.port() {
+        return false;
+    }
+    match (listens.ip(), address.ip()) {
+        (IpAddr::V4(any), IpAddr::V4(_)) if any.is_unspecified() => true,
+        (IpAddr::V6(any), IpAddr::V6(_)) if any.is_unspecified() => true,
+        (IpAddr::V6(any), IpAddr::V4(_)) if any.is_unspecified() => !listener.v6only,
+        (one, other) => one == other,
+    }
+}
+
+/// Whether an end was an orderly one: a stop or restart rather than a death.
+pub fn is_orderly(exit: Exit) -> bool {
+    match exit {
+        Exit::Code(code) => code == 0,
+        // HUP, INT, QUIT, TERM: how services are stopped.
+        Exit::Signal(signal) => matches!(signal, 1 | 2 | 3 | 15),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listener(sock: u64, port: u16) -> Listener {
+        Listener {
+            sock: Sock(sock),
+            netns: Netns(1),
+            address: Peer::Tcp(SocketAddr::from(([0, 0, 0, 0], port))),
+            v6only: false,
+            queue: 0,
+            limit: 128,
+            task: Task {
+                pid: Pid(9),
+                comm: "node".into(),
+                exiting: None,
+                oom: false,
+            },
+        }
+    }
+
+    #[test]
+    fn ten_times_too_many_listeners_stay_bounded_and_are_counted() {
+        let mut around = Surroundings::new(64);
+        for port in 0..640_u16 {
+            around.listener_opened(Ktime(u64::from(port)), listener(u64::from(port), port));
+        }
+        assert!(around.len() <= 64, "{} entries", around.len());
+        assert_eq!(around.take_evicted() + around.len() as u64, 640);
+        assert!(
+            around.listeners_on(Netns(1), 639).next().is_some(),
+            "the newest is there"
+        );
+    }
+
+    #[test]
+    fn an_ipv6_wildcard_takes_ipv4_unless_it_is_v6only() {
+        let mut any = listener(1, 80);
+        any.address = "[::]:80".parse().expect("an address");
+        let v4 = "10.0.0.1:80".parse().expect("an address");
+        assert!(covers(&any, v4));
+        any.v6only = true;
+        assert!(!covers(&any, v4));
+        assert!(!covers(&listener(1, 80), "[::1]:80".parse().expect("an address")));
+    }
+}
