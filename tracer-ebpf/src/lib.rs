@@ -1,2 +1,712 @@
-//! The wire format.
-#![no_std]
+//! The wire format: what the BPF programs write and the tracer reads, compiled into both.
+//!
+//! Integers and byte arrays only; padding is a named field, so that a hole is a compile error. Addresses are 16
+//! bytes, IPv4 in its mapped form; ports are in host order; times are nanoseconds of `CLOCK_BOOTTIME`, 0 = not seen.
+#![cfg_attr(not(test), no_std)]
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Longest unix path a `sockaddr_un` holds, with its terminating zero.
+pub const PATH_LEN: usize = 108;
+/// Length of a task's name in the kernel.
+pub const COMM_LEN: usize = 16;
+/// An offset that the running kernel's BTF does not have.
+pub const ABSENT: u32 = u32::MAX;
+/// Most drop reasons a kernel may know (6.18 knows 129).
+pub const DROP_REASONS: usize = 256;
+/// Listeners kept per port: several namespaces, addresses and `SO_REUSEPORT` sockets share one.
+pub const LISTENERS_PER_PORT: u32 = 64;
+
+/// Kinds of records, [`Header::kind`].
+pub mod kind {
+    /// [`crate::Conn`] without its path.
+    pub const EXCHANGE: u16 = 1;
+    /// [`crate::Conn`] with its path.
+    pub const UNIX_EXCHANGE: u16 = 2;
+    /// [`crate::Line`].
+    pub const LINE: u16 = 3;
+    /// [`crate::Listener`]: begins to listen.
+    pub const LISTENER_OPENED: u16 = 4;
+    /// [`crate::Listener`]: stops listening.
+    pub const LISTENER_CLOSED: u16 = 5;
+    /// [`crate::Listener`]: its queue when a connection met silence.
+    pub const LISTENER_QUEUE: u16 = 6;
+    /// [`crate::Packet`]: this host's TCP answered it with a reset.
+    pub const RESET_SENT: u16 = 7;
+    /// [`crate::Packet`]: freed on this host.
+    pub const DROPPED: u16 = 8;
+    /// [`crate::Packet`]: this host generated an ICMP error for it.
+    pub const ICMP_SENT: u16 = 9;
+    /// [`crate::BackendEdge`].
+    pub const BACKEND_EDGE: u16 = 10;
+    /// [`crate::ClientLeft`].
+    pub const CLIENT_LEFT: u16 = 11;
+    /// [`crate::Process`]: ended.
+    pub const PROCESS_EXITED: u16 = 12;
+    /// [`crate::Process`]: an nginx process forked; `pid` is the child, `parent` the parent.
+    pub const FORKED: u16 = 13;
+    /// [`crate::Process`]: executed another program; `flags` bit 0: it is (still) an nginx.
+    pub const EXECUTED: u16 = 14;
+    /// [`crate::SnapshotSocket`], written by the iterator, never to the ring.
+    pub const SNAPSHOT: u16 = 15;
+}
+
+/// Bits of [`Conn::flags`].
+pub mod conn {
+    /// The connection was there before the tracer.
+    pub const PREEXISTING: u32 = 1;
+    /// The boundary rule does not hold on it: one record for all.
+    pub const UNCUT: u32 = 2;
+    /// nginx's close has been seen.
+    pub const MARKED: u32 = 4;
+    /// The FIN arrived while `snd_una` was at or before the request's first byte.
+    pub const FIN_SEEN: u32 = 8;
+    /// `sk_err` was still set at destroy.
+    pub const ERROR_UNFETCHED: u32 = 16;
+    /// A process had accepted the backend's socket.
+    pub const ACCEPTED: u32 = 32;
+    /// The backend's close was a reset.
+    pub const ABORTED: u32 = 64;
+    /// `error` and `soft` were read at the end of the connection.
+    pub const WINDOW_KNOWN: u32 = 128;
+    /// unix: `recv` returned 0 or an error and nothing of the worker's own followed yet.
+    pub const UNIX_ENDED: u32 = 256;
+    /// The socket's ICMP error has been read.
+    pub const ICMP_SEEN: u32 = 512;
+    /// A process touched the backend's socket.
+    pub const BACKEND_TASK: u32 = 1024;
+}
+
+/// [`Conn::end`].
+pub mod end {
+    /// nginx closed it.
+    pub const CLOSED: u8 = 1;
+    /// A further request began.
+    pub const NEXT: u8 = 2;
+    /// nginx peeked at the idle connection.
+    pub const IDLE: u8 = 3;
+    /// The worker was ending.
+    pub const WORKER_GONE: u8 = 4;
+    /// unix, found by user space.
+    pub const PRESUMED: u8 = 5;
+    /// Still under way at detach, found by user space.
+    pub const DETACHED: u8 = 6;
+}
+
+/// [`Conn::retry_kind`] and [`Worker::previous_kind`].
+pub mod previous {
+    /// Nothing.
+    pub const NONE: u32 = 0;
+    /// An exchange that ended with a line.
+    pub const LINED: u32 = 1;
+    /// A line without a close behind it (yet).
+    pub const LINE: u32 = 2;
+    /// An exchange that ended without a line.
+    pub const SILENT: u32 = 3;
+}
+
+/// Bits of [`TaskInfo::flags`].
+pub mod task {
+    /// It was exiting.
+    pub const EXITING: u32 = 1;
+    /// The OOM killer had chosen it.
+    pub const OOM: u32 = 2;
+    /// Its whole thread group is gone.
+    pub const GROUP_DEAD: u32 = 4;
+}
+
+/// The beginning of every record.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Header {
+    /// When.
+    pub at: u64,
+    /// A constant of [`kind`].
+    pub kind: u16,
+    /// The processor.
+    pub cpu: u16,
+    /// The current process.
+    pub pid: u32,
+}
+
+/// A task at one moment.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct TaskInfo {
+    /// Its process id.
+    pub pid: u32,
+    /// Bits of [`task`].
+    pub flags: u32,
+    /// The kernel's exit code: signal in the low 7 bits, code in bits 8 to 15.
+    pub exit_code: i32,
+    /// Padding.
+    pub pad: u32,
+    /// Its name.
+    pub comm: [u8; COMM_LEN],
+}
+
+/// One connection of nginx to an upstream: the value kept per socket, and the record written per exchange.
+///
+/// Fields of one exchange are reset when the next begins; what ends a connection (FIN, RST, errors) never is.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Conn {
+    /// Filled when written.
+    pub header: Header,
+    /// The socket.
+    pub sock: u64,
+    /// First seen: the generation of `sock`.
+    pub since: u64,
+    /// Number of the exchange, from 1.
+    pub number: u32,
+    /// The worker.
+    pub worker: u32,
+    /// Inode of its network namespace.
+    pub netns: u32,
+    /// Bits of [`conn`].
+    pub flags: u32,
+    /// Local address.
+    pub saddr: [u8; 16],
+    /// Peer's address.
+    pub daddr: [u8; 16],
+    /// Local port.
+    pub sport: u16,
+    /// Peer's port.
+    pub dport: u16,
+    /// 2 IPv4, 10 IPv6, 1 unix.
+    pub family: u16,
+    /// The state nginx closed it in.
+    pub closed_in: u8,
+    /// A constant of [`end`].
+    pub end: u8,
+    /// Begin of the exchange; 0: none under way.
+    pub began_at: u64,
+    /// Last byte received in the exchange before.
+    pub previous_at: u64,
+    /// →SYN_SENT, or the accepted unix connect.
+    pub connect_at: u64,
+    /// →ESTABLISHED.
+    pub established_at: u64,
+    /// First successful send.
+    pub first_sent_at: u64,
+    /// Last successful send.
+    pub last_sent_at: u64,
+    /// Bytes sent.
+    pub sent: u64,
+    /// Bytes sent in all exchanges before.
+    pub sent_before: u64,
+    /// First read with data.
+    pub first_received_at: u64,
+    /// Last read with data.
+    pub last_received_at: u64,
+    /// Bytes read.
+    pub received: u64,
+    /// nginx read the end of the stream.
+    pub eof_at: u64,
+    /// Last send that met a full buffer.
+    pub send_blocked_at: u64,
+    /// The peer's FIN arrived.
+    pub fin_at: u64,
+    /// A RST arrived.
+    pub reset_at: u64,
+    /// `sk_err` was set.
+    pub error_at: u64,
+    /// The ICMP error was seen.
+    pub icmp_at: u64,
+    /// Last retransmission.
+    pub last_retransmit_at: u64,
+    /// End of the exchange.
+    pub ended_at: u64,
+    /// The line joined to the end, 0: none.
+    pub line: u64,
+    /// What this exchange retried.
+    pub retry_sock: u64,
+    /// With `retry_sock`; for a line its id.
+    pub retry_since: u64,
+    /// With `retry_sock`.
+    pub retry_number: u32,
+    /// A constant of [`previous`].
+    pub retry_kind: u32,
+    /// Sequence number of the request's first byte.
+    pub start_seq: u32,
+    /// `snd_una` when the FIN arrived.
+    pub una_at_fin: u32,
+    /// `snd_una` when the RST arrived.
+    pub una_at_reset: u32,
+    /// `snd_una` at the end.
+    pub una: u32,
+    /// `sk_err`.
+    pub error: i32,
+    /// `sk_err_soft`.
+    pub soft: i32,
+    /// errno of a failed send, positive.
+    pub send_error: i32,
+    /// errno of a failed read, positive.
+    pub recv_error: i32,
+    /// SYN retransmissions.
+    pub syn_retransmits: u32,
+    /// Data retransmissions.
+    pub retransmits: u32,
+    /// `srtt_us >> 3`.
+    pub rtt_us: u32,
+    /// `snd_wnd`.
+    pub window: u32,
+    /// Bytes arrived and not read, FIN not counted.
+    pub unread: u32,
+    /// State when the RST arrived.
+    pub reset_in: u8,
+    /// Type of the ICMP error.
+    pub icmp_kind: u8,
+    /// Code of the ICMP error.
+    pub icmp_code: u8,
+    /// Padding.
+    pub pad: u8,
+    /// Sender of the ICMP error.
+    pub icmp_sender: [u8; 16],
+    /// Key in the table of initial sequence numbers, 0: none.
+    pub isn_key: u64,
+    /// The backend's socket, 0: not on this host.
+    pub backend_sock: u64,
+    /// The backend's first read.
+    pub backend_first_read_at: u64,
+    /// Its last read.
+    pub backend_last_read_at: u64,
+    /// Bytes it read over the whole connection (unix).
+    pub backend_read: u64,
+    /// Its close.
+    pub backend_closed_at: u64,
+    /// Its namespace.
+    pub backend_netns: u32,
+    /// `copied_seq` of its socket at its last read or close.
+    pub backend_copied: u32,
+    /// Bytes unread at its close or at the end.
+    pub backend_unread: u32,
+    /// Reason of the reset it sent, plus 1; 0: none.
+    pub backend_reset_reason: u32,
+    /// Who first read.
+    pub backend_task: TaskInfo,
+    /// Who closed.
+    pub backend_closer: TaskInfo,
+    /// unix only: the path as the listener was bound.
+    pub path: [u8; PATH_LEN],
+    /// Padding.
+    pub pad2: u32,
+}
+
+/// Bytes of a [`Conn`] written for TCP: all but the path.
+pub const TCP_EXCHANGE_LEN: usize = size_of::<Conn>() - PATH_LEN - 4;
+
+/// A line of nginx's error log at its source.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Line {
+    /// `header.at` is the line's id too.
+    pub header: Header,
+    /// `*N`, 0: none.
+    pub connection: u64,
+    /// When the failed route lookup was.
+    pub route_at: u64,
+    /// nginx's level.
+    pub level: u32,
+    /// errno.
+    pub errno: i32,
+    /// The failed route lookup's error, positive.
+    pub route_errno: i32,
+    /// Padding.
+    pub pad: u32,
+    /// Where to.
+    pub route_daddr: [u8; 16],
+    /// The format string, cut.
+    pub format: [u8; 64],
+    /// The phase, cut.
+    pub action: [u8; 48],
+    /// The text behind the first `%V` or `%*s`, cut.
+    pub argument: [u8; 128],
+}
+
+/// A listening TCP socket.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Listener {
+    /// When.
+    pub header: Header,
+    /// The socket.
+    pub sock: u64,
+    /// The connection that asked, for [`kind::LISTENER_QUEUE`].
+    pub conn_sock: u64,
+    /// With `conn_sock`.
+    pub conn_since: u64,
+    /// Where it listens.
+    pub addr: [u8; 16],
+    /// Its namespace.
+    pub netns: u32,
+    /// Waiting connections.
+    pub queue: u32,
+    /// Limit.
+    pub limit: u32,
+    /// Port.
+    pub port: u16,
+    /// 2 or 10.
+    pub family: u8,
+    /// 1: `IPV6_V6ONLY`.
+    pub v6only: u8,
+    /// Who.
+    pub task: TaskInfo,
+}
+
+/// A packet and what this host did with it.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Packet {
+    /// When.
+    pub header: Header,
+    /// Return address of the drop.
+    pub location: u64,
+    /// nginx's socket when the packet still belonged to it.
+    pub conn_sock: u64,
+    /// With `conn_sock`.
+    pub conn_since: u64,
+    /// Source.
+    pub saddr: [u8; 16],
+    /// Destination.
+    pub daddr: [u8; 16],
+    /// Source port.
+    pub sport: u16,
+    /// Destination port.
+    pub dport: u16,
+    /// Namespace, 0: unknown.
+    pub netns: u32,
+    /// Drop or reset reason, plus 1; 0: the kernel has none.
+    pub reason: u32,
+    /// TCP flags.
+    pub tcp_flags: u8,
+    /// ICMP type.
+    pub icmp_kind: u8,
+    /// ICMP code.
+    pub icmp_code: u8,
+    /// For resets: 0 no socket, 1 listener, 2 time-wait, 3 other.
+    pub by: u8,
+}
+
+/// The backend's socket changed abnormally.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct BackendEdge {
+    /// When.
+    pub header: Header,
+    /// nginx's socket.
+    pub conn_sock: u64,
+    /// With `conn_sock`.
+    pub conn_since: u64,
+    /// The backend's socket.
+    pub sock: u64,
+    /// When it closed.
+    pub closed_at: u64,
+    /// Its namespace.
+    pub netns: u32,
+    /// Reset reason, plus 1; 0: none.
+    pub reset_reason: u32,
+    /// `sk_err` at destroy.
+    pub error: i32,
+    /// Bytes unread at its close.
+    pub unread: u32,
+    /// Bits [`conn::ACCEPTED`], [`conn::ABORTED`].
+    pub flags: u32,
+    /// Padding.
+    pub pad: u32,
+    /// Who did it.
+    pub task: TaskInfo,
+}
+
+/// nginx closed a client's connection that had ended before, right after closing the exchange.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct ClientLeft {
+    /// When.
+    pub header: Header,
+    /// nginx's upstream socket.
+    pub conn_sock: u64,
+    /// With `conn_sock`.
+    pub conn_since: u64,
+    /// The exchange.
+    pub number: u32,
+    /// 1: the client reset its connection.
+    pub reset: u32,
+}
+
+/// A process event.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Process {
+    /// When.
+    pub header: Header,
+    /// Whose.
+    pub task: TaskInfo,
+    /// Its parent.
+    pub parent: u32,
+    /// For [`kind::EXECUTED`]: 1 it is an nginx.
+    pub is_nginx: u32,
+    /// The last signal that was sent to it, 0: none seen.
+    pub signal: u32,
+    /// Padding.
+    pub pad: u32,
+    /// Who sent that signal.
+    pub sender: TaskInfo,
+}
+
+/// One socket as the iterator over all open files saw it.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct SnapshotSocket {
+    /// When, and the process that holds it.
+    pub header: Header,
+    /// The socket.
+    pub sock: u64,
+    /// Its peer (unix).
+    pub peer_sock: u64,
+    /// Local address.
+    pub saddr: [u8; 16],
+    /// Peer's address.
+    pub daddr: [u8; 16],
+    /// Local port.
+    pub sport: u16,
+    /// Peer's port.
+    pub dport: u16,
+    /// Family.
+    pub family: u16,
+    /// State.
+    pub state: u8,
+    /// 1: `IPV6_V6ONLY`.
+    pub v6only: u8,
+    /// Namespace.
+    pub netns: u32,
+    /// Accept queue.
+    pub queue: u32,
+    /// Limit of it.
+    pub limit: u32,
+    /// 1: the holder is an nginx process.
+    pub is_nginx: u32,
+    /// Holder's name.
+    pub comm: [u8; COMM_LEN],
+    /// unix: its own path.
+    pub path: [u8; PATH_LEN],
+    /// unix: its peer's path.
+    pub peer_path: [u8; PATH_LEN],
+}
+
+/// An nginx process, kept by its process id.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Worker {
+    /// The line that waits for its close mark, 0: none.
+    pub pending_line: u64,
+    /// A socket the worker sent on after the line (TLS close_notify); only its close may follow.
+    pub pending_sock: u64,
+    /// The worker's last own event, when it was a close mark or a line: what a retry follows.
+    pub previous_sock: u64,
+    /// With `previous_sock`; for a line its id.
+    pub previous_since: u64,
+    /// With `previous_sock`.
+    pub previous_number: u32,
+    /// A constant of [`previous`].
+    pub previous_kind: u32,
+    /// unix: a connect was accepted by this listener …
+    pub unix_listener: u64,
+    /// … at this time, and nothing was sent yet.
+    pub unix_at: u64,
+    /// unix: the socket whose `recv` ended it as the very last own event.
+    pub unix_ended: u64,
+    /// The client socket whose end the worker read last: its close is ordinary.
+    pub client_ended: u64,
+    /// The last failed route lookup.
+    pub route_at: u64,
+    /// Its error, positive.
+    pub route_errno: i32,
+    /// 1: the process is ending.
+    pub exiting: u32,
+    /// Where to.
+    pub route_daddr: [u8; 16],
+}
+
+/// A listener in the table by port.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct ListenerSlot {
+    /// The socket.
+    pub sock: u64,
+    /// Bound address.
+    pub addr: [u8; 16],
+    /// Its namespace.
+    pub netns: u32,
+    /// The process that opened it.
+    pub pid: u32,
+    /// That process's name.
+    pub comm: [u8; COMM_LEN],
+}
+
+/// Key of [`ListenerSlot`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct PortSlot {
+    /// The port.
+    pub port: u32,
+    /// 0 to [`LISTENERS_PER_PORT`] − 1.
+    pub slot: u32,
+}
+
+/// The other end of a connection: from the backend's socket to nginx's.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct BackendLink {
+    /// nginx's socket.
+    pub conn_sock: u64,
+    /// With `conn_sock`.
+    pub conn_since: u64,
+    /// When the backend's socket closed abnormally.
+    pub closed_at: u64,
+    /// Bytes unread at its close.
+    pub unread: u32,
+    /// Bits of [`conn`] for a later edge.
+    pub flags: u32,
+}
+
+/// An upstream's address that nginx tried, for filtering packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Endpoint {
+    /// Address.
+    pub addr: [u8; 16],
+    /// Port.
+    pub port: u32,
+}
+
+/// Who sent a signal.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct SignalSent {
+    /// When.
+    pub at: u64,
+    /// Which.
+    pub signal: u32,
+    /// Padding.
+    pub pad: u32,
+    /// By whom.
+    pub sender: TaskInfo,
+}
+
+/// Indices of the counters.
+pub mod counter {
+    /// Records that found the ring full.
+    pub const RING_FULL: u32 = 0;
+    /// Entries that found a table full.
+    pub const TABLE_FULL: u32 = 1;
+    /// Records written.
+    pub const RECORDS: u32 = 2;
+    /// A socket was reused while its entry was still there: its destroy was missed.
+    pub const STALE: u32 = 3;
+    /// How many counters there are.
+    pub const N: u32 = 4;
+}
+
+macro_rules! offsets {
+    ($($(#[doc = $doc:literal])* $name:ident: $path:literal,)*) => {
+        /// Offsets in bytes of kernel structure members, from the running kernel's BTF; [`ABSENT`] where it has none.
+        #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+        #[repr(C)]
+        pub struct Offsets { $($(#[doc = $doc])* #[doc = concat!("`", $path, "`")] pub $name: u32,)* }
+
+        impl Offsets {
+            /// Every member: its field here and `struct.member.member` as BTF spells it.
+            pub const PATHS: &'static [(&'static str, &'static str)] = &[$((stringify!($name), $path),)*];
+
+            /// The same order as [`Self::PATHS`].
+            pub fn from_list(list: &[u32]) -> Option<Self> {
+                let mut values = list.iter().copied();
+                Some(Self { $($name: values.next()?,)* })
+            }
+        }
+    };
+}
+
+offsets! {
+    skc_daddr: "sock_common.skc_daddr",
+    skc_rcv_saddr: "sock_common.skc_rcv_saddr",
+    skc_dport: "sock_common.skc_dport",
+    skc_num: "sock_common.skc_num",
+    skc_family: "sock_common.skc_family",
+    skc_state: "sock_common.skc_state",
+    skc_net: "sock_common.skc_net.net",
+    skc_v6_daddr: "sock_common.skc_v6_daddr",
+    skc_v6_rcv_saddr: "sock_common.skc_v6_rcv_saddr",
+    skc_ipv6only_byte: "sock_common.skc_ipv6only",
+    sk_err: "sock.sk_err",
+    sk_err_soft: "sock.sk_err_soft",
+    sk_error_queue: "sock.sk_error_queue",
+    sk_receive_queue: "sock.sk_receive_queue",
+    sk_ack_backlog: "sock.sk_ack_backlog",
+    sk_max_ack_backlog: "sock.sk_max_ack_backlog",
+    sk_socket: "sock.sk_socket",
+    sk_type: "sock.sk_type",
+    sk_protocol: "sock.sk_protocol",
+    sk_shutdown: "sock.sk_shutdown",
+    inet_sport: "inet_sock.inet_sport",
+    snd_una: "tcp_sock.snd_una",
+    snd_nxt: "tcp_sock.snd_nxt",
+    write_seq: "tcp_sock.write_seq",
+    rcv_nxt: "tcp_sock.rcv_nxt",
+    copied_seq: "tcp_sock.copied_seq",
+    srtt_us: "tcp_sock.srtt_us",
+    snd_wnd: "tcp_sock.snd_wnd",
+    queue_next: "sk_buff_head.next",
+    queue_len: "sk_buff_head.qlen",
+    skb_sk: "sk_buff.sk",
+    skb_cb: "sk_buff.cb",
+    skb_head: "sk_buff.head",
+    skb_protocol: "sk_buff.protocol",
+    skb_network_header: "sk_buff.network_header",
+    skb_dev: "sk_buff.dev",
+    exterr_ee: "sock_exterr_skb.ee",
+    dev_net: "net_device.nd_net.net",
+    net_inum: "net.ns.inum",
+    socket_sk: "socket.sk",
+    file_inode: "file.f_inode",
+    file_private: "file.private_data",
+    inode_mode: "inode.i_mode",
+    unix_addr: "unix_sock.addr",
+    unix_peer: "unix_sock.peer",
+    unix_address_len: "unix_address.len",
+    unix_address_name: "unix_address.name",
+    task_pid: "task_struct.pid",
+    task_tgid: "task_struct.tgid",
+    task_comm: "task_struct.comm",
+    task_flags: "task_struct.flags",
+    task_exit_code: "task_struct.exit_code",
+    task_signal: "task_struct.signal",
+    task_parent: "task_struct.real_parent",
+    signal_live: "signal_struct.live",
+    signal_group_exit_code: "signal_struct.group_exit_code",
+    signal_oom_mm: "signal_struct.oom_mm",
+    flowi4_daddr: "flowi4.daddr",
+    flowi6_daddr: "flowi6.daddr",
+    fib6_type: "fib6_result.fib6_type",
+}
+
+/// What user space decides before the programs are loaded.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Settings {
+    /// 1: `tcp_send_reset` has a third argument, the reason.
+    pub reset_has_reason: u32,
+    /// 1: `kfree_skb` has a third argument, the reason.
+    pub drop_has_reason: u32,
+    /// The bit of `skc_ipv6only` inside its byte.
+    pub ipv6only_bit: u32,
+    /// 1: nginx's log function is heard, so a close without a line means that nothing was logged.
+    pub lines_heard: u32,
+    /// 1: the programs speak of themselves (`-vv`).
+    pub verbose: u32,
+    /// The tracer's own process.
+    pub own_pid: u32,
+    /// One byte per drop reason: 1 = of interest.
+    pub drop_wanted: [u8; DROP_REASONS],
+}

@@ -1,5 +1,7 @@
 //! The verbs of the command line, and how the program ends.
 
+pub mod attach;
+pub mod check;
 pub mod explain;
 pub mod replay;
 pub mod report;
@@ -60,7 +62,7 @@ impl From<Unreadable> for Stop {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     start_log(cli.verbose);
-    match run(cli.command) {
+    match run(cli.command, cli.verbose) {
         Ok(Status::Ran) => ExitCode::SUCCESS,
         Ok(Status::FailuresFound) => ExitCode::from(1),
         Err(stop) => {
@@ -73,12 +75,12 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<Status, Stop> {
+fn run(command: Command, verbose: u8) -> Result<Status, Stop> {
     match command {
-        Command::Attach(_) => unreachable!(),
+        Command::Attach(args) => attach::run(&args, verbose),
         Command::Report(args) => report::run(&args),
         Command::Replay(args) => replay::run(&args),
-        Command::Check(_) => unreachable!(),
+        Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(&args),
     }
 }

@@ -22,7 +22,7 @@ use self::{
 };
 use crate::{
     event::{
-        Backend, EndKind, Errno, Event, Exchange, ExchangeId, Input, Ktime, Limits, Line, LineId, LogLine,
+        Backend, ConnId, EndKind, Errno, Event, Exchange, ExchangeId, Input, Ktime, Limits, Line, LineId, LogLine,
         LossClass, Output, Peer, Pid, Question, RetryOf,
     },
     model::{Attempt, NoteEvent, Outcome, Phase, Request},
@@ -85,6 +85,10 @@ pub struct Engine {
     texts: Keyed<LineId, LogLine>,
     /// Clients that left before their exchange's record arrived.
     early_leavers: Keyed<ExchangeId, (Ktime, bool)>,
+    /// Clients that left while something was under way over a unix socket, whose close the kernel does not show.
+    unix_leavers: Keyed<Pid, (Ktime, bool)>,
+    /// What was seen of a backend's socket before nginx closed its own.
+    early_edges: Keyed<ConnId, Backend>,
     pending: BTreeMap<u64, Pending>,
     by_deadline: BTreeSet<(Ktime, u64)>,
     by_exchange: BTreeMap<ExchangeId, u64>,
@@ -124,6 +128,19 @@ struct ClientTry {
     at: Ktime,
     upstream: Option<String>,
     upstreams: Vec<String>,
+}
+
+/// Whether a client that left at `at` may be why nginx closed this exchange over a unix socket: nginx closes it in the
+/// same handler, and the record is written when the backend has read the end.
+fn may_end_unix(exchange: &Exchange, at: Ktime) -> bool {
+    matches!(exchange.peer, Peer::Unix(_))
+        && exchange.line.is_none()
+        && exchange.end == EndKind::Closed
+        && exchange.eof_read_at.is_none()
+        && exchange.recv_error.is_none()
+        && exchange.last_sent_at.is_some_and(|sent| sent < at)
+        && exchange.last_received_at.is_none_or(|received| received < at)
+        && at.since(exchange.ended_at) < 1_000_000
 }
 
 /// A port or path, without the address.
@@ -167,6 +184,8 @@ impl Engine {
             lines: Keyed::new(capacity, JOIN_MEMORY),
             texts: Keyed::new(capacity, 2 * SECOND),
             early_leavers: Keyed::new(capacity.min(1024), SECOND),
+            unix_leavers: Keyed::new(capacity.min(1024), 10 * SECOND),
+            early_edges: Keyed::new(capacity, 10 * SECOND),
             pending: BTreeMap::new(),
             by_deadline: BTreeSet::new(),
             by_exchange: BTreeMap::new(),
@@ -262,6 +281,8 @@ impl Engine {
             + self.lines.len()
             + self.texts.len()
             + self.early_leavers.len()
+            + self.unix_leavers.len()
+            + self.early_edges.len()
             + self.pending.len()
             + self.by_deadline.len()
             + self.by_exchange.len()
@@ -352,7 +373,12 @@ impl Engine {
             Event::BackendEdge {
                 exchange, backend, ..
             } => {
-                let Some(number) = self.by_exchange.get(&exchange).copied() else {
+                let Some(number) = self.last_pending_on(exchange.conn) else {
+                    let backend = match self.early_edges.last(&exchange.conn) {
+                        Some(before) => merged(before.clone(), *backend),
+                        None => *backend,
+                    };
+                    self.early_edges.push(self.now, exchange.conn, backend);
                     return;
                 };
                 if let Some(known) = self
@@ -370,7 +396,21 @@ impl Engine {
                 }
                 self.evaluate(number, outputs);
             }
-            Event::ClientLeft { at, exchange, reset } => match self.by_exchange.get(&exchange).copied() {
+            Event::ClientLeft {
+                at,
+                worker,
+                exchange: None,
+                reset,
+            } => match self.unix_pending_at(worker, at) {
+                Some(number) => self.client_left(number, at, reset, outputs),
+                None => self.unix_leavers.push(self.now, worker, (at, reset)),
+            },
+            Event::ClientLeft {
+                at,
+                exchange: Some(exchange),
+                reset,
+                ..
+            } => match self.by_exchange.get(&exchange).copied() {
                 Some(number) => self.client_left(number, at, reset, outputs),
                 None => self.early_leavers.push(self.now, exchange, (at, reset)),
             },
@@ -379,6 +419,7 @@ impl Engine {
                 task,
                 parent,
                 signalled_by,
+                is_nginx: _,
             } => {
                 let death = Death {
                     at,
@@ -397,6 +438,24 @@ impl Engine {
             // Membership was decided in the kernel; what an unknown record meant, the source counts.
             Event::Executed { .. } | Event::Unknown { .. } => {}
         }
+    }
+
+    /// The attempt still pending that ended last on this connection.
+    fn last_pending_on(&self, conn: ConnId) -> Option<u64> {
+        let on = |number| ExchangeId { conn, number };
+        let (_, number) = self.by_exchange.range(on(0)..=on(u32::MAX)).next_back()?;
+        Some(*number)
+    }
+
+    /// The only attempt over a unix socket of this worker that may have ended because a client left at `at`.
+    fn unix_pending_at(&self, worker: Pid, at: Ktime) -> Option<u64> {
+        let mut fits = self.pending.iter().filter(|(_, pending)| {
+            pending.exchange.as_deref().is_some_and(|exchange| {
+                exchange.worker == worker && pending.client_left.is_none() && may_end_unix(exchange, at)
+            })
+        });
+        let (number, _) = fits.next()?;
+        fits.next().is_none().then_some(*number)
     }
 
     fn worker(&mut self, worker: Pid, master: Pid, started: Ktime, outputs: &mut Vec<Output>) {
@@ -453,7 +512,18 @@ impl Engine {
             // connect() began and failed in one call: the line made the attempt, the socket adds what it knows.
             return self.merge_into_line(line.id, exchange, outputs);
         }
-        let client_left = self.early_leavers.last(&exchange.id).copied();
+        if let Some(early) = self.early_edges.last(&exchange.id.conn) {
+            let early = early.clone();
+            exchange.backend = Some(match exchange.backend.take() {
+                Some(before) => merged(before, early),
+                None => early,
+            });
+        }
+        let client_left = self
+            .early_leavers
+            .last(&exchange.id)
+            .or_else(|| self.unix_leavers.last(&exchange.worker).filter(|(at, _)| may_end_unix(&exchange, *at)))
+            .copied();
         let names = self.configurations.names(exchange.worker, &exchange.peer, None);
         let heard = self.heard(said.as_ref(), &exchange);
         let Some(ending) = socket::read(&exchange, heard, client_left.is_some(), &names.limits) else {

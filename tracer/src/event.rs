@@ -3,6 +3,8 @@
 //! These values are also the recording format (`--record`): a recording is the list of stamped inputs, so every
 //! type here is serialisable and nothing here may depend on a clock, a file or the kernel.
 
+pub mod decode;
+
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
@@ -222,7 +224,7 @@ pub enum RetryOf {
     Line(LineId),
 }
 
-/// A line of nginx's error log as heard at its source: counted from 1 over the whole trace.
+/// A line of nginx's error log as heard at its source; unique in a trace (the time it was heard).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct LineId(pub u64);
 
@@ -448,7 +450,7 @@ pub enum Event {
         kind: u8,
         code: u8,
     },
-    /// The backend's socket of connection `conn` changed after its exchange may already have been written.
+    /// The backend's socket changed after its exchange may already have been written; number 0: the connection's last.
     BackendEdge {
         at: Ktime,
         exchange: ExchangeId,
@@ -457,7 +459,9 @@ pub enum Event {
     /// nginx closed the client's connection right after it closed the exchange: the client had left before.
     ClientLeft {
         at: Ktime,
-        exchange: ExchangeId,
+        worker: Pid,
+        /// The exchange; `None`: some exchange over a unix socket, whose close cannot be seen.
+        exchange: Option<ExchangeId>,
         /// The client reset its connection rather than closing it.
         reset: bool,
     },
@@ -466,6 +470,7 @@ pub enum Event {
         at: Ktime,
         task: Task,
         parent: Pid,
+        is_nginx: bool,
         signalled_by: Option<Task>,
     },
     /// An nginx process forked.

@@ -10,9 +10,13 @@ pub mod commands;
 pub mod docs;
 pub mod engine;
 pub mod event;
+pub mod host;
+pub mod kernel;
 pub mod lines;
 pub mod model;
+pub mod nginx;
 pub mod outputs;
+pub mod pipeline;
 pub mod report;
 #[cfg(test)]
 mod samples;

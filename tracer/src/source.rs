@@ -1,3 +1,4 @@
 //! Where inputs come from.
 
+pub mod live;
 pub mod recording;

@@ -204,6 +204,7 @@ fn event() -> impl Strategy<Value = Event> {
             task,
             parent: Pid(1),
             signalled_by,
+            is_nginx: false,
         }),
         (any::<u16>(), any::<u32>()).prop_map(|(kind, length)| Event::Unknown { kind, length }),
     ]

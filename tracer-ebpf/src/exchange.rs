@@ -1,0 +1,371 @@
+//! The life of a connection and of the exchanges on it, and the worker's own events that link them.
+//!
+//! An *own* event of a worker is one that its own system call caused. The rules (seen to hold under load): the line
+//! nginx logs belongs to the close mark that is the worker's very next own event; what the worker does next after
+//! such a close (a SYN, a send on a kept connection) is the retry.
+
+use tracer_ebpf::{
+    BackendEdge, BackendLink, ClientLeft, Conn, Endpoint, TaskInfo, Worker, conn, end, kind, previous,
+};
+
+use crate::{
+    filter::{backend, connection, connection_of},
+    maps::{BACKENDS, CONNECTIONS, NO_CONN, SEQUENCES, UNCUT, setting},
+    output::{count, counted, header, now, write, write_exchange},
+    sock::{AF_UNIX, CLOSE_WAIT, Sock, current_task},
+};
+
+/// Makes the entry of a connection; `None` when the table is full.
+#[inline(always)]
+pub fn create(sock: Sock, family: u16, pid: u32, at: u64) -> Option<&'static mut Conn> {
+    if let Some(stale) = connection(sock.0) {
+        count(tracer_ebpf::counter::STALE);
+        if stale.began_at != 0 {
+            finish(stale, end::PRESUMED, at);
+        }
+    }
+    if CONNECTIONS.insert(sock.0, &NO_CONN, 0).is_err() {
+        count(tracer_ebpf::counter::TABLE_FULL);
+        return None;
+    }
+    let entry = connection(sock.0)?;
+    entry.sock = sock.0;
+    entry.since = at;
+    entry.number = 1;
+    entry.worker = pid;
+    entry.netns = sock.netns();
+    entry.family = family;
+    entry.began_at = at;
+    entry.connect_at = at;
+    if family != AF_UNIX {
+        entry.daddr = sock.peer_addr();
+        entry.dport = sock.peer_port();
+        if UNCUT
+            .get_ptr(Endpoint {
+                addr: entry.daddr,
+                port: u32::from(entry.dport),
+            })
+            .is_some()
+        {
+            entry.flags = conn::UNCUT;
+        }
+    }
+    Some(entry)
+}
+
+/// Begins the next exchange on a kept connection.
+#[inline(always)]
+pub fn begin_next(entry: &mut Conn, at: u64) {
+    entry.number += 1;
+    entry.began_at = at;
+    entry.previous_at = entry.last_received_at;
+    entry.connect_at = 0;
+    entry.established_at = 0;
+    entry.first_sent_at = 0;
+    entry.last_sent_at = 0;
+    entry.sent_before += entry.sent;
+    entry.sent = 0;
+    entry.first_received_at = 0;
+    entry.last_received_at = 0;
+    entry.received = 0;
+    entry.eof_at = 0;
+    entry.send_blocked_at = 0;
+    entry.last_retransmit_at = 0;
+    entry.syn_retransmits = 0;
+    entry.retransmits = 0;
+    entry.line = 0;
+    entry.retry_kind = previous::NONE;
+    entry.retry_sock = 0;
+    entry.retry_since = 0;
+    entry.retry_number = 0;
+}
+
+/// Writes the record of the exchange under way and leaves the connection idle.
+#[inline(always)]
+pub fn finish(entry: &mut Conn, how: u8, at: u64) {
+    let sock = Sock(entry.sock);
+    if entry.family == AF_UNIX {
+        let peer = entry.backend_sock;
+        if peer != 0
+            && entry.flags & conn::ACCEPTED == 0
+            && is_backend_of(peer, entry)
+            && Sock(peer).has_file()
+        {
+            entry.flags |= conn::ACCEPTED;
+        }
+    } else {
+        if entry.sport == 0 {
+            entry.sport = sock.local_port();
+            entry.saddr = sock.local_addr();
+        }
+        entry.una = sock.snd_una();
+        entry.rtt_us = sock.srtt_us();
+        entry.window = sock.send_window();
+        entry.flags |= conn::WINDOW_KNOWN;
+        let soft = sock.soft_error();
+        if soft != 0 {
+            entry.soft = soft;
+        }
+        if entry.closed_in == 0 {
+            entry.unread = sock.unread(entry.fin_at != 0);
+        }
+        let peer = entry.backend_sock;
+        if peer != 0 && entry.backend_closed_at == 0 && is_backend_of(peer, entry) {
+            let other = Sock(peer);
+            entry.backend_copied = other.copied_seq();
+            entry.backend_unread = other.unread(other.state() == CLOSE_WAIT);
+            if other.has_file() {
+                entry.flags |= conn::ACCEPTED;
+            }
+        }
+    }
+    entry.end = how;
+    entry.ended_at = at;
+    entry.header = header(
+        if entry.family == AF_UNIX {
+            kind::UNIX_EXCHANGE
+        } else {
+            kind::EXCHANGE
+        },
+        now(),
+    );
+    write_exchange(entry);
+    entry.began_at = 0;
+}
+
+#[inline(always)]
+fn is_backend_of(peer: u64, entry: &Conn) -> bool {
+    matches!(backend(peer), Some(link) if link.conn_sock == entry.sock && link.conn_since == entry.since)
+}
+
+/// nginx's close of an upstream socket. `own`: in the worker's own context.
+#[inline(always)]
+pub fn close_mark(entry: &mut Conn, own: Option<&mut Worker>, at: u64) {
+    entry.flags |= conn::MARKED;
+    let in_progress = entry.began_at != 0;
+    let Some(worker) = own else {
+        if in_progress {
+            finish(entry, end::WORKER_GONE, at);
+        }
+        return;
+    };
+    end_unix(worker, 0, at);
+    if worker.pending_line != 0 && (worker.pending_sock == 0 || worker.pending_sock == entry.sock) {
+        entry.line = worker.pending_line;
+    }
+    worker.pending_line = 0;
+    worker.pending_sock = 0;
+    worker.previous_kind = previous::NONE;
+    if in_progress {
+        worker.previous_kind = if entry.line != 0 {
+            previous::LINED
+        } else {
+            previous::SILENT
+        };
+        worker.previous_sock = entry.sock;
+        worker.previous_since = entry.since;
+        worker.previous_number = entry.number;
+        finish(
+            entry,
+            if worker.exiting != 0 {
+                end::WORKER_GONE
+            } else {
+                end::CLOSED
+            },
+            at,
+        );
+    }
+}
+
+/// An own event that begins an exchange: what ended just before is what it retries.
+#[inline(always)]
+pub fn own_begin(worker: &mut Worker, entry: &mut Conn, at: u64) {
+    end_unix(worker, 0, at);
+    let follows_failure = worker.previous_kind == previous::LINED
+        || worker.previous_kind == previous::LINE
+        || (worker.previous_kind == previous::SILENT && setting!(lines_heard) == 0);
+    if follows_failure {
+        entry.retry_kind = worker.previous_kind;
+        entry.retry_sock = worker.previous_sock;
+        entry.retry_since = worker.previous_since;
+        entry.retry_number = worker.previous_number;
+    }
+    forget(worker);
+}
+
+/// Any other own event of the worker: whatever waited for the very next one has waited in vain.
+#[inline(always)]
+pub fn own_other(worker: &mut Worker) {
+    if is_waiting(worker) {
+        end_unix(worker, 0, now());
+        forget(worker);
+    }
+}
+
+/// Whether something waits for the worker's very next own event. Mostly nothing does, and the clock is not read.
+#[inline(always)]
+pub fn is_waiting(worker: &Worker) -> bool {
+    worker.pending_line | worker.unix_ended | u64::from(worker.previous_kind) != 0
+}
+
+#[inline(always)]
+fn forget(worker: &mut Worker) {
+    worker.pending_line = 0;
+    worker.pending_sock = 0;
+    worker.previous_kind = previous::NONE;
+}
+
+/// nginx logs a line.
+#[inline(always)]
+pub fn own_line(worker: &mut Worker, id: u64) {
+    if worker.unix_ended != 0 {
+        end_unix(worker, id, id);
+        worker.pending_line = 0;
+        return;
+    }
+    worker.pending_line = id;
+    worker.pending_sock = 0;
+    worker.previous_kind = previous::LINE;
+    worker.previous_sock = 0;
+    worker.previous_since = id;
+    worker.previous_number = 0;
+}
+
+/// A unix connection's end is known by the worker's read of it; the line, if any, follows at once.
+#[inline(always)]
+fn end_unix(worker: &mut Worker, line: u64, at: u64) {
+    let sock = worker.unix_ended;
+    if sock == 0 {
+        return;
+    }
+    worker.unix_ended = 0;
+    let Some(entry) = connection(sock) else { return };
+    if entry.flags & conn::UNIX_ENDED == 0 {
+        return;
+    }
+    entry.line = line;
+    let in_progress = entry.began_at != 0;
+    if line != 0 {
+        worker.previous_kind = previous::LINED;
+        worker.previous_sock = entry.sock;
+        worker.previous_since = entry.since;
+        worker.previous_number = entry.number;
+    }
+    if in_progress {
+        finish(entry, end::CLOSED, at);
+    }
+    remove(entry);
+}
+
+/// The worker closes a client's connection. A client that left while its request was under way is noticed by epoll;
+/// one that ended its idle connection is noticed by reading the end.
+#[inline(always)]
+pub fn client_closed(worker: &mut Worker, sock: Sock, client_had_left: bool, reset: bool, at: u64) {
+    end_unix(worker, 0, at);
+    let was_idle = worker.client_ended == sock.0;
+    if client_had_left && !was_idle && (worker.previous_kind == previous::SILENT || worker.unix_listener != 0) {
+        let silent = worker.previous_kind == previous::SILENT;
+        write(&ClientLeft {
+            header: header(kind::CLIENT_LEFT, at),
+            conn_sock: if silent { worker.previous_sock } else { 0 },
+            conn_since: if silent { worker.previous_since } else { 0 },
+            number: worker.previous_number,
+            reset: u32::from(reset),
+        });
+    }
+    forget(worker);
+}
+
+/// Deletes a connection and all that points to it.
+#[inline(always)]
+pub fn remove(entry: &Conn) {
+    if entry.isn_key != 0 {
+        let _ = SEQUENCES.remove(entry.isn_key);
+    }
+    if entry.family == AF_UNIX && entry.backend_sock != 0 {
+        let _ = BACKENDS.remove(entry.backend_sock);
+    }
+    let _ = CONNECTIONS.remove(entry.sock);
+}
+
+/// Links the backend's socket to nginx's.
+#[inline(always)]
+pub fn link_backend(entry: &mut Conn, sock: Sock) {
+    entry.backend_sock = sock.0;
+    entry.backend_netns = sock.netns();
+    counted(BACKENDS.insert(
+        sock.0,
+        BackendLink {
+            conn_sock: entry.sock,
+            conn_since: entry.since,
+            closed_at: 0,
+            unread: 0,
+            flags: 0,
+        },
+        0,
+    ));
+}
+
+/// Data of this connection was read by a process of this host.
+#[inline(always)]
+pub fn backend_read(link: &BackendLink, sock: Sock, bytes: u32, at: u64) {
+    let Some(entry) = connection_of(link.conn_sock, link.conn_since) else {
+        return;
+    };
+    entry.flags |= conn::ACCEPTED;
+    if entry.flags & conn::BACKEND_TASK == 0 {
+        entry.flags |= conn::BACKEND_TASK;
+        entry.backend_task = current_task();
+        crate::filter::remember_owner(entry.backend_task.pid);
+    }
+    if entry.backend_first_read_at == 0 {
+        entry.backend_first_read_at = at;
+    }
+    entry.backend_last_read_at = at;
+    if entry.family == AF_UNIX {
+        entry.backend_read += u64::from(bytes);
+    } else {
+        entry.backend_copied = sock.copied_seq();
+    }
+}
+
+/// The backend closed its socket, by FIN or (`aborted`) by reset.
+#[inline(always)]
+pub fn backend_closed(link: &mut BackendLink, sock: Sock, aborted: bool, fin_received: bool, at: u64) {
+    let task = current_task();
+    let unread = sock.unread(fin_received);
+    let accepted = if sock.has_file() { conn::ACCEPTED } else { 0 };
+    if let Some(entry) = connection_of(link.conn_sock, link.conn_since) {
+        entry.backend_closed_at = at;
+        entry.backend_closer = task;
+        entry.backend_unread = unread;
+        entry.backend_copied = sock.copied_seq();
+        entry.flags |= accepted | if aborted { conn::ABORTED } else { 0 };
+    }
+    link.closed_at = at;
+    link.unread = unread;
+    link.flags |= accepted;
+    if aborted {
+        link.flags |= conn::ABORTED;
+        edge(link, sock, 0, 0, task, at);
+    }
+}
+
+/// Writes what happened to a backend's socket, since the exchange may have been written already.
+#[inline(always)]
+pub fn edge(link: &BackendLink, sock: Sock, reset_reason: u32, error: i32, task: TaskInfo, at: u64) {
+    write(&BackendEdge {
+        header: header(kind::BACKEND_EDGE, at),
+        conn_sock: link.conn_sock,
+        conn_since: link.conn_since,
+        sock: sock.0,
+        closed_at: link.closed_at,
+        netns: sock.netns(),
+        reset_reason,
+        error,
+        unread: link.unread,
+        flags: link.flags,
+        pad: 0,
+        task,
+    });
+}

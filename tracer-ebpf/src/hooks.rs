@@ -1,0 +1,10 @@
+//! One file per kind of moment; each program reads its arguments and calls the shared handler.
+
+mod bytes;
+mod listen;
+mod nginx_log;
+mod packet;
+mod process;
+mod route;
+mod snapshot;
+mod state;

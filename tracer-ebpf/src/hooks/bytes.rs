@@ -1,0 +1,218 @@
+//! What is sent and read, on both ends: exchanges begin and progress here, and unix connections altogether.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use tracer_ebpf::{Conn, Worker, conn, end};
+
+use crate::{
+    exchange::{backend_read, begin_next, create, finish, link_backend, is_waiting, own_begin, own_other, remove},
+    filter::{backend, connection, connection_of, worker},
+    output::now,
+    sock::{AF_UNIX, LISTEN, Sock, current_pid, is_main_thread},
+};
+
+/// `MSG_PEEK`: how nginx looks at an idle connection.
+const PEEK: i32 = 2;
+const EAGAIN: i32 = 11;
+/// The largest TLS close_notify seen is 31 bytes; nothing else that small is sent between a line and its close.
+const CLOSE_NOTIFY_MAX: i32 = 64;
+
+/// `trace_sock_send_length(struct sock *sk, int ret, int flags)`, 6.3 to 7.2.
+#[btf_tracepoint(function = "sock_send_length")]
+pub fn bytes_sent(ctx: BtfTracePointContext) -> i32 {
+    let sock = Sock(ctx.arg::<u64>(0));
+    let ret = ctx.arg::<i32>(1);
+    if let Some(owner) = worker(current_pid()) {
+        match connection(sock.0) {
+            Some(entry) => sent(owner, entry, sock, ret),
+            None => other_send(owner, sock, ret),
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn sent(owner: &mut Worker, entry: &mut Conn, sock: Sock, ret: i32) {
+    let at = now();
+    if ret <= 0 {
+        if ret == -EAGAIN {
+            entry.send_blocked_at = at;
+        } else if ret < 0 && entry.send_error == 0 {
+            entry.send_error = -ret;
+        }
+        own_other(owner);
+        return;
+    }
+    if owner.pending_line != 0 && ret <= CLOSE_NOTIFY_MAX && entry.received + entry.sent > 0 {
+        // Between a line and its close TLS sends one close_notify on the same socket.
+        owner.pending_sock = entry.sock;
+        return;
+    }
+    let first_of_next = entry.began_at == 0 || (entry.received > 0 && entry.flags & conn::UNCUT == 0);
+    if first_of_next {
+        if entry.began_at != 0 {
+            let ended = entry.last_received_at;
+            finish(entry, end::NEXT, ended);
+        }
+        begin_next(entry, at);
+        if entry.family != AF_UNIX {
+            entry.start_seq = sock.write_seq().wrapping_sub(ret as u32);
+        }
+        own_begin(owner, entry, at);
+    } else {
+        if entry.flags & conn::PREEXISTING != 0 && entry.sent + entry.received == 0 {
+            // Found idle when the tracer came: the exchange begins here.
+            entry.began_at = at;
+            if entry.family != AF_UNIX {
+                entry.start_seq = sock.write_seq().wrapping_sub(ret as u32);
+            }
+        }
+        own_other(owner);
+    }
+    if entry.first_sent_at == 0 {
+        entry.first_sent_at = at;
+    }
+    entry.last_sent_at = at;
+    entry.sent += ret as u64;
+}
+
+/// A send on a socket that is no known upstream's: a client's, or the first on a unix upstream.
+#[inline(always)]
+fn other_send(owner: &mut Worker, sock: Sock, ret: i32) {
+    let is_unix = sock.family() == AF_UNIX;
+    if !is_unix && !is_waiting(owner) {
+        return;
+    }
+    if !sock.is_stream() || !is_main_thread() {
+        return;
+    }
+    let at = now();
+    if is_unix && ret > 0 {
+        let peer = sock.unix_peer();
+        // nginx's end of a unix upstream has no name, its peer has the listener's. The master's channel has neither;
+        // a client's connection has the name on this side.
+        if peer != 0 && !sock.unix_is_bound() && Sock(peer).unix_is_bound() {
+            let began = if owner.unix_at != 0 { owner.unix_at } else { at };
+            let pid = current_pid();
+            let Some(entry) = create(sock, AF_UNIX, pid, began) else {
+                return;
+            };
+            if !Sock(peer).unix_path(&mut entry.path) {
+                remove(entry);
+                own_other(owner);
+                return;
+            }
+            entry.connect_at = owner.unix_at;
+            entry.established_at = owner.unix_at;
+            if owner.unix_at == 0 {
+                entry.flags |= conn::PREEXISTING;
+            }
+            owner.unix_at = 0;
+            link_backend(entry, Sock(peer));
+            own_begin(owner, entry, at);
+            entry.first_sent_at = at;
+            entry.last_sent_at = at;
+            entry.sent = ret as u64;
+            return;
+        }
+    }
+    own_other(owner);
+}
+
+/// `trace_sock_recv_length(struct sock *sk, int ret, int flags)`, 6.3 to 7.2.
+#[btf_tracepoint(function = "sock_recv_length")]
+pub fn bytes_received(ctx: BtfTracePointContext) -> i32 {
+    let sock = Sock(ctx.arg::<u64>(0));
+    let ret = ctx.arg::<i32>(1);
+    let flags = ctx.arg::<i32>(2);
+    if let Some(owner) = worker(current_pid()) {
+        if let Some(entry) = connection(sock.0) {
+            received(owner, entry, ret, flags);
+            return 0;
+        }
+        // nginx may be a backend of itself: then the socket is the other end of one.
+        if backend(sock.0).is_none() {
+            if ret == 0 {
+                owner.client_ended = sock.0;
+            } else if owner.client_ended == sock.0 {
+                owner.client_ended = 0;
+            }
+            if is_waiting(owner) && sock.is_stream() && is_main_thread() {
+                own_other(owner);
+            }
+            return 0;
+        }
+    }
+    if let Some(link) = backend(sock.0) {
+        let at = now();
+        if ret > 0 && flags & PEEK == 0 {
+            backend_read(link, sock, ret as u32, at);
+        } else if ret == 0 && sock.family() == AF_UNIX {
+            // nginx's close of a unix connection shows only here, when the backend reads the end.
+            if let Some(entry) = connection_of(link.conn_sock, link.conn_since) {
+                if entry.flags & conn::UNIX_ENDED == 0 {
+                    if entry.began_at != 0 {
+                        finish(entry, end::CLOSED, at);
+                    }
+                    remove(entry);
+                }
+            }
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn received(owner: &mut Worker, entry: &mut Conn, ret: i32, flags: i32) {
+    let at = now();
+    own_other(owner);
+    if flags & PEEK != 0 {
+        if entry.began_at != 0 && entry.received > 0 {
+            let ended = entry.last_received_at;
+            finish(entry, end::IDLE, ended);
+        }
+        if entry.family == AF_UNIX && ret != -EAGAIN {
+            remove(entry);
+        }
+        return;
+    }
+    if ret > 0 {
+        if entry.first_received_at == 0 {
+            entry.first_received_at = at;
+        }
+        entry.last_received_at = at;
+        entry.received += ret as u64;
+        return;
+    }
+    if ret == -EAGAIN {
+        // nginx stops when a read was short, so an empty read before any byte of an answer is OpenSSL's: on such a
+        // connection sends and reads do not alternate by request.
+        if entry.received == 0 && entry.sent > 0 {
+            entry.flags |= conn::UNCUT;
+        }
+        return;
+    }
+    if ret == 0 {
+        entry.eof_at = at;
+    } else {
+        entry.recv_error = -ret;
+    }
+    if entry.family == AF_UNIX {
+        entry.flags |= conn::UNIX_ENDED;
+        owner.unix_ended = entry.sock;
+    }
+}
+
+/// `trace_sk_data_ready(const struct sock *sk)`, 6.4 to 7.2: a connect() to a unix listener that was accepted by the
+/// kernel fires it for the listener, in the connecting task.
+#[btf_tracepoint(function = "sk_data_ready")]
+pub fn unix_connected(ctx: BtfTracePointContext) -> i32 {
+    let sock = Sock(ctx.arg::<u64>(0));
+    if sock.family() != AF_UNIX || sock.state() != LISTEN {
+        return 0;
+    }
+    if let Some(owner) = worker(current_pid()) {
+        owner.unix_at = now();
+        owner.unix_listener = sock.0;
+    }
+    0
+}

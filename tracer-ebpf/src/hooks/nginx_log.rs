@@ -1,0 +1,106 @@
+//! nginx's own voice: every line it writes to an error log, at the function that writes it.
+
+use aya_ebpf::{
+    helpers::{bpf_probe_read_user, bpf_probe_read_user_buf, bpf_probe_read_user_str_bytes},
+    macros::uprobe,
+    programs::ProbeContext,
+};
+use tracer_ebpf::{Line, counter, kind};
+
+use crate::{
+    exchange::own_line,
+    filter::worker,
+    maps::RECORDS,
+    output::{count, header, now, say},
+    sock::{current_pid, is_main_thread},
+};
+
+/// `NGX_LOG_WARN`: a warning may stand between a line and its close, so it is heard but changes nothing.
+const WARN: u64 = 5;
+
+/// `void ngx_log_error_core(ngx_uint_t level, ngx_log_t *log, ngx_err_t err, const char *fmt, ...)`, nginx 1.22 to
+/// 1.31. `ngx_log_t`: level, file, connection (16), disk_full_time, handler, data, writer, wdata, action (64).
+#[uprobe]
+pub fn nginx_logs(ctx: ProbeContext) -> u32 {
+    let (Some(level), Some(log), Some(errno), Some(format)) = (
+        ctx.arg::<u64>(0),
+        ctx.arg::<u64>(1),
+        ctx.arg::<u64>(2),
+        ctx.arg::<u64>(3),
+    ) else {
+        return 0;
+    };
+    if level > WARN {
+        return 0;
+    }
+    let pid = current_pid();
+    let Some(owner) = worker(pid) else { return 0 };
+    let at = now();
+    if level < WARN && is_main_thread() {
+        own_line(owner, at);
+    }
+    say!(&ctx, "nginx {} logs at level {}", pid, level);
+    let Some(mut slot) = RECORDS.reserve::<Line>(0) else {
+        count(counter::RING_FULL);
+        return 0;
+    };
+    let line = slot.as_mut_ptr();
+    // SAFETY: every field of the reserved record is written before it is submitted; user memory is read through
+    // helpers that check the address, and a page that is not mapped leaves zeroes.
+    unsafe {
+        line.write_bytes(0, 1);
+        (*line).header = header(kind::LINE, at);
+        (*line).level = level as u32;
+        (*line).errno = errno as i32;
+        (*line).connection = bpf_probe_read_user((log + 16) as *const u64).unwrap_or(0);
+        (*line).route_at = owner.route_at;
+        (*line).route_errno = owner.route_errno;
+        (*line).route_daddr = owner.route_daddr;
+        let _ = bpf_probe_read_user_str_bytes(format as *const u8, &mut (*line).format);
+        let action: u64 = bpf_probe_read_user((log + 64) as *const u64).unwrap_or(0);
+        if action != 0 {
+            let _ = bpf_probe_read_user_str_bytes(action as *const u8, &mut (*line).action);
+        }
+        let text = argument(&ctx, &(*line).format);
+        if let Some((data, len)) = text {
+            let len = if len > 127 { 127 } else { len };
+            // The verifier needs the bound as a mask.
+            let len = (len & 127) as usize;
+            if let Some(space) = (*line).argument.get_mut(..len) {
+                let _ = bpf_probe_read_user_buf(data as *const u8, space);
+            }
+        }
+    }
+    slot.submit(u64::from(aya_ebpf::bindings::BPF_RB_NO_WAKEUP));
+    count(counter::RECORDS);
+    0
+}
+
+/// The first text argument: a `%V` takes a pointer to `{len, data}`, a `%*s` the length and the text.
+#[inline(always)]
+fn argument(ctx: &ProbeContext, format: &[u8; 64]) -> Option<(u64, u64)> {
+    let mut at = 64usize;
+    for i in 0..60 {
+        if at == 64 && format[i] == b'%' {
+            at = i;
+        }
+    }
+    if at >= 60 {
+        return None;
+    }
+    let first: u64 = ctx.arg(4)?;
+    match format[at + 1] {
+        b'V' => {
+            // SAFETY: the helper checks the address.
+            let (len, data) = unsafe {
+                (
+                    bpf_probe_read_user(first as *const u64).ok()?,
+                    bpf_probe_read_user((first + 8) as *const u64).ok()?,
+                )
+            };
+            Some((data, len))
+        }
+        b'*' => Some((ctx.arg(5)?, first)),
+        _ => None,
+    }
+}

@@ -1,0 +1,145 @@
+//! Packets of upstream connections that this host answered with a reset, freed, or answered with an ICMP error.
+
+use aya_ebpf::{EbpfContext as _, macros::btf_tracepoint, programs::BtfTracePointContext};
+use tracer_ebpf::{DROP_REASONS, Packet, conn, kind};
+
+use crate::{
+    exchange::edge,
+    filter::{backend, connection, is_endpoint},
+    maps::{offset, setting},
+    output::{header, now, write},
+    sock::{LISTEN, NEW_SYN_RECV, Segment, Sock, TIME_WAIT, current_task, read, segment, skb_netns},
+};
+
+const BY_NONE: u8 = 0;
+const BY_LISTENER: u8 = 1;
+const BY_TIME_WAIT: u8 = 2;
+const BY_OTHER: u8 = 3;
+
+#[inline(always)]
+fn packet(what: u16, segment: &Segment, netns: u32, reason: u32, by: u8) -> Packet {
+    Packet {
+        header: header(what, now()),
+        location: 0,
+        conn_sock: 0,
+        conn_since: 0,
+        saddr: segment.saddr,
+        daddr: segment.daddr,
+        sport: segment.sport,
+        dport: segment.dport,
+        netns,
+        reason,
+        tcp_flags: segment.flags,
+        icmp_kind: 0,
+        icmp_code: 0,
+        by,
+    }
+}
+
+#[inline(always)]
+fn concerns_upstream(segment: &Segment) -> bool {
+    is_endpoint(segment.daddr, segment.dport) || is_endpoint(segment.saddr, segment.sport)
+}
+
+/// `trace_tcp_send_reset(const struct sock *sk, const struct sk_buff *skb, const enum sk_rst_reason reason)` from
+/// 6.10; before, only `(sk, skb)` and never without a socket.
+#[btf_tracepoint(function = "tcp_send_reset")]
+pub fn reset_sent(ctx: BtfTracePointContext) -> i32 {
+    // Both pointers may be null, and the verifier lets nobody calculate with such a pointer before a check that the
+    // compiler moves ("R3 pointer arithmetic on trusted_ptr_or_null_ prohibited"); read as numbers they are free.
+    let sock = Sock(read(ctx.as_ptr() as u64, 0));
+    let skb: u64 = read(ctx.as_ptr() as u64, 8);
+    let reason = if setting!(reset_has_reason) != 0 {
+        ctx.arg::<u32>(2) + 1
+    } else {
+        0
+    };
+    if sock.0 != 0 {
+        let state = sock.state();
+        if state != LISTEN && state != TIME_WAIT && state != NEW_SYN_RECV {
+            if let Some(link) = backend(sock.0) {
+                edge(link, sock, reason, 0, current_task(), now());
+            }
+            return 0;
+        }
+        let by = if state == TIME_WAIT {
+            BY_TIME_WAIT
+        } else {
+            BY_LISTENER
+        };
+        answered(skb, sock.netns(), reason, by);
+        return 0;
+    }
+    answered(skb, skb_netns(skb), reason, BY_NONE);
+    0
+}
+
+#[inline(always)]
+fn answered(skb: u64, netns: u32, reason: u32, by: u8) {
+    if skb == 0 {
+        return;
+    }
+    if let Some(offending) = segment(skb)
+        && concerns_upstream(&offending)
+    {
+        write(&packet(kind::RESET_SENT, &offending, netns, reason, by));
+    }
+}
+
+/// `trace_kfree_skb(struct sk_buff *skb, void *location, enum skb_drop_reason reason, struct sock *rx_sk)`; the
+/// reason from 5.17, rx_sk from 6.11.
+#[btf_tracepoint(function = "kfree_skb")]
+pub fn dropped(ctx: BtfTracePointContext) -> i32 {
+    let mut reason = 0;
+    if setting!(drop_has_reason) != 0 {
+        let number = ctx.arg::<u32>(2);
+        // SAFETY: the index is inside the array.
+        let wanted = unsafe {
+            core::ptr::read_volatile(
+                (&raw const crate::maps::SETTINGS.drop_wanted)
+                    .cast::<u8>()
+                    .add(number as usize & (DROP_REASONS - 1)),
+            )
+        };
+        if wanted == 0 {
+            return 0;
+        }
+        reason = number + 1;
+    }
+    let skb = ctx.arg::<u64>(0);
+    let Some(freed) = segment(skb) else { return 0 };
+    if !concerns_upstream(&freed) {
+        return 0;
+    }
+    let mut record = packet(kind::DROPPED, &freed, skb_netns(skb), reason, BY_OTHER);
+    record.location = ctx.arg::<u64>(1);
+    let owner: u64 = read(skb, offset!(skb_sk));
+    if owner != 0
+        && let Some(entry) = connection(owner)
+        && entry.flags & conn::MARKED == 0
+    {
+        record.conn_sock = entry.sock;
+        record.conn_since = entry.since;
+        if record.netns == 0 {
+            record.netns = entry.netns;
+        }
+    }
+    write(&record);
+    0
+}
+
+/// `trace_icmp_send(const struct sk_buff *skb, int type, int code)`, 6.11 to 7.2 (and in some older kernels): an
+/// ICMPv4 error that this host generates for `skb`.
+#[btf_tracepoint(function = "icmp_send")]
+pub fn icmp_sent(ctx: BtfTracePointContext) -> i32 {
+    let skb = ctx.arg::<u64>(0);
+    if let Some(offending) = segment(skb)
+        && concerns_upstream(&offending)
+    {
+        let mut record = packet(kind::ICMP_SENT, &offending, skb_netns(skb), 0, BY_OTHER);
+        record.icmp_kind = ctx.arg::<i32>(1) as u8;
+        record.icmp_code = ctx.arg::<i32>(2) as u8;
+        write(&record);
+    }
+    0
+}

@@ -1,0 +1,171 @@
+//! Processes: nginx's own come and go; the end of one that listened or served explains what follows.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use tracer_ebpf::{COMM_LEN, Process, SignalSent, TaskInfo, Worker, kind, task};
+
+use crate::{
+    filter::worker,
+    maps::{NAMES, OWNERS, SIGNALS, WORKERS, offset},
+    output::{counted, header, now, say, write},
+    sock::{current_task, oom_flag, read},
+};
+
+/// A worker of which nothing is known yet.
+static NEW_WORKER: Worker = {
+    // SAFETY: plain integers and byte arrays, for which all zeroes is a value.
+    unsafe { core::mem::zeroed() }
+};
+
+#[inline(always)]
+fn of(task_struct: u64) -> TaskInfo {
+    TaskInfo {
+        pid: read(task_struct, offset!(task_tgid)),
+        flags: 0,
+        exit_code: 0,
+        pad: 0,
+        comm: read(task_struct, offset!(task_comm)),
+    }
+}
+
+const NOBODY: TaskInfo = TaskInfo {
+    pid: 0,
+    flags: 0,
+    exit_code: 0,
+    pad: 0,
+    comm: [0; COMM_LEN],
+};
+
+/// `trace_sched_process_fork(struct task_struct *parent, struct task_struct *child)`, 5.10 to 7.2.
+#[btf_tracepoint(function = "sched_process_fork")]
+pub fn process_forked(ctx: BtfTracePointContext) -> i32 {
+    let parent = ctx.arg::<u64>(0);
+    let child = ctx.arg::<u64>(1);
+    let child_pid: u32 = read(child, offset!(task_tgid));
+    if child_pid != read::<u32>(child, offset!(task_pid)) {
+        return 0;
+    }
+    let parent_pid: u32 = read(parent, offset!(task_tgid));
+    if worker(parent_pid).is_none() {
+        // A process id that comes back belongs to nobody we knew.
+        if worker(child_pid).is_some() {
+            let _ = WORKERS.remove(child_pid);
+        }
+        return 0;
+    }
+    counted(WORKERS.insert(child_pid, &NEW_WORKER, 0));
+    say!(&ctx, "nginx {} forked {}", parent_pid, child_pid);
+    write(&Process {
+        header: header(kind::FORKED, now()),
+        task: of(child),
+        parent: parent_pid,
+        is_nginx: 1,
+        signal: 0,
+        pad: 0,
+        sender: NOBODY,
+    });
+    0
+}
+
+/// `trace_sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`, 5.10 to 7.2: the
+/// task's name is the new program's already.
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn process_executed(ctx: BtfTracePointContext) -> i32 {
+    let task_struct = ctx.arg::<u64>(0);
+    let info = of(task_struct);
+    let is_nginx = NAMES.get_ptr(info.comm).is_some();
+    let was_nginx = worker(info.pid).is_some();
+    if is_nginx {
+        counted(WORKERS.insert(info.pid, &NEW_WORKER, 0));
+    } else if was_nginx {
+        let _ = WORKERS.remove(info.pid);
+    } else {
+        return 0;
+    }
+    say!(
+        &ctx,
+        "process {} executed, nginx: {}",
+        info.pid,
+        u32::from(is_nginx)
+    );
+    let parent: u64 = read(task_struct, offset!(task_parent));
+    write(&Process {
+        header: header(kind::EXECUTED, now()),
+        task: info,
+        parent: read(parent, offset!(task_tgid)),
+        is_nginx: u32::from(is_nginx),
+        signal: 0,
+        pad: 0,
+        sender: NOBODY,
+    });
+    0
+}
+
+/// `trace_sched_process_exit(struct task_struct *p, …)`, 5.10 to 7.2: per thread, before the sockets are closed.
+#[btf_tracepoint(function = "sched_process_exit")]
+pub fn process_exited(ctx: BtfTracePointContext) -> i32 {
+    let task_struct = ctx.arg::<u64>(0);
+    let pid: u32 = read(task_struct, offset!(task_tgid));
+    let owner = worker(pid);
+    let is_nginx = owner.is_some();
+    if !is_nginx && OWNERS.get_ptr(pid).is_none() {
+        return 0;
+    }
+    let signal: u64 = read(task_struct, offset!(task_signal));
+    // do_exit() has already counted this thread off.
+    if read::<i32>(signal, offset!(signal_live)) != 0 {
+        return 0;
+    }
+    if let Some(owner) = owner {
+        owner.exiting = 1;
+    }
+    let mut info = of(task_struct);
+    info.flags = task::EXITING | task::GROUP_DEAD | oom_flag(task_struct);
+    let group: i32 = read(signal, offset!(signal_group_exit_code));
+    info.exit_code = if group != 0 {
+        group
+    } else {
+        read(task_struct, offset!(task_exit_code))
+    };
+    let parent: u64 = read(task_struct, offset!(task_parent));
+    let mut record = Process {
+        header: header(kind::PROCESS_EXITED, now()),
+        task: info,
+        parent: read(parent, offset!(task_tgid)),
+        is_nginx: u32::from(is_nginx),
+        signal: 0,
+        pad: 0,
+        sender: NOBODY,
+    };
+    if let Some(sent) = SIGNALS.get_ptr(pid) {
+        // SAFETY: a value of a preallocated map.
+        let sent = unsafe { *sent };
+        record.signal = sent.signal;
+        record.sender = sent.sender;
+        let _ = SIGNALS.remove(pid);
+    }
+    write(&record);
+    0
+}
+
+/// `trace_signal_generate(int sig, struct kernel_siginfo *info, struct task_struct *task, int group, int result)`,
+/// 5.10 to 7.2: the sender is current.
+#[btf_tracepoint(function = "signal_generate")]
+pub fn signal_sent(ctx: BtfTracePointContext) -> i32 {
+    let signal = ctx.arg::<i32>(0);
+    // HUP INT QUIT ILL ABRT BUS FPE KILL SEGV TERM
+    if !matches!(signal, 1 | 2 | 3 | 4 | 6 | 7 | 8 | 9 | 11 | 15) {
+        return 0;
+    }
+    let pid: u32 = read(ctx.arg::<u64>(2), offset!(task_tgid));
+    if OWNERS.get_ptr(pid).is_none() && worker(pid).is_none() {
+        return 0;
+    }
+    let sent = SignalSent {
+        at: now(),
+        signal: signal as u32,
+        pad: 0,
+        sender: current_task(),
+    };
+    counted(SIGNALS.insert(pid, &sent, 0));
+    0
+}

@@ -1,0 +1,260 @@
+//! The states of TCP sockets: attempts begin, connections are established, both ends close.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use tracer_ebpf::conn;
+
+use super::listen;
+use crate::{
+    exchange::{backend_closed, client_closed, close_mark, create, edge, link_backend, own_begin, remove},
+    filter::{backend, connection, remember_endpoint, worker},
+    maps::{BACKENDS, SEQUENCES, offset},
+    output::now,
+    sock::{
+        AF_INET, CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT1, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT, Sock,
+        current_pid, current_task, is_main_thread, mapped, read,
+    },
+};
+
+/// `trace_inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`, 5.10 to 7.2.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn socket_state(ctx: BtfTracePointContext) -> i32 {
+    let sock = Sock(ctx.arg::<u64>(0));
+    let old = ctx.arg::<i32>(1) as u8;
+    let new = ctx.arg::<i32>(2) as u8;
+    if !sock.is_tcp() {
+        return 0;
+    }
+    match new {
+        SYN_SENT => connecting(sock),
+        LISTEN => listen::opened(sock),
+        ESTABLISHED if old == SYN_SENT => established(sock),
+        ESTABLISHED if old == SYN_RECV => accepted(sock),
+        CLOSE if old == LISTEN => listen::closed(sock),
+        CLOSE_WAIT => fin_received(sock),
+        FIN_WAIT1 | LAST_ACK | CLOSE => ending(sock, old, new),
+        _ => {}
+    }
+    0
+}
+
+/// →SYN_SENT runs in the owner's connect(), always (kernel.md row 2).
+#[inline(always)]
+fn connecting(sock: Sock) {
+    let pid = current_pid();
+    let Some(owner) = worker(pid) else { return };
+    let at = now();
+    let Some(entry) = create(sock, sock.family(), pid, at) else {
+        return;
+    };
+    remember_endpoint(entry.daddr, entry.dport, at);
+    own_begin(owner, entry, at);
+}
+
+#[inline(always)]
+fn established(sock: Sock) {
+    let Some(entry) = connection(sock.0) else { return };
+    entry.established_at = now();
+    entry.saddr = sock.local_addr();
+    entry.sport = sock.local_port();
+    let first = sock.snd_nxt();
+    entry.start_seq = first;
+    let key = u64::from(first) << 32 | u64::from(sock.rcv_nxt());
+    // 0 means "none" in the entry; a connection with both sequence numbers 0 goes without its other end.
+    if key != 0 {
+        entry.isn_key = key;
+        crate::output::counted(SEQUENCES.insert(key, sock.0, 0));
+    }
+}
+
+/// A server's socket of this host: the other end of nginx's, if the pair of initial sequence numbers is known.
+#[inline(always)]
+fn accepted(sock: Sock) {
+    let key = u64::from(sock.rcv_nxt()) << 32 | u64::from(sock.snd_nxt());
+    let Some(nginx) = SEQUENCES.get_ptr(key) else {
+        return;
+    };
+    // SAFETY: a value of a preallocated map.
+    let nginx = unsafe { *nginx };
+    let _ = SEQUENCES.remove(key);
+    if let Some(entry) = connection(nginx)
+        && entry.isn_key == key
+    {
+        entry.isn_key = 0;
+        link_backend(entry, sock);
+    }
+}
+
+#[inline(always)]
+fn fin_received(sock: Sock) {
+    if let Some(entry) = connection(sock.0) {
+        entry.fin_at = now();
+        entry.una_at_fin = sock.snd_una();
+        entry.flags |= conn::FIN_SEEN;
+    }
+}
+
+#[inline(always)]
+fn ending(sock: Sock, old: u8, new: u8) {
+    let at = now();
+    if let Some(entry) = connection(sock.0) {
+        let pid = current_pid();
+        if entry.flags & conn::MARKED != 0 {
+            return;
+        }
+        if new == CLOSE {
+            let error = sock.error();
+            if error != 0 && entry.error == 0 {
+                entry.error = error;
+                entry.error_at = at;
+            }
+            read_icmp(entry, sock, at);
+            if entry.reset_at == 0 && error == 0 && pid == entry.worker {
+                // nginx's own close straight to CLOSE: in SYN_SENT, or with data unread. Its destroy follows.
+                entry.closed_in = old;
+                entry.unread = sock.unread(entry.fin_at != 0);
+                if old == SYN_SENT {
+                    listen::sample(entry, at);
+                }
+            }
+            return;
+        }
+        entry.closed_in = old;
+        entry.unread = sock.unread(entry.fin_at != 0);
+        if entry.received == 0 && entry.began_at != 0 {
+            listen::sample(entry, at);
+        }
+        let own = if pid == entry.worker { worker(pid) } else { None };
+        close_mark(entry, own, at);
+    } else if let Some(link) = backend(sock.0) {
+        let alive = matches!(old, ESTABLISHED | CLOSE_WAIT | SYN_RECV);
+        let aborted = new == CLOSE;
+        // A reset from the other end sets sk_err before the state changes; that is no close of the backend's.
+        if alive && !(aborted && sock.error() != 0) {
+            backend_closed(link, sock, aborted, old == CLOSE_WAIT, at);
+        }
+    } else if new != CLOSE && is_main_thread() {
+        if let Some(owner) = worker(current_pid()) {
+            client_closed(owner, sock, old == CLOSE_WAIT, false, at);
+        }
+    }
+}
+
+/// `trace_tcp_destroy_sock(struct sock *sk)`, 5.10 to 7.2: the end of the socket's address as an identity.
+#[btf_tracepoint(function = "tcp_destroy_sock")]
+pub fn socket_destroyed(ctx: BtfTracePointContext) -> i32 {
+    let sock = Sock(ctx.arg::<u64>(0));
+    let at = now();
+    if let Some(entry) = connection(sock.0) {
+        if entry.flags & conn::MARKED == 0 {
+            // A destroy without a mark before it runs in the owner's close() (17,450 of 17,450 under load).
+            if sock.error() != 0 {
+                entry.flags |= conn::ERROR_UNFETCHED;
+                if entry.error == 0 {
+                    entry.error = sock.error();
+                    entry.error_at = at;
+                }
+            }
+            read_icmp(entry, sock, at);
+            let pid = current_pid();
+            let own = if pid == entry.worker { worker(pid) } else { None };
+            close_mark(entry, own, at);
+        }
+        remove(entry);
+    } else if let Some(link) = backend(sock.0) {
+        let error = sock.error();
+        if link.flags & conn::ABORTED != 0 && error != 0 {
+            edge(link, sock, 0, error, current_task(), at);
+        }
+        let _ = BACKENDS.remove(sock.0);
+    } else if is_main_thread() && sock.is_shut() {
+        // A client that had reset its connection leaves no other trace of nginx's close.
+        if let Some(owner) = worker(current_pid())
+            && owner.previous_kind == tracer_ebpf::previous::SILENT
+            && sock.state() == CLOSE
+        {
+            client_closed(owner, sock, true, true, at);
+        }
+    }
+    0
+}
+
+/// `trace_tcp_receive_reset(struct sock *sk)`, 5.10 to 7.2: the state is the one before.
+#[btf_tracepoint(function = "tcp_receive_reset")]
+pub fn reset_received(ctx: BtfTracePointContext) -> i32 {
+    let sock = Sock(ctx.arg::<u64>(0));
+    if let Some(entry) = connection(sock.0) {
+        if entry.reset_at == 0 && entry.flags & conn::MARKED == 0 {
+            entry.reset_at = now();
+            entry.reset_in = sock.state();
+            entry.una_at_reset = sock.snd_una();
+            entry.unread = sock.unread(entry.fin_at != 0);
+        }
+    }
+    0
+}
+
+/// `trace_inet_sk_error_report(const struct sock *sk)`, 5.14 to 7.2.
+#[btf_tracepoint(function = "inet_sk_error_report")]
+pub fn error_reported(ctx: BtfTracePointContext) -> i32 {
+    let sock = Sock(ctx.arg::<u64>(0));
+    if let Some(entry) = connection(sock.0) {
+        let at = now();
+        let error = sock.error();
+        if error != 0 && entry.error == 0 {
+            entry.error = error;
+            entry.error_at = at;
+        }
+        read_icmp(entry, sock, at);
+    }
+    0
+}
+
+/// `trace_tcp_retransmit_skb(const struct sock *sk, const struct sk_buff *skb)`, 5.10 to 7.2.
+#[btf_tracepoint(function = "tcp_retransmit_skb")]
+pub fn retransmitted(ctx: BtfTracePointContext) -> i32 {
+    let sock = Sock(ctx.arg::<u64>(0));
+    if let Some(entry) = connection(sock.0) {
+        if entry.flags & conn::MARKED != 0 {
+            return 0;
+        }
+        let at = now();
+        entry.last_retransmit_at = at;
+        remember_endpoint(entry.daddr, entry.dport, at);
+        if sock.state() == SYN_SENT {
+            entry.syn_retransmits += 1;
+            listen::sample(entry, at);
+        } else {
+            entry.retransmits += 1;
+        }
+    }
+    0
+}
+
+/// An IPv4 ICMP error lies as a clone in the socket's error queue: its outer header has the sender, its control
+/// block the type and code (`struct sock_extended_err`: origin at 4, type at 5, code at 6; origin 2 is ICMP).
+#[inline(always)]
+fn read_icmp(entry: &mut tracer_ebpf::Conn, sock: Sock, at: u64) {
+    if entry.flags & conn::ICMP_SEEN != 0 {
+        return;
+    }
+    let queue = sock.0 + u64::from(offset!(sk_error_queue));
+    if read::<u32>(queue, offset!(queue_len)) == 0 {
+        return;
+    }
+    let skb: u64 = read(queue, offset!(queue_next));
+    let error = skb + u64::from(offset!(skb_cb)) + u64::from(offset!(exterr_ee));
+    let origin: u8 = read(error, 4);
+    if origin != 2 || sock.family() != AF_INET {
+        return;
+    }
+    entry.flags |= conn::ICMP_SEEN;
+    entry.icmp_at = at;
+    entry.icmp_kind = read(error, 5);
+    entry.icmp_code = read(error, 6);
+    if entry.soft == 0 {
+        entry.soft = read::<u32>(error, 0) as i32;
+    }
+    let head: u64 = read(skb, offset!(skb_head));
+    let outer = head + u64::from(read::<u16>(skb, offset!(skb_network_header)));
+    entry.icmp_sender = mapped(read(outer, 12));
+}

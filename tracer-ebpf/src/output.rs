@@ -1,0 +1,98 @@
+//! Reserve, fill, submit; a full ring is counted. Nothing here wakes user space, which polls.
+
+use aya_ebpf::{
+    bindings::BPF_RB_NO_WAKEUP,
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, generated},
+};
+use tracer_ebpf::{Conn, Header, TCP_EXCHANGE_LEN, counter};
+
+use crate::{
+    maps::{COUNTERS, RECORDS},
+    sock::{AF_UNIX, current_pid},
+};
+
+/// Now, in nanoseconds of `CLOCK_BOOTTIME`.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
+/// A record's beginning.
+#[inline(always)]
+pub fn header(kind: u16, at: u64) -> Header {
+    // SAFETY: the helper has no preconditions.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    Header {
+        at,
+        kind,
+        cpu: cpu as u16,
+        pid: current_pid(),
+    }
+}
+
+/// Adds one to a counter of this CPU.
+#[inline(always)]
+pub fn count(index: u32) {
+    if let Some(value) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: a per-CPU value of a map; an interrupted increment may lose a count, never memory.
+        unsafe { *value += 1 };
+    }
+}
+
+/// Counts a table that was full.
+#[inline(always)]
+pub fn counted(inserted: Result<(), i32>) {
+    if inserted.is_err() {
+        count(counter::TABLE_FULL);
+    }
+}
+
+/// Writes a whole record.
+#[inline(always)]
+pub fn write<T: Copy + 'static>(record: &T) {
+    match RECORDS.reserve::<T>(0) {
+        Some(mut slot) => {
+            slot.write(*record);
+            slot.submit(u64::from(BPF_RB_NO_WAKEUP));
+            count(counter::RECORDS);
+        }
+        None => count(counter::RING_FULL),
+    }
+}
+
+/// Writes a connection's current exchange straight from the table.
+#[inline(always)]
+pub fn write_exchange(conn: &Conn) {
+    let source = core::ptr::from_ref(conn).cast::<u8>();
+    if conn.family == AF_UNIX {
+        copy_out::<{ size_of::<Conn>() }>(source);
+    } else {
+        copy_out::<TCP_EXCHANGE_LEN>(source);
+    }
+}
+
+#[inline(always)]
+fn copy_out<const N: usize>(source: *const u8) {
+    match RECORDS.reserve::<[u8; N]>(0) {
+        Some(mut slot) => {
+            // SAFETY: `slot` holds N bytes and the helper checks the source.
+            unsafe {
+                generated::bpf_probe_read_kernel(slot.as_mut_ptr().cast(), N as u32, source.cast());
+            }
+            slot.submit(u64::from(BPF_RB_NO_WAKEUP));
+            count(counter::RECORDS);
+        }
+        None => count(counter::RING_FULL),
+    }
+}
+
+/// Speaks, when asked to by `-vv`.
+macro_rules! say {
+    ($ctx:expr, $($arg:tt)*) => {
+        if $crate::maps::setting!(verbose) != 0 {
+            aya_log_ebpf::debug!($ctx, $($arg)*);
+        }
+    };
+}
+pub(crate) use say;

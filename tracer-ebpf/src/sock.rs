@@ -1,0 +1,326 @@
+//! Typed reads of kernel structures through the offsets of the running kernel. All unsafe reads of kernel memory
+//! are here: each goes through `bpf_probe_read_kernel`, which returns an error for a bad address and never faults.
+
+use aya_ebpf::helpers::{
+    bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel,
+    bpf_probe_read_kernel_str_bytes,
+};
+use tracer_ebpf::{ABSENT, COMM_LEN, PATH_LEN, TaskInfo, task};
+
+use crate::maps::offset;
+
+pub const ESTABLISHED: u8 = 1;
+pub const SYN_SENT: u8 = 2;
+pub const SYN_RECV: u8 = 3;
+pub const FIN_WAIT1: u8 = 4;
+pub const TIME_WAIT: u8 = 6;
+pub const CLOSE: u8 = 7;
+pub const CLOSE_WAIT: u8 = 8;
+pub const LAST_ACK: u8 = 9;
+pub const LISTEN: u8 = 10;
+pub const NEW_SYN_RECV: u8 = 12;
+
+pub const AF_UNIX: u16 = 1;
+pub const AF_INET: u16 = 2;
+pub const AF_INET6: u16 = 10;
+const IPPROTO_TCP: u16 = 6;
+const SOCK_STREAM: u16 = 1;
+/// `PF_EXITING` of `task_struct.flags` (include/linux/sched.h, 5.10 to 7.2).
+const PF_EXITING: u32 = 4;
+
+/// Reads a `T` at `base + offset`; zero when the address is bad or the member does not exist on this kernel.
+#[inline(always)]
+pub fn read<T: Copy + Default>(base: u64, offset: u32) -> T {
+    if offset == ABSENT {
+        return T::default();
+    }
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel((base + u64::from(offset)) as *const T) }.unwrap_or_default()
+}
+
+/// A kernel `struct sock`.
+#[derive(Clone, Copy)]
+pub struct Sock(pub u64);
+
+impl Sock {
+    #[inline(always)]
+    pub fn family(self) -> u16 {
+        read(self.0, offset!(skc_family))
+    }
+
+    #[inline(always)]
+    pub fn state(self) -> u8 {
+        read(self.0, offset!(skc_state))
+    }
+
+    #[inline(always)]
+    pub fn is_tcp(self) -> bool {
+        let family = self.family();
+        (family == AF_INET || family == AF_INET6) && read::<u16>(self.0, offset!(sk_protocol)) == IPPROTO_TCP
+    }
+
+    #[inline(always)]
+    pub fn is_stream(self) -> bool {
+        read::<u16>(self.0, offset!(sk_type)) == SOCK_STREAM
+    }
+
+    /// The local port, which stays when `skc_num` is already cleared.
+    #[inline(always)]
+    pub fn local_port(self) -> u16 {
+        u16::from_be(read(self.0, offset!(inet_sport)))
+    }
+
+    #[inline(always)]
+    pub fn bound_port(self) -> u16 {
+        read(self.0, offset!(skc_num))
+    }
+
+    #[inline(always)]
+    pub fn peer_port(self) -> u16 {
+        u16::from_be(read(self.0, offset!(skc_dport)))
+    }
+
+    #[inline(always)]
+    pub fn local_addr(self) -> [u8; 16] {
+        if self.family() == AF_INET {
+            mapped(read(self.0, offset!(skc_rcv_saddr)))
+        } else {
+            read(self.0, offset!(skc_v6_rcv_saddr))
+        }
+    }
+
+    #[inline(always)]
+    pub fn peer_addr(self) -> [u8; 16] {
+        if self.family() == AF_INET {
+            mapped(read(self.0, offset!(skc_daddr)))
+        } else {
+            read(self.0, offset!(skc_v6_daddr))
+        }
+    }
+
+    #[inline(always)]
+    pub fn is_v6only(self) -> bool {
+        let byte: u8 = read(self.0, offset!(skc_ipv6only_byte));
+        self.family() == AF_INET6 && byte & (1 << (crate::maps::setting!(ipv6only_bit) & 7)) != 0
+    }
+
+    #[inline(always)]
+    pub fn netns(self) -> u32 {
+        inum(read(self.0, offset!(skc_net)))
+    }
+
+    #[inline(always)]
+    pub fn error(self) -> i32 {
+        read(self.0, offset!(sk_err))
+    }
+
+    #[inline(always)]
+    pub fn soft_error(self) -> i32 {
+        read(self.0, offset!(sk_err_soft))
+    }
+
+    #[inline(always)]
+    pub fn has_file(self) -> bool {
+        read::<u64>(self.0, offset!(sk_socket)) != 0
+    }
+
+    #[inline(always)]
+    pub fn is_shut(self) -> bool {
+        read::<u8>(self.0, offset!(sk_shutdown)) & 3 == 3
+    }
+
+    #[inline(always)]
+    pub fn queue(self) -> u32 {
+        read(self.0, offset!(sk_ack_backlog))
+    }
+
+    #[inline(always)]
+    pub fn queue_limit(self) -> u32 {
+        read(self.0, offset!(sk_max_ack_backlog))
+    }
+
+    /// unix: connections waiting in a listener's receive queue.
+    #[inline(always)]
+    pub fn receive_queue(self) -> u32 {
+        read(self.0 + u64::from(offset!(sk_receive_queue)), offset!(queue_len))
+    }
+
+    #[inline(always)]
+    pub fn snd_una(self) -> u32 {
+        read(self.0, offset!(snd_una))
+    }
+
+    #[inline(always)]
+    pub fn snd_nxt(self) -> u32 {
+        read(self.0, offset!(snd_nxt))
+    }
+
+    #[inline(always)]
+    pub fn write_seq(self) -> u32 {
+        read(self.0, offset!(write_seq))
+    }
+
+    #[inline(always)]
+    pub fn rcv_nxt(self) -> u32 {
+        read(self.0, offset!(rcv_nxt))
+    }
+
+    #[inline(always)]
+    pub fn copied_seq(self) -> u32 {
+        read(self.0, offset!(copied_seq))
+    }
+
+    #[inline(always)]
+    pub fn srtt_us(self) -> u32 {
+        read::<u32>(self.0, offset!(srtt_us)) >> 3
+    }
+
+    #[inline(always)]
+    pub fn send_window(self) -> u32 {
+        read(self.0, offset!(snd_wnd))
+    }
+
+    /// Bytes received and never read; the FIN, which the kernel counts as one, is taken off when it has come.
+    #[inline(always)]
+    pub fn unread(self, fin: bool) -> u32 {
+        let unread = self.rcv_nxt().wrapping_sub(self.copied_seq());
+        if fin && unread > 0 { unread - 1 } else { unread }
+    }
+
+    /// unix: the socket at the other end, 0 when none.
+    #[inline(always)]
+    pub fn unix_peer(self) -> u64 {
+        read(self.0, offset!(unix_peer))
+    }
+
+    /// unix: whether this socket is bound to a name.
+    #[inline(always)]
+    pub fn unix_is_bound(self) -> bool {
+        read::<u64>(self.0, offset!(unix_addr)) != 0
+    }
+
+    /// unix: copies the bound path; false when it has none (unbound or abstract).
+    #[inline(always)]
+    pub fn unix_path(self, path: &mut [u8; PATH_LEN]) -> bool {
+        let addr: u64 = read(self.0, offset!(unix_addr));
+        if addr == 0 {
+            return false;
+        }
+        // struct sockaddr_un: the path follows the 2 bytes of the family.
+        let text = addr + u64::from(offset!(unix_address_name)) + 2;
+        // SAFETY: the helper checks the address and stops at the end of `path`.
+        matches!(unsafe { bpf_probe_read_kernel_str_bytes(text as *const u8, path) }, Ok(bytes) if !bytes.is_empty())
+    }
+}
+
+/// An IPv4 address in its mapped form.
+#[inline(always)]
+pub fn mapped(v4: [u8; 4]) -> [u8; 16] {
+    [
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3],
+    ]
+}
+
+/// The inode number of a `struct net`.
+#[inline(always)]
+pub fn inum(net: u64) -> u32 {
+    if net == 0 { 0 } else { read(net, offset!(net_inum)) }
+}
+
+/// The addresses, ports and TCP flags in an skb; `None` for anything but TCP.
+pub struct Segment {
+    pub saddr: [u8; 16],
+    pub daddr: [u8; 16],
+    pub sport: u16,
+    pub dport: u16,
+    pub flags: u8,
+}
+
+/// Parses the IP and TCP headers of an skb.
+#[inline(always)]
+pub fn segment(skb: u64) -> Option<Segment> {
+    let head: u64 = read(skb, offset!(skb_head));
+    let network_header: u16 = read(skb, offset!(skb_network_header));
+    let ip = head + u64::from(network_header);
+    let first: u8 = read(ip, 0);
+    let (saddr, daddr, tcp) = match first >> 4 {
+        4 => {
+            if read::<u8>(ip, 9) != 6 {
+                return None;
+            }
+            (
+                mapped(read(ip, 12)),
+                mapped(read(ip, 16)),
+                ip + u64::from(first & 15) * 4,
+            )
+        }
+        6 => {
+            if read::<u8>(ip, 6) != 6 {
+                return None;
+            }
+            (read(ip, 8), read(ip, 24), ip + 40)
+        }
+        _ => return None,
+    };
+    Some(Segment {
+        saddr,
+        daddr,
+        sport: u16::from_be(read(tcp, 0)),
+        dport: u16::from_be(read(tcp, 2)),
+        flags: read(tcp, 13),
+    })
+}
+
+/// The namespace of the device an skb is on; 0 when it is on none.
+#[inline(always)]
+pub fn skb_netns(skb: u64) -> u32 {
+    let dev: u64 = read(skb, offset!(skb_dev));
+    if dev == 0 {
+        0
+    } else {
+        inum(read(dev, offset!(dev_net)))
+    }
+}
+
+/// The current process (thread group).
+#[inline(always)]
+pub fn current_pid() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
+}
+
+/// Whether the current task is its process's first thread: nginx connects, sends and logs there only.
+#[inline(always)]
+pub fn is_main_thread() -> bool {
+    let both = bpf_get_current_pid_tgid();
+    both as u32 == (both >> 32) as u32
+}
+
+/// The current task, with its exit code when it is ending.
+#[inline(always)]
+pub fn current_task() -> TaskInfo {
+    // SAFETY: the helper has no preconditions.
+    let task_struct = unsafe { bpf_get_current_task() };
+    let mut info = TaskInfo {
+        pid: current_pid(),
+        flags: 0,
+        exit_code: 0,
+        pad: 0,
+        comm: bpf_get_current_comm().unwrap_or([0; COMM_LEN]),
+    };
+    if read::<u32>(task_struct, offset!(task_flags)) & PF_EXITING != 0 {
+        info.flags = task::EXITING | oom_flag(task_struct);
+        info.exit_code = read(task_struct, offset!(task_exit_code));
+    }
+    info
+}
+
+/// `task::OOM` when the OOM killer chose this task's process (`tsk_is_oom_victim`, include/linux/oom.h).
+#[inline(always)]
+pub fn oom_flag(task_struct: u64) -> u32 {
+    let signal: u64 = read(task_struct, offset!(task_signal));
+    if signal != 0 && read::<u64>(signal, offset!(signal_oom_mm)) != 0 {
+        task::OOM
+    } else {
+        0
+    }
+}

@@ -1,0 +1,136 @@
+//! `tracer attach`: the main job.
+
+use anyhow::{Context as _, anyhow};
+
+use super::{Status, Stop, attach_described, engine_options, output_options, status_of};
+use crate::{
+    cli::{
+        AttachArgs,
+        values::{Switch, Target as Named, Where},
+    },
+    engine::Engine,
+    host,
+    nginx::find::Target,
+    outputs::{Outputs, Pace},
+    pipeline::{Limits, Pipeline, run as run_pipeline},
+
+    session::Origin,
+    source::{
+        live::{Live, LiveOptions, Source},
+        recording::{ClockReading, Header, RecordingWriter},
+    },
+};
+
+/// Runs the command. `verbose`: how often `-v` was given.
+///
+/// # Errors
+/// See [`Stop`]; nothing that was written is lost.
+pub fn run(args: &AttachArgs, verbose: u8) -> Result<Status, Stop> {
+    let options = output_options(&args.output, Pace::Live)?;
+
+    let target = target(&args.pid);
+    let live = Live::start(LiveOptions {
+        target: target.clone(),
+        config: source(&args.config),
+        error_log: source(&args.error_log),
+        without: args.without.iter().cloned().collect(),
+        resolve: args.resolve == Switch::Auto,
+        verbose: verbose > 1,
+    });
+    let mut live = match live {
+        Ok(live) => live,
+        Err(error) if error.is::<crate::kernel::UnknownHook>() => return Err(Stop::Usage(error)),
+        Err(error) => return Err(Stop::NotAttached(error)),
+    };
+    // Files are opened with all that may be missing of them said before anything is dropped.
+    let outputs = Outputs::open(options, Origin::here(), attach_described(args)).map_err(Stop::Usage)?;
+    let recorder = match &args.record {
+        Some(path) => {
+            let (at, unix_ns) = host::clock();
+            let command = std::env::args().collect::<Vec<_>>().join(" ");
+            let header = Header::new(command, ClockReading { at, unix_ns });
+            Some(RecordingWriter::create(path, &header).map_err(Stop::Usage)?)
+        }
+        None => None,
+    };
+    if !live.is_following() {
+        eprintln!("tracer: no {} runs yet: waiting for one", args.pid);
+    }
+    let pipeline = Pipeline::new(Engine::new(engine_options(&args.output)), outputs, recorder);
+    let limits = Limits { duration: args.duration, count: args.count };
+    let ready_file = args.ready_file.clone();
+    let ready = move || {
+        if let Some(path) = &ready_file {
+            std::fs::write(path, format!("{}\n", std::process::id()))
+                .with_context(|| format!("{}: cannot create the ready file", path.display()))?;
+        }
+        notify_ready();
+        Ok(())
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(8)
+        .build()
+        .map_err(|error| Stop::NotAttached(anyhow!(error).context("starting the runtime")))?;
+    let closed = runtime.block_on(async {
+        if verbose > 1 {
+            pass_on_log(&mut live);
+        }
+        run_pipeline(live, pipeline, limits, ready).await
+    });
+    // Answers that are still on their way are nobody's any more.
+    runtime.shutdown_background();
+    let closed = closed.map_err(Stop::NotAttached)?;
+    status_of(&closed, args.output.fail_on_failure)
+}
+
+/// What the BPF programs say of themselves joins the tracer's own diagnostics.
+fn pass_on_log(live: &mut Live) {
+    match live.kernel_mut().take_log() {
+        Ok(mut logger) => {
+            tokio::spawn(async move {
+                let mut every = tokio::time::interval(std::time::Duration::from_millis(100));
+                loop {
+                    every.tick().await;
+                    logger.flush();
+                }
+            });
+        }
+        Err(error) => log::warn!("{error:#}"),
+    }
+}
+
+/// Tells a service manager that everything is attached (`sd_notify`); without one it does nothing.
+fn notify_ready() {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let Ok(socket) = std::os::unix::net::UnixDatagram::unbound() else { return };
+    let text = path.to_string_lossy().into_owned();
+    let sent = match text.strip_prefix('@') {
+        Some(name) => {
+            use std::os::linux::net::SocketAddrExt as _;
+            std::os::unix::net::SocketAddr::from_abstract_name(name)
+                .and_then(|address| socket.send_to_addr(b"READY=1", &address))
+        }
+        None => socket.send_to(b"READY=1", &path),
+    };
+    if let Err(error) = sent {
+        log::warn!("cannot tell the service manager at {text}: {error}");
+    }
+}
+
+/// What `--pid` means.
+#[must_use]
+pub fn target(named: &Named) -> Target {
+    match named {
+        Named::Name(name) => Target::Name(name.clone()),
+        Named::Pid(pid) => Target::Pid(*pid),
+    }
+}
+
+fn source(given: &Where) -> Source {
+    match given {
+        Where::Auto => Source::Auto,
+        Where::Off => Source::Off,
+        Where::Path(path) => Source::Path(path.clone()),
+    }
+}

@@ -1,0 +1,484 @@
+//! Records of the kernel half → [`Event`]: total, no unsafe. What it does not know becomes [`Event::Unknown`].
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+};
+
+use tracer_ebpf as wire;
+use tracer_ebpf::{conn, end, kind, previous, task};
+use zerocopy::{FromBytes as _, IntoBytes as _};
+
+use super::{
+    Backend, ConnId, EndKind, Errno, Event, Exchange, ExchangeId, Exit, Icmp, Ktime, Line, LineId, Listener,
+    Netns, Peer, Pid, ResetBy, RetryOf, RouteError, Sock, Task, TcpState, Tuple,
+};
+
+/// Turns records into events; holds the running kernel's names for its numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Decoder {
+    /// `enum skb_drop_reason` by number.
+    pub drop_reasons: BTreeMap<u32, String>,
+    /// `enum sk_rst_reason` by number.
+    pub reset_reasons: BTreeMap<u32, String>,
+    /// Kernel functions by address, where the kernel shows them.
+    pub symbols: BTreeMap<u64, String>,
+}
+
+impl Decoder {
+    /// When a record was written; the beginning of time for one too short to say.
+    #[must_use]
+    pub fn time_of(bytes: &[u8]) -> Ktime {
+        wire::Header::read_from_prefix(bytes).map_or(Ktime(0), |(header, _)| Ktime(header.at))
+    }
+
+    /// Decodes one record.
+    #[must_use]
+    pub fn decode(&self, bytes: &[u8]) -> Event {
+        self.try_decode(bytes).unwrap_or_else(|| {
+            let kind = wire::Header::read_from_prefix(bytes).map_or(0, |(header, _)| header.kind);
+            Event::Unknown {
+                kind,
+                length: u32::try_from(bytes.len()).unwrap_or(u32::MAX),
+            }
+        })
+    }
+
+    fn try_decode(&self, bytes: &[u8]) -> Option<Event> {
+        let (header, _) = wire::Header::read_from_prefix(bytes).ok()?;
+        let at = Ktime(header.at);
+        Some(match header.kind {
+            kind::EXCHANGE => {
+                let tcp = bytes.get(..wire::TCP_EXCHANGE_LEN)?;
+                let mut whole = [0; size_of::<wire::Conn>()];
+                whole[..wire::TCP_EXCHANGE_LEN].copy_from_slice(tcp);
+                Event::Exchange(Box::new(exchange(&wire::Conn::read_from_bytes(&whole).ok()?)))
+            }
+            kind::UNIX_EXCHANGE => Event::Exchange(Box::new(exchange(&record(bytes)?))),
+            kind::LINE => Event::Line(line(&record(bytes)?)),
+            kind::LISTENER_OPENED => Event::ListenerOpened {
+                at,
+                listener: listener(&record(bytes)?),
+            },
+            kind::LISTENER_CLOSED => Event::ListenerClosed {
+                at,
+                listener: listener(&record(bytes)?),
+            },
+            kind::LISTENER_QUEUE => {
+                let found: wire::Listener = record(bytes)?;
+                Event::ListenerQueue {
+                    at,
+                    conn: ConnId {
+                        sock: Sock(found.conn_sock),
+                        since: Ktime(found.conn_since),
+                    },
+                    listener: listener(&found),
+                }
+            }
+            kind::RESET_SENT => {
+                let packet: wire::Packet = record(bytes)?;
+                Event::ResetSent {
+                    at,
+                    netns: Netns(packet.netns),
+                    tuple: tuple(&packet),
+                    reason: name(&self.reset_reasons, packet.reason),
+                    by: match packet.by {
+                        0 => ResetBy::NoSocket,
+                        1 => ResetBy::Listener,
+                        2 => ResetBy::TimeWait,
+                        _ => ResetBy::Socket,
+                    },
+                }
+            }
+            kind::DROPPED => {
+                let packet: wire::Packet = record(bytes)?;
+                Event::Dropped {
+                    at,
+                    netns: Netns(packet.netns),
+                    tuple: tuple(&packet),
+                    flags: packet.tcp_flags,
+                    reason: name(&self.drop_reasons, packet.reason),
+                    location: self
+                        .symbols
+                        .range(..=packet.location)
+                        .next_back()
+                        .map(|(_, name)| name.clone()),
+                    conn: (packet.conn_sock != 0).then_some(ConnId {
+                        sock: Sock(packet.conn_sock),
+                        since: Ktime(packet.conn_since),
+                    }),
+                }
+            }
+            kind::ICMP_SENT => {
+                let packet: wire::Packet = record(bytes)?;
+                Event::IcmpSent {
+                    at,
+                    netns: Netns(packet.netns),
+                    tuple: tuple(&packet),
+                    kind: packet.icmp_kind,
+                    code: packet.icmp_code,
+                }
+            }
+            kind::BACKEND_EDGE => {
+                let edge: wire::BackendEdge = record(bytes)?;
+                Event::BackendEdge {
+                    at,
+                    exchange: ExchangeId {
+                        conn: ConnId {
+                            sock: Sock(edge.conn_sock),
+                            since: Ktime(edge.conn_since),
+                        },
+                        number: 0,
+                    },
+                    backend: Box::new(Backend {
+                        sock: Sock(edge.sock),
+                        netns: Netns(edge.netns),
+                        accepted: edge.flags & conn::ACCEPTED != 0,
+                        aborted: edge.flags & conn::ABORTED != 0,
+                        unread: u64::from(edge.unread),
+                        closed_at: time(edge.closed_at),
+                        // Only the close itself is sure to run in the closer's task.
+                        closed_by: (edge.closed_at == header.at).then(|| process(&edge.task)),
+                        reset_reason: name(&self.reset_reasons, edge.reset_reason),
+                        error_at_destroy: errno(edge.error),
+                        ..Backend::default()
+                    }),
+                }
+            }
+            kind::CLIENT_LEFT => {
+                let left: wire::ClientLeft = record(bytes)?;
+                Event::ClientLeft {
+                    at,
+                    worker: Pid(header.pid),
+                    exchange: (left.conn_sock != 0).then_some(ExchangeId {
+                        conn: ConnId {
+                            sock: Sock(left.conn_sock),
+                            since: Ktime(left.conn_since),
+                        },
+                        number: left.number,
+                    }),
+                    reset: left.reset != 0,
+                }
+            }
+            kind::PROCESS_EXITED => {
+                let found: wire::Process = record(bytes)?;
+                Event::ProcessExited {
+                    at,
+                    task: process(&found.task),
+                    parent: Pid(found.parent),
+                    is_nginx: found.is_nginx != 0,
+                    // The last signal seen must be the one that ended it.
+                    signalled_by: (found.signal != 0
+                        && u32::try_from(found.task.exit_code & 0x7f) == Ok(found.signal))
+                    .then(|| process(&found.sender)),
+                }
+            }
+            kind::FORKED => {
+                let found: wire::Process = record(bytes)?;
+                Event::Forked {
+                    at,
+                    parent: Pid(found.parent),
+                    child: Pid(found.task.pid),
+                }
+            }
+            kind::EXECUTED => {
+                let found: wire::Process = record(bytes)?;
+                Event::Executed {
+                    at,
+                    pid: Pid(found.task.pid),
+                    comm: text(&found.task.comm),
+                    is_nginx: found.is_nginx != 0,
+                }
+            }
+            _ => return None,
+        })
+    }
+}
+
+fn record<T: zerocopy::FromBytes>(bytes: &[u8]) -> Option<T> {
+    T::read_from_prefix(bytes).ok().map(|(record, _)| record)
+}
+
+/// A connection of the kernel's table, or the part of it that was written, as an exchange.
+#[must_use]
+pub fn exchange(c: &wire::Conn) -> Exchange {
+    let is_unix = c.family == 1;
+    let id = ExchangeId {
+        conn: ConnId {
+            sock: Sock(c.sock),
+            since: Ktime(c.since),
+        },
+        number: c.number,
+    };
+    let within_request = |seq: u32| {
+        u64::try_from(seq.wrapping_sub(c.start_seq).cast_signed())
+            .unwrap_or(0)
+            .min(c.sent)
+    };
+    let backend = (c.backend_sock != 0).then(|| Backend {
+        sock: Sock(c.backend_sock),
+        netns: Netns(c.backend_netns),
+        task: (c.flags & conn::BACKEND_TASK != 0).then(|| process(&c.backend_task)),
+        accepted: c.flags & conn::ACCEPTED != 0,
+        first_read_at: time(c.backend_first_read_at),
+        last_read_at: time(c.backend_last_read_at).filter(|last| last.0 >= c.began_at),
+        read: if is_unix {
+            c.backend_read.saturating_sub(c.sent_before).min(c.sent)
+        } else if c.backend_copied != 0 {
+            within_request(c.backend_copied)
+        } else {
+            0
+        },
+        sent: c.received + u64::from(c.unread),
+        unread: u64::from(c.backend_unread),
+        closed_at: time(c.backend_closed_at),
+        closed_by: (c.backend_closed_at != 0).then(|| process(&c.backend_closer)),
+        aborted: c.flags & conn::ABORTED != 0,
+        reset_reason: None,
+        error_at_destroy: None,
+    });
+    Exchange {
+        id,
+        worker: Pid(c.worker),
+        netns: Netns(c.netns),
+        peer: if is_unix {
+            Peer::Unix(text(&c.path))
+        } else {
+            Peer::Tcp(socket_addr(c.daddr, c.dport))
+        },
+        local: (!is_unix && c.sport != 0).then(|| socket_addr(c.saddr, c.sport)),
+        preexisting: c.flags & conn::PREEXISTING != 0,
+        uncut: c.flags & conn::UNCUT != 0,
+        began_at: Ktime(c.began_at),
+        previous_at: time(c.previous_at),
+        connect_at: time(c.connect_at),
+        established_at: time(c.established_at),
+        first_sent_at: time(c.first_sent_at),
+        last_sent_at: time(c.last_sent_at),
+        sent: c.sent,
+        acked: if is_unix { c.sent } else { within_request(c.una) },
+        first_received_at: time(c.first_received_at),
+        last_received_at: time(c.last_received_at),
+        received: c.received,
+        unread: u64::from(c.unread),
+        eof_read_at: time(c.eof_at),
+        send_error: errno(c.send_error),
+        send_blocked_at: time(c.send_blocked_at),
+        recv_error: errno(c.recv_error),
+        fin_at: time(c.fin_at),
+        fin_before_request: c.flags & conn::FIN_SEEN != 0
+            && c.una_at_fin.wrapping_sub(c.start_seq).cast_signed() <= 0,
+        reset_at: time(c.reset_at),
+        reset_in: (c.reset_at != 0).then(|| state(c.reset_in)),
+        acked_at_reset: if c.reset_at != 0 {
+            within_request(c.una_at_reset)
+        } else {
+            0
+        },
+        error: errno(c.error),
+        error_at: time(c.error_at),
+        soft_error: errno(c.soft),
+        error_unfetched: c.flags & conn::ERROR_UNFETCHED != 0,
+        icmp: (c.flags & conn::ICMP_SEEN != 0).then(|| Icmp {
+            at: Ktime(c.icmp_at),
+            kind: c.icmp_kind,
+            code: c.icmp_code,
+            sender: Some(ip(c.icmp_sender)),
+            errno: errno(c.soft).or(errno(c.error)).unwrap_or(Errno(0)),
+        }),
+        syn_retransmits: c.syn_retransmits,
+        retransmits: c.retransmits,
+        last_retransmit_at: time(c.last_retransmit_at),
+        rtt_us: (c.rtt_us != 0).then_some(c.rtt_us),
+        send_window: (c.flags & conn::WINDOW_KNOWN != 0 && c.established_at != 0).then_some(c.window),
+        ended_at: Ktime(c.ended_at),
+        end: match c.end {
+            end::NEXT => EndKind::NextExchange,
+            end::IDLE => EndKind::Idle,
+            end::WORKER_GONE => EndKind::WorkerGone,
+            end::PRESUMED => EndKind::Presumed,
+            end::DETACHED => EndKind::Detached,
+            _ => EndKind::Closed,
+        },
+        closed_in: (c.closed_in != 0).then(|| state(c.closed_in)),
+        backend,
+        line: (c.line != 0).then_some(LineId(c.line)),
+        retry_of: match c.retry_kind {
+            previous::LINED | previous::SILENT => Some(RetryOf::Exchange(ExchangeId {
+                conn: ConnId {
+                    sock: Sock(c.retry_sock),
+                    since: Ktime(c.retry_since),
+                },
+                number: c.retry_number,
+            })),
+            previous::LINE => Some(RetryOf::Line(LineId(c.retry_since))),
+            _ => None,
+        },
+    }
+}
+
+fn line(l: &wire::Line) -> Line {
+    let filled = |bytes: &[u8]| Some(text(bytes)).filter(|text| !text.is_empty());
+    Line {
+        id: LineId(l.header.at),
+        worker: Pid(l.header.pid),
+        at: Ktime(l.header.at),
+        level: u8::try_from(l.level).unwrap_or(u8::MAX),
+        errno: errno(l.errno),
+        connection: (l.connection != 0).then_some(l.connection),
+        message: text(&l.format),
+        action: filled(&l.action),
+        argument: filled(&l.argument),
+        route: (l.route_at != 0).then(|| RouteError {
+            at: Ktime(l.route_at),
+            errno: Errno(l.route_errno),
+            destination: ip(l.route_daddr),
+        }),
+    }
+}
+
+fn listener(l: &wire::Listener) -> Listener {
+    Listener {
+        sock: Sock(l.sock),
+        netns: Netns(l.netns),
+        address: Peer::Tcp(bound(l.addr, l.port, u16::from(l.family))),
+        v6only: l.v6only != 0,
+        queue: l.queue,
+        limit: l.limit,
+        task: process(&l.task),
+    }
+}
+
+fn tuple(p: &wire::Packet) -> Tuple {
+    Tuple {
+        source: socket_addr(p.saddr, p.sport),
+        destination: socket_addr(p.daddr, p.dport),
+    }
+}
+
+fn process(t: &wire::TaskInfo) -> Task {
+    Task {
+        pid: Pid(t.pid),
+        comm: text(&t.comm),
+        exiting: (t.flags & task::EXITING != 0).then(|| match t.exit_code & 0x7f {
+            0 => Exit::Code(t.exit_code.as_bytes()[1]),
+            _ => Exit::Signal(t.exit_code.as_bytes()[0] & 0x7f),
+        }),
+        oom: t.flags & task::OOM != 0,
+    }
+}
+
+fn name(names: &BTreeMap<u32, String>, number_plus_one: u32) -> Option<String> {
+    let number = number_plus_one.checked_sub(1)?;
+    Some(
+        names
+            .get(&number)
+            .cloned()
+            .unwrap_or_else(|| format!("reason {number}")),
+    )
+}
+
+fn time(at: u64) -> Option<Ktime> {
+    (at != 0).then_some(Ktime(at))
+}
+
+fn errno(number: i32) -> Option<Errno> {
+    (number != 0).then_some(Errno(number))
+}
+
+/// Bytes up to the first zero.
+#[must_use]
+pub fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+/// 16 bytes as an address; IPv4-mapped becomes IPv4.
+#[must_use]
+pub fn ip(addr: [u8; 16]) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::from(addr)).to_canonical()
+}
+
+fn socket_addr(addr: [u8; 16], port: u16) -> SocketAddr {
+    SocketAddr::new(ip(addr), port)
+}
+
+/// The address of a bound socket of this family: a v6 socket bound to `::` stays `[::]`.
+#[must_use]
+pub fn bound(addr: [u8; 16], port: u16, family: u16) -> SocketAddr {
+    if family == 2 {
+        socket_addr(addr, port)
+    } else {
+        SocketAddr::new(IpAddr::V6(Ipv6Addr::from(addr)), port)
+    }
+}
+
+fn state(number: u8) -> TcpState {
+    match number {
+        1 => TcpState::Established,
+        2 => TcpState::SynSent,
+        3 => TcpState::SynRecv,
+        4 => TcpState::FinWait1,
+        5 => TcpState::FinWait2,
+        6 => TcpState::TimeWait,
+        7 => TcpState::Close,
+        8 => TcpState::CloseWait,
+        9 => TcpState::LastAck,
+        10 => TcpState::Listen,
+        11 => TcpState::Closing,
+        12 => TcpState::NewSynRecv,
+        _ => TcpState::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_become_an_event(bytes in proptest::collection::vec(any::<u8>(), 0..900), kind in 0u16..20) {
+            let mut bytes = bytes;
+            if bytes.len() >= 10 {
+                bytes[8..10].copy_from_slice(&kind.to_le_bytes());
+            }
+            let decoder = Decoder::default();
+            let _ = decoder.decode(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_short_record_is_unknown_and_says_how_long_it_was() {
+        let header = wire::Header {
+            at: 7,
+            kind: kind::LINE,
+            cpu: 0,
+            pid: 1,
+        };
+        let event = Decoder::default().decode(header.as_bytes());
+        assert_eq!(
+            event,
+            Event::Unknown {
+                kind: kind::LINE,
+                length: 16
+            }
+        );
+    }
+
+    #[test]
+    fn an_exit_code_is_a_signal_or_a_code() {
+        let mut info = wire::TaskInfo {
+            flags: task::EXITING,
+            exit_code: 9,
+            ..wire::TaskInfo::default()
+        };
+        assert_eq!(process(&info).exiting, Some(Exit::Signal(9)));
+        info.exit_code = 3 << 8;
+        assert_eq!(process(&info).exiting, Some(Exit::Code(3)));
+        // A dumped core sets bit 7.
+        info.exit_code = 0x80 | 11;
+        assert_eq!(process(&info).exiting, Some(Exit::Signal(11)));
+    }
+}

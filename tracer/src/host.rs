@@ -1,0 +1,205 @@
+//! The host outside of BPF: processes, sockets, files, routes, as they are at the moment of asking.
+//!
+//! Everything here is a snapshot, read without changing anything; a process that is gone or a system that refuses
+//! yields [`Answer::Unavailable`], never a guess.
+
+use std::{fs, io, net::IpAddr};
+
+use nix::{
+    sys::utsname::uname,
+    time::{ClockId, clock_gettime},
+};
+
+use crate::event::{Answer, Ktime, Listener, Netns, Peer, Pid, Question, Sock, Task};
+
+pub mod netns;
+pub mod process;
+pub mod root;
+pub mod route;
+pub mod sock_diag;
+pub mod unix;
+
+mod netlink;
+
+/// How long one search for the holders of sockets may take.
+const OWNER_SEARCH: std::time::Duration = std::time::Duration::from_millis(80);
+
+/// Answers a question of the engine.
+#[must_use]
+pub fn answer(question: &Question) -> Answer {
+    let (answer, pid) = match question {
+        Question::UnixPath { pid, path } => (unix::look_at(*pid, path).map(Answer::UnixPath), *pid),
+        Question::Ports { pid, destination } => (ports(*pid, *destination), *pid),
+        Question::Descriptors { pid } => (descriptors(*pid), *pid),
+        Question::Route { pid, destination } => (
+            netns::run_in(*pid, {
+                let destination = *destination;
+                move || route::look_up(destination)
+            }),
+            *pid,
+        ),
+        Question::Process { pid } => return Answer::Process(process::info(*pid)),
+    };
+    answer.unwrap_or_else(|error| Answer::Unavailable {
+        why: match process::stat(pid) {
+            None => format!("process {pid} is gone"),
+            Some(_) => format!("process {pid}: {error}"),
+        },
+    })
+}
+
+fn ports(pid: Pid, destination: std::net::SocketAddr) -> io::Result<Answer> {
+    netns::run_in(pid, move || {
+        // Read in that namespace: /proc/sys/net shows the one of the reading thread.
+        let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")?;
+        let mut numbers = text.split_ascii_whitespace().map(str::parse::<u16>);
+        let (Some(Ok(first)), Some(Ok(last))) = (numbers.next(), numbers.next()) else {
+            return Err(io::Error::other(format!("ip_local_port_range reads {text:?}")));
+        };
+        Ok(Answer::Ports {
+            range: (first, last),
+            by_state: sock_diag::count_to(destination)?,
+        })
+    })
+}
+
+fn descriptors(pid: Pid) -> io::Result<Answer> {
+    let gone = || io::Error::from(io::ErrorKind::NotFound);
+    let text = fs::read_to_string("/proc/sys/fs/file-nr")?;
+    let numbers: Vec<u64> = text
+        .split_ascii_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    let &[open, _, max] = &numbers[..] else {
+        return Err(io::Error::other(format!("file-nr reads {text:?}")));
+    };
+    Ok(Answer::Descriptors {
+        open: process::open_descriptors(pid).ok_or_else(gone)?,
+        limit: process::descriptor_limit(pid).ok_or_else(gone)?,
+        system: (open, max),
+    })
+}
+
+/// The network namespace a process is in.
+#[must_use]
+pub fn netns_of(pid: Pid) -> Option<Netns> {
+    process::netns_of(pid)
+}
+
+/// The addresses of the network namespace a process is in.
+pub fn addresses(pid: Pid) -> io::Result<Vec<IpAddr>> {
+    netns::run_in(pid, || {
+        let mut addresses: Vec<IpAddr> = nix::ifaddrs::getifaddrs()?
+            .filter_map(|interface| {
+                let address = interface.address?;
+                match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+                    (Some(v4), _) => Some(IpAddr::V4(v4.ip())),
+                    (_, Some(v6)) => Some(IpAddr::V6(v6.ip())),
+                    (None, None) => None,
+                }
+            })
+            .collect();
+        addresses.sort();
+        addresses.dedup();
+        Ok(addresses)
+    })
+}
+
+/// Every TCP and unix listener in the network namespace of a process, with its holders.
+///
+/// The kernel does not tell a socket's address this way: [`Listener::sock`] is 0.
+pub fn listeners(pid: Pid) -> io::Result<Vec<Listener>> {
+    let netns = process::netns_of(pid).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    let (tcp, unix) = netns::run_in(pid, || {
+        Ok((sock_diag::tcp_listeners()?, sock_diag::unix_sockets()?))
+    })?;
+    let unix = unix
+        .into_iter()
+        .filter(|socket| socket.is_listening && socket.kind == "stream");
+    let unix = unix.filter_map(|socket| {
+        let (queue, limit) = socket.queue.unwrap_or_default();
+        Some((Peer::Unix(socket.path?), false, queue, limit, socket.inode))
+    });
+    let tcp = tcp.into_iter().map(|socket| {
+        (
+            Peer::Tcp(socket.address),
+            socket.is_v6only,
+            socket.queue,
+            socket.limit,
+            socket.inode,
+        )
+    });
+    let found: Vec<_> = tcp.chain(unix).collect();
+    let owners = process::owners(found.iter().map(|(.., inode)| *inode), OWNER_SEARCH);
+    let listener = |(address, v6only, queue, limit, inode): (Peer, bool, u32, u32, u64)| {
+        let holder = owners.get(&inode).and_then(|holders| holders.first()).cloned();
+        let (pid, comm) = holder.unwrap_or_default();
+        Listener {
+            sock: Sock(0),
+            netns,
+            address,
+            v6only,
+            queue,
+            limit,
+            task: Task {
+                pid,
+                comm,
+                exiting: None,
+                oom: false,
+            },
+        }
+    };
+    Ok(found.into_iter().map(listener).collect())
+}
+
+/// The kernel's release, `6.18.44`.
+#[must_use]
+pub fn kernel_release() -> String {
+    uname().map_or_else(
+        |_| String::new(),
+        |names| names.release().to_string_lossy().into_owned(),
+    )
+}
+
+/// The host's name.
+#[must_use]
+pub fn hostname() -> String {
+    uname().map_or_else(
+        |_| String::new(),
+        |names| names.nodename().to_string_lossy().into_owned(),
+    )
+}
+
+/// The id of this boot; empty when the system does not say.
+#[must_use]
+pub fn boot_id() -> String {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().to_owned()
+}
+
+/// Now, by the clock the BPF programs read.
+#[must_use]
+pub fn boottime() -> Ktime {
+    Ktime(clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| {
+        u64::try_from(time.tv_sec() * 1_000_000_000 + time.tv_nsec()).unwrap_or(0)
+    }))
+}
+
+/// A kernel time and the wall-clock time at it, in nanoseconds since the epoch.
+#[must_use]
+pub fn clock() -> (Ktime, i64) {
+    let offset = wall_clock_offset();
+    let now = boottime();
+    (now, offset.saturating_add(now.0.cast_signed()))
+}
+
+/// What to add to a [`crate::event::Ktime`] for nanoseconds since the epoch; changes whenever the clock is set.
+#[must_use]
+pub fn wall_clock_offset() -> i64 {
+    let now = |clock| clock_gettime(clock).map_or(0, |time| time.tv_sec() * 1_000_000_000 + time.tv_nsec());
+    // Read around each other, so that being interrupted between them shifts the result by half as much.
+    let before = now(ClockId::CLOCK_BOOTTIME);
+    let wall = now(ClockId::CLOCK_REALTIME);
+    let after = now(ClockId::CLOCK_BOOTTIME);
+    wall - (before + (after - before) / 2)
+}

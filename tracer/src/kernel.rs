@@ -1,0 +1,476 @@
+//! The kernel half as user space sees it: loading, attaching, reading records, taking snapshots. The only module
+//! that names aya.
+
+pub mod layout;
+pub mod plan;
+pub mod ring;
+pub mod snapshot;
+pub mod table;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{HashMap, MapData, PerCpuArray, RingBuf},
+    programs::{BtfTracePoint, Iter, Program, ProgramError, UProbe, uprobe::UProbeScope},
+};
+use tracer_ebpf::{COMM_LEN, DROP_REASONS, Endpoint, Settings, SignalSent, Worker, counter};
+use zerocopy::IntoBytes as _;
+
+use self::{
+    layout::Layout,
+    plan::{Attach, Hook, PLAN, WANTED_DROPS},
+};
+use crate::{event::LossClass, model::HookStatus};
+
+/// The BPF object, empty when the tracer was built without a BPF toolchain.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer"));
+
+/// What the programs are loaded with.
+#[derive(Clone, Debug, Default)]
+pub struct KernelOptions {
+    /// Ids of hooks to leave out.
+    pub without: BTreeSet<String>,
+    /// Task names that make a process an nginx when it executes.
+    pub names: Vec<String>,
+    /// Executables whose log function is heard, as paths that lead to the right inode (`/proc/PID/exe`).
+    pub executables: Vec<PathBuf>,
+    /// The programs speak of themselves.
+    pub verbose: bool,
+}
+
+/// The loaded and attached programs; dropping it detaches and unloads everything.
+pub struct Kernel {
+    ebpf: Ebpf,
+    /// What the running kernel looks like.
+    pub layout: Layout,
+    status: Vec<HookStatus>,
+    uprobe_loaded: bool,
+    missed: BTreeMap<String, u64>,
+    counted: [u64; counter::N as usize],
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel")
+            .field("status", &self.status)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `--without` named a hook that is not in the plan.
+#[derive(Debug, thiserror::Error)]
+#[error("--without {given}: no such hook; there are {known}")]
+pub struct UnknownHook {
+    given: String,
+    known: String,
+}
+
+/// `true` when this build carries BPF programs.
+#[must_use]
+pub fn has_programs() -> bool {
+    !OBJECT.is_empty()
+}
+
+impl Kernel {
+    /// Loads and attaches all that this kernel allows.
+    ///
+    /// # Errors
+    /// A build without programs, no BTF, missing privilege, or a required hook that cannot be attached: one line.
+    pub fn load(options: &KernelOptions) -> Result<Self> {
+        if !has_programs() {
+            bail!(
+                "this tracer was built without BPF programs; `cargo xtask setup` installs what the build needs"
+            );
+        }
+        let unknown: Vec<&str> = options
+            .without
+            .iter()
+            .map(String::as_str)
+            .filter(|id| !PLAN.iter().any(|hook| hook.sees == *id))
+            .collect();
+        if !unknown.is_empty() {
+            let known: Vec<&str> = PLAN.iter().map(|hook| hook.sees).collect();
+            bail!(
+                "--without {}: no such hook; there are {}",
+                unknown.join(", "),
+                known.join(", ")
+            );
+        }
+        let layout = Layout::read()?;
+        let settings = settings(&layout, options);
+        let btf = Btf::from_sys_fs().context("reading the kernel's BTF")?;
+        let mut ebpf = EbpfLoader::new()
+            .btf(Some(&btf))
+            .override_global("OFFSETS", layout.offsets.as_bytes(), true)
+            .override_global("SETTINGS", settings.as_bytes(), true)
+            .load(OBJECT)
+            .context("loading the BPF object (needs CAP_BPF and CAP_PERFMON, or root)")?;
+        let mut names: HashMap<_, [u8; COMM_LEN], u8> = take(&mut ebpf, "NAMES")?;
+        for name in &options.names {
+            names
+                .insert(comm(name), 1, 0)
+                .context("filling the table of names")?;
+        }
+        let mut kernel = Self {
+            ebpf,
+            layout,
+            status: Vec::new(),
+            uprobe_loaded: false,
+            missed: BTreeMap::new(),
+            counted: [0; counter::N as usize],
+        };
+        for hook in PLAN {
+            let status = if options.without.contains(hook.sees) {
+                Err("left out with --without".to_owned())
+            } else {
+                kernel.attach_hook(hook, &btf, &options.executables)
+            };
+            if hook.required
+                && let Err(why) = &status
+            {
+                bail!("cannot see {}: {why}", hook.shows);
+            }
+            kernel.status.push(match status {
+                Ok(how) => HookStatus {
+                    sees: hook.sees.to_owned(),
+                    how: Some(how),
+                    why_not: None,
+                    without: hook.without.to_owned(),
+                },
+                Err(why) => HookStatus {
+                    sees: hook.sees.to_owned(),
+                    how: None,
+                    why_not: Some(why),
+                    without: hook.without.to_owned(),
+                },
+            });
+        }
+        Ok(kernel)
+    }
+
+    /// What can be seen.
+    #[must_use]
+    pub fn status(&self) -> &[HookStatus] {
+        &self.status
+    }
+
+    fn attach_hook(&mut self, hook: &Hook, btf: &Btf, executables: &[PathBuf]) -> Result<String, String> {
+        let mut why = String::new();
+        for way in hook.ways {
+            match self.attach_way(way, btf, executables) {
+                Ok(()) => {
+                    let points: Vec<String> = way.iter().map(|(_, attach)| attach.describe()).collect();
+                    return Ok(points.join(", "));
+                }
+                Err(error) => why = error,
+            }
+        }
+        Err(why)
+    }
+
+    fn attach_way(
+        &mut self,
+        way: &[(&'static str, Attach)],
+        btf: &Btf,
+        executables: &[PathBuf],
+    ) -> Result<(), String> {
+        for (_, attach) in way {
+            if let Attach::Tracepoint(name) = attach
+                && !self.layout.tracepoints.contains_key(*name)
+            {
+                return Err(format!("this kernel has no tracepoint {name}"));
+            }
+        }
+        let mut attached: Vec<&'static str> = Vec::new();
+        for (program, attach) in way {
+            if let Err(error) = self.attach_program(program, *attach, btf, executables) {
+                for program in attached {
+                    self.unload(program);
+                }
+                return Err(format!("{}: {}", attach.describe(), one_line(&error)));
+            }
+            attached.push(program);
+        }
+        Ok(())
+    }
+
+    fn attach_program(
+        &mut self,
+        name: &str,
+        attach: Attach,
+        btf: &Btf,
+        executables: &[PathBuf],
+    ) -> Result<()> {
+        let program = self
+            .ebpf
+            .program_mut(name)
+            .with_context(|| format!("no program {name} in the object"))?;
+        match attach {
+            Attach::Tracepoint(point) => {
+                let program: &mut BtfTracePoint = program.try_into()?;
+                program.load(point, btf)?;
+                program.attach()?;
+            }
+            Attach::Iterator(point) => {
+                let program: &mut Iter = program.try_into()?;
+                program.load(point, btf)?;
+                let link = program.attach()?;
+                program.detach(link)?;
+            }
+            Attach::Uprobe(function) => {
+                let program: &mut UProbe = program.try_into()?;
+                program.load()?;
+                self.uprobe_loaded = true;
+                let mut last = None;
+                let mut any = executables.is_empty();
+                for executable in executables {
+                    match hear_program(program, function, executable) {
+                        Ok(()) => any = true,
+                        Err(error) => last = Some(error),
+                    }
+                }
+                if !any {
+                    return Err(last.unwrap_or_else(|| anyhow!("no executable")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn unload(&mut self, name: &str) {
+        if let Some(program) = self.ebpf.program_mut(name) {
+            let _ = match program {
+                Program::BtfTracePoint(program) => program.unload(),
+                Program::Iter(program) => program.unload(),
+                Program::UProbe(program) => program.unload(),
+                _ => Ok(()),
+            };
+        }
+    }
+
+    /// Hears the log function of one more executable.
+    ///
+    /// # Errors
+    /// The uprobe is not loaded, or the executable does not export the function.
+    pub fn hear(&mut self, executable: &std::path::Path) -> Result<()> {
+        if !self.uprobe_loaded {
+            bail!("nginx-log is not attached");
+        }
+        let program: &mut UProbe = self
+            .ebpf
+            .program_mut("nginx_logs")
+            .context("no program nginx_logs in the object")?
+            .try_into()?;
+        hear_program(program, "ngx_log_error_core", executable)
+    }
+
+    /// The ring of records.
+    ///
+    /// # Errors
+    /// Taken already.
+    pub fn take_ring(&mut self) -> Result<ring::Ring> {
+        let map = self
+            .ebpf
+            .take_map("RECORDS")
+            .context("the ring was taken already")?;
+        Ok(ring::Ring::new(RingBuf::try_from(map)?))
+    }
+
+    /// Starts to pass on what the programs say of themselves (`-vv`); needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The log map cannot be read.
+    pub fn take_log(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>> {
+        aya_log::EbpfLogger::init(&mut self.ebpf).context("reading what the BPF programs say")
+    }
+
+    /// Makes these processes nginx's, so that what they do is seen.
+    ///
+    /// # Errors
+    /// The table is full.
+    pub fn follow(&mut self, pids: impl IntoIterator<Item = u32>) -> Result<()> {
+        let mut workers: HashMap<_, u32, [u8; size_of::<Worker>()]> = take(&mut self.ebpf, "WORKERS")?;
+        for pid in pids {
+            // 1 is BPF_NOEXIST: what the kernel knows already is better.
+            match workers.insert(pid, [0; size_of::<Worker>()], 1) {
+                Ok(()) => {}
+                Err(_) if workers.get(&pid, 0).is_ok() => {}
+                Err(error) => return Err(error).context("the table of nginx's processes is full"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets a process that has ended.
+    ///
+    /// # Errors
+    /// The object has no such tables.
+    pub fn forget(&mut self, pid: u32) -> Result<()> {
+        // An entry that is not there is what we want.
+        let _ = take::<u32, [u8; size_of::<Worker>()]>(&mut self.ebpf, "WORKERS")?.remove(&pid);
+        let _ = take::<u32, u32>(&mut self.ebpf, "OWNERS")?.remove(&pid);
+        let _ = take::<u32, [u8; size_of::<SignalSent>()]>(&mut self.ebpf, "SIGNALS")?.remove(&pid);
+        Ok(())
+    }
+
+    /// Marks addresses whose connections must not be cut into exchanges.
+    ///
+    /// # Errors
+    /// The table is full.
+    pub fn leave_uncut(&mut self, endpoints: &[std::net::SocketAddr]) -> Result<()> {
+        let mut uncut: HashMap<_, [u8; size_of::<Endpoint>()], u32> = take(&mut self.ebpf, "UNCUT")?;
+        for endpoint in endpoints {
+            let key = Endpoint {
+                addr: mapped(endpoint.ip()),
+                port: u32::from(endpoint.port()),
+            };
+            let key: [u8; size_of::<Endpoint>()] = zerocopy::transmute!(key);
+            uncut
+                .insert(key, 1, 0)
+                .context("the table of uncut peers is full")?;
+        }
+        Ok(())
+    }
+
+    /// What was lost since the last call, by class.
+    ///
+    /// # Errors
+    /// The counters cannot be read.
+    pub fn losses(&mut self) -> Result<Vec<(LossClass, u64)>> {
+        let mut lost = Vec::new();
+        let counters: PerCpuArray<_, u64> =
+            PerCpuArray::try_from(self.ebpf.map("COUNTERS").context("no counters in the object")?)?;
+        for (index, class) in [
+            (counter::RING_FULL, LossClass::Ring),
+            (counter::TABLE_FULL, LossClass::Table),
+        ] {
+            let total: u64 = counters.get(&index, 0)?.iter().sum();
+            let seen = &mut self.counted[index as usize];
+            if total > *seen {
+                lost.push((class, total - *seen));
+                *seen = total;
+            }
+        }
+        let mut missed = 0;
+        for (name, program) in self.ebpf.programs() {
+            let Ok(fd) = program.fd() else { continue };
+            let total = recursion_misses(fd);
+            let seen = self.missed.entry(name.to_owned()).or_insert(0);
+            if total > *seen {
+                missed += total - *seen;
+                *seen = total;
+            }
+        }
+        if missed > 0 {
+            lost.push((LossClass::Probe, missed));
+        }
+        Ok(lost)
+    }
+
+    /// Ids of the loaded programs by name, for the kernel's own statistics.
+    #[must_use]
+    pub fn program_ids(&self) -> Vec<(String, u32)> {
+        self.ebpf
+            .programs()
+            .filter_map(|(name, program)| Some((name.to_owned(), program.info().ok()?.id())))
+            .collect()
+    }
+}
+
+/// How often a program was skipped because it already ran on that CPU, from its descriptor's `fdinfo`.
+fn recursion_misses(fd: &aya::programs::ProgramFd) -> u64 {
+    use std::os::fd::{AsFd as _, AsRawFd as _};
+    let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
+    let Ok(text) = std::fs::read_to_string(path) else {
+        return 0;
+    };
+    text.lines()
+        .find_map(|line| line.strip_prefix("recursion_misses:"))
+        .and_then(|value| value.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+fn hear_program(program: &mut UProbe, function: &str, executable: &std::path::Path) -> Result<()> {
+    program
+        .attach(function, executable, UProbeScope::AllProcesses)
+        .map(|_| ())
+        .with_context(|| format!("{} does not export {function}", executable.display()))
+}
+
+fn take<'a, K: aya::Pod, V: aya::Pod>(
+    ebpf: &'a mut Ebpf,
+    name: &str,
+) -> Result<HashMap<&'a mut MapData, K, V>> {
+    let map = ebpf
+        .map_mut(name)
+        .with_context(|| format!("no map {name} in the object"))?;
+    Ok(HashMap::try_from(map)?)
+}
+
+fn settings(layout: &Layout, options: &KernelOptions) -> Settings {
+    let arity = |name: &str| layout.tracepoints.get(name).copied().unwrap_or(0);
+    let reset_has_reason = arity("tcp_send_reset") >= 3;
+    // The reset that follows says the same of a segment nobody listens for.
+    let said_twice = |name: &str| name == "NO_SOCKET" && reset_has_reason && !options.without.contains("resets-sent");
+    let mut drop_wanted = [0; DROP_REASONS];
+    for (number, name) in &layout.drop_reasons {
+        if WANTED_DROPS.contains(&name.as_str())
+            && !said_twice(name)
+            && let Some(wanted) = drop_wanted.get_mut(*number as usize)
+        {
+            *wanted = 1;
+        }
+    }
+    Settings {
+        reset_has_reason: u32::from(reset_has_reason),
+        drop_has_reason: u32::from(arity("kfree_skb") >= 3),
+        ipv6only_bit: layout.ipv6only_bit,
+        lines_heard: u32::from(!options.without.contains("nginx-log")),
+        verbose: u32::from(options.verbose),
+        own_pid: std::process::id(),
+        drop_wanted,
+    }
+}
+
+fn comm(name: &str) -> [u8; COMM_LEN] {
+    let mut comm = [0; COMM_LEN];
+    let bytes = name.as_bytes();
+    let len = bytes.len().min(COMM_LEN - 1);
+    comm[..len].copy_from_slice(&bytes[..len]);
+    comm
+}
+
+/// An address in 16 bytes, IPv4 mapped.
+#[must_use]
+pub fn mapped(addr: std::net::IpAddr) -> [u8; 16] {
+    match addr {
+        std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        std::net::IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+/// The last line of a verifier log or an error chain, which says what is wrong.
+fn one_line(error: &anyhow::Error) -> String {
+    if let Some(ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    }) = error.downcast_ref::<ProgramError>()
+    {
+        let log = verifier_log.to_string();
+        let tail: Vec<&str> = log
+            .lines()
+            .rev()
+            .filter(|line| !line.is_empty())
+            .take(4)
+            .collect();
+        let tail: Vec<&str> = tail.into_iter().rev().collect();
+        return format!("the kernel refused to load it ({io_error}): {}", tail.join(" | "));
+    }
+    let chain: Vec<String> = error.chain().map(ToString::to_string).collect();
+    chain.join(": ").replace('\n', " ")
+}

@@ -1,0 +1,153 @@
+//! The running kernel's layout: member offsets, tracepoint signatures and enum names, all from its own BTF.
+
+use std::{collections::BTreeMap, path::Path};
+
+use anyhow::{Context as _, Result, anyhow};
+use btfparse::{Integer32Value, Offset, Readable, TypeInformation, TypeVariant};
+use tracer_ebpf::{ABSENT, Offsets};
+
+/// Where the kernel shows its BTF.
+pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// What the running kernel's BTF says.
+#[derive(Debug)]
+pub struct Layout {
+    /// Member offsets; [`ABSENT`] where a member does not exist here.
+    pub offsets: Offsets,
+    /// The bit of `skc_ipv6only` in its byte.
+    pub ipv6only_bit: u32,
+    /// Number of arguments of each tracepoint that exists, by name.
+    pub tracepoints: BTreeMap<String, usize>,
+    /// `enum skb_drop_reason` by number; empty before 5.17.
+    pub drop_reasons: BTreeMap<u32, String>,
+    /// `enum sk_rst_reason` by number; empty before 6.10.
+    pub reset_reasons: BTreeMap<u32, String>,
+}
+
+struct Bytes(Vec<u8>);
+
+impl Readable for Bytes {
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> btfparse::Result<()> {
+        let source = usize::try_from(offset)
+            .ok()
+            .and_then(|start| self.0.get(start..start.checked_add(buffer.len())?))
+            .ok_or_else(|| btfparse::Error::new(btfparse::ErrorKind::IOError, "the BTF ends too early"))?;
+        buffer.copy_from_slice(source);
+        Ok(())
+    }
+}
+
+/// Members without which the programs cannot tell one socket from another; others may be absent.
+const OPTIONAL: &[&str] = &[
+    "exterr_ee",
+    "flowi4_daddr",
+    "flowi6_daddr",
+    "fib6_type",
+    "signal_oom_mm",
+];
+
+impl Layout {
+    /// Reads the running kernel's BTF.
+    ///
+    /// # Errors
+    /// No BTF, or one without the members of TCP sockets.
+    pub fn read() -> Result<Self> {
+        let bytes = std::fs::read(Path::new(VMLINUX)).with_context(|| {
+            format!("{VMLINUX}: the kernel has no BTF (CONFIG_DEBUG_INFO_BTF); a kernel of your distribution has it")
+        })?;
+        Self::parse(bytes)
+    }
+
+    /// Reads a BTF blob.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn parse(bytes: Vec<u8>) -> Result<Self> {
+        let types = TypeInformation::new(&Bytes(bytes)).map_err(|error| anyhow!("{VMLINUX}: {error:?}"))?;
+        let mut structs = BTreeMap::new();
+        let mut tracepoints = BTreeMap::new();
+        let mut enums = BTreeMap::new();
+        for (id, variant) in types.get() {
+            match variant {
+                TypeVariant::Struct(found) => {
+                    if let Some(name) = found.name() {
+                        structs.entry(name.clone()).or_insert(*id);
+                    }
+                }
+                TypeVariant::Typedef(found) => {
+                    if let Some(name) = found
+                        .name()
+                        .as_deref()
+                        .and_then(|name| name.strip_prefix("btf_trace_"))
+                        && let Some(arity) = arity(&types, *found.tid())
+                    {
+                        tracepoints.insert(name.to_owned(), arity);
+                    }
+                }
+                TypeVariant::Enum(found) => {
+                    if let Some(name @ ("skb_drop_reason" | "sk_rst_reason")) = found.name().as_deref() {
+                        enums.insert(name.to_owned(), names(found.named_value_list()));
+                    }
+                }
+                _ => {}
+            }
+        }
+        let mut list = Vec::new();
+        let mut ipv6only_bit = 0;
+        for (field, path) in Offsets::PATHS {
+            let (name, member) = path
+                .split_once('.')
+                .expect("every path names a struct and a member");
+            let found = structs.get(name).and_then(|id| types.offset_of(*id, member).ok());
+            list.push(match found {
+                Some((_, Offset::ByteOffset(byte))) => byte,
+                Some((_, Offset::BitOffsetAndSize(bit, _))) => {
+                    if *field == "skc_ipv6only_byte" {
+                        ipv6only_bit = bit % 8;
+                    }
+                    bit / 8
+                }
+                None if OPTIONAL.contains(field) => ABSENT,
+                None => {
+                    return Err(anyhow!(
+                        "{VMLINUX}: this kernel has no `{path}`; tracer needs Linux 5.10 or later"
+                    ));
+                }
+            });
+        }
+        Ok(Self {
+            offsets: Offsets::from_list(&list).expect("one offset per path"),
+            ipv6only_bit,
+            tracepoints,
+            drop_reasons: enums.remove("skb_drop_reason").unwrap_or_default(),
+            reset_reasons: enums.remove("sk_rst_reason").unwrap_or_default(),
+        })
+    }
+}
+
+/// Arguments of a tracepoint, the hidden first one (`void *__data`) not counted.
+fn arity(types: &TypeInformation, id: u32) -> Option<usize> {
+    let prototype = types.pointee_tid(id).ok()?;
+    match types.from_id(prototype)? {
+        TypeVariant::FuncProto(prototype) => prototype.parameter_list().len().checked_sub(1),
+        _ => None,
+    }
+}
+
+/// Enum values by number, without the prefix that all share.
+fn names(values: &[btfparse::NamedValue32]) -> BTreeMap<u32, String> {
+    values
+        .iter()
+        .filter_map(|value| {
+            let number = match value.value {
+                Integer32Value::Signed(number) => u32::try_from(number).ok()?,
+                Integer32Value::Unsigned(number) => number,
+            };
+            let name = ["SKB_DROP_REASON_", "SK_RST_REASON_", "SKB_"]
+                .iter()
+                .find_map(|prefix| value.name.strip_prefix(prefix))
+                .unwrap_or(&value.name);
+            Some((number, name.to_owned()))
+        })
+        .collect()
+}

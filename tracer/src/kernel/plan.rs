@@ -1,0 +1,194 @@
+//! The hook plan is data: what we want to see, the ways to see it (best first), and what is lost without any.
+
+/// How a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attach {
+    /// A BTF tracepoint by name.
+    Tracepoint(&'static str),
+    /// An iterator by name; it is run when a snapshot is taken.
+    Iterator(&'static str),
+    /// A uprobe on an exported function of nginx's executable.
+    Uprobe(&'static str),
+}
+
+impl Attach {
+    /// As `tracer check` prints it.
+    #[must_use]
+    pub fn describe(self) -> String {
+        match self {
+            Self::Tracepoint(name) => format!("tp_btf {name}"),
+            Self::Iterator(name) => format!("iter {name}"),
+            Self::Uprobe(name) => format!("uprobe {name}"),
+        }
+    }
+}
+
+/// One thing we want to see.
+#[derive(Debug)]
+pub struct Hook {
+    /// Its stable id, for `--without` and in traces.
+    pub sees: &'static str,
+    /// What it shows, for people.
+    pub shows: &'static str,
+    /// What the user loses when no way works.
+    pub without: &'static str,
+    /// The tracer cannot run without it.
+    pub required: bool,
+    /// Ways, best first; a way is a set of (program, attach point), attached all or none.
+    pub ways: &'static [&'static [(&'static str, Attach)]],
+}
+
+use Attach::{Iterator, Tracepoint, Uprobe};
+
+/// The plan, in the order of attaching.
+pub static PLAN: &[Hook] = &[
+    Hook {
+        sees: "processes",
+        shows: "nginx's processes and the ends of backends",
+        without: "processes that start later are not followed, and a crash is not told from a close",
+        required: true,
+        ways: &[&[
+            ("process_forked", Tracepoint("sched_process_fork")),
+            ("process_executed", Tracepoint("sched_process_exec")),
+            ("process_exited", Tracepoint("sched_process_exit")),
+        ]],
+    },
+    Hook {
+        sees: "signals",
+        shows: "who sent a deadly signal",
+        without: "a killed backend is named without the process that killed it",
+        required: false,
+        ways: &[&[("signal_sent", Tracepoint("signal_generate"))]],
+    },
+    Hook {
+        sees: "connections",
+        shows: "TCP connections: begin, states, end, both ends on this host, listeners",
+        without: "nothing can be traced",
+        required: true,
+        ways: &[&[
+            ("socket_state", Tracepoint("inet_sock_set_state")),
+            ("socket_destroyed", Tracepoint("tcp_destroy_sock")),
+        ]],
+    },
+    Hook {
+        sees: "bytes",
+        shows: "requests on kept connections, what each side sent and read",
+        without: "one attempt per connection, no times of request and response, no unix upstreams",
+        required: false,
+        ways: &[&[
+            ("bytes_sent", Tracepoint("sock_send_length")),
+            ("bytes_received", Tracepoint("sock_recv_length")),
+        ]],
+    },
+    Hook {
+        sees: "unix-connects",
+        shows: "when a unix upstream was connected",
+        without: "a unix attempt begins at its first send",
+        required: false,
+        ways: &[&[("unix_connected", Tracepoint("sk_data_ready"))]],
+    },
+    Hook {
+        sees: "resets-received",
+        shows: "resets that arrive",
+        without: "a reset is known by its errno only",
+        required: false,
+        ways: &[&[("reset_received", Tracepoint("tcp_receive_reset"))]],
+    },
+    Hook {
+        sees: "resets-sent",
+        shows: "resets this host sends, and why",
+        without: "a missing listener is not told from a firewall's reset",
+        required: false,
+        ways: &[&[("reset_sent", Tracepoint("tcp_send_reset"))]],
+    },
+    Hook {
+        sees: "errors",
+        shows: "errors reported to sockets, ICMP with its sender",
+        without: "ICMP errors are read late, at nginx's close",
+        required: false,
+        ways: &[&[("error_reported", Tracepoint("inet_sk_error_report"))]],
+    },
+    Hook {
+        sees: "retransmits",
+        shows: "retransmissions of SYNs and data, accept queues when they happen",
+        without: "silence is not told from slowness",
+        required: false,
+        ways: &[&[("retransmitted", Tracepoint("tcp_retransmit_skb"))]],
+    },
+    Hook {
+        sees: "drops",
+        shows: "packets of ours that this host drops, and why",
+        without: "a local firewall is not told from a remote one",
+        required: false,
+        ways: &[&[("dropped", Tracepoint("kfree_skb"))]],
+    },
+    Hook {
+        sees: "icmp-sent",
+        shows: "ICMP errors this host sends",
+        without: "a local reject rule is known by its drop only",
+        required: false,
+        ways: &[&[("icmp_sent", Tracepoint("icmp_send"))]],
+    },
+    Hook {
+        sees: "routes",
+        shows: "failed route lookups",
+        without: "a forbidding route is known by its errno only",
+        required: false,
+        ways: &[
+            &[
+                ("route_looked_up", Tracepoint("fib_table_lookup")),
+                ("route6_looked_up", Tracepoint("fib6_table_lookup")),
+            ],
+            &[("route_looked_up", Tracepoint("fib_table_lookup"))],
+        ],
+    },
+    Hook {
+        sees: "snapshot",
+        shows: "listeners and connections that were there before",
+        without: "what existed before the tracer is unknown to it",
+        required: false,
+        ways: &[&[("sockets_snapshot", Iterator("task_file"))]],
+    },
+    Hook {
+        sees: "nginx-log",
+        shows: "nginx's own error lines at the moment it writes them",
+        without: "failures inside connect(), bind() and socket() are known from the error log file only",
+        required: false,
+        ways: &[&[("nginx_logs", Uprobe("ngx_log_error_core"))]],
+    },
+];
+
+/// The drop reasons worth a record; the rest is ordinary noise (final ACKs, purges) or about other protocols.
+pub static WANTED_DROPS: &[&str] = &[
+    "NO_SOCKET",
+    "SOCKET_FILTER",
+    "NETFILTER_DROP",
+    "IP_RPFILTER",
+    "XFRM_POLICY",
+    "SOCKET_RCVBUFF",
+    "SOCKET_BACKLOG",
+    "IP_OUTNOROUTES",
+    "BPF_CGROUP_EGRESS",
+    "NEIGH_CREATEFAIL",
+    "NEIGH_FAILED",
+    "NEIGH_QUEUEFULL",
+    "NEIGH_DEAD",
+    "TC_EGRESS",
+    "TC_INGRESS",
+    "QDISC_DROP",
+    "XDP",
+    "CPU_BACKLOG",
+    "DEV_READY",
+    "FULL_RING",
+    "NOMEM",
+    "IP_INNOROUTES",
+    "IP_LOCAL_SOURCE",
+    "IP_INVALID_SOURCE",
+    "IP_LOCALNET",
+    "PKT_TOO_BIG",
+    "TCP_LISTEN_OVERFLOW",
+    "TCP_INVALID_SYN",
+    "TCP_MD5NOTFOUND",
+    "TCP_MD5FAILURE",
+    "TCP_MINTTL",
+];

@@ -1,0 +1,6 @@
+//! What nginx says about itself without being asked: its processes, its configuration files, its error log.
+
+pub mod config;
+pub mod error_log;
+pub mod find;
+pub mod tail;

@@ -1,0 +1,331 @@
+//! One line of nginx's error log, taken apart. What a trace must not hold goes here already: query strings and the
+//! referrer.
+
+use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path};
+
+use jiff::{civil, tz::TimeZone};
+
+use crate::{
+    event::{Errno, LogLine, Peer, Pid},
+    host::root::Root,
+};
+
+/// What a line alone does not say.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The zone of its times.
+    pub zone: Zone,
+    /// From the pids in the log to the host's.
+    pub pids: BTreeMap<u32, Pid>,
+    /// The unix paths that are configured, without `unix:`: in some lines nothing separates the path from the URI.
+    pub unix_paths: Vec<String>,
+}
+
+/// The time zone nginx writes its log in.
+#[derive(Clone, Debug)]
+pub struct Zone(TimeZone);
+
+impl Zone {
+    /// Coordinated universal time.
+    #[must_use]
+    pub fn utc() -> Self {
+        Self(TimeZone::UTC)
+    }
+
+    /// The zone of a process: its `TZ` where that can be read, otherwise its root's `/etc/localtime`, otherwise UTC.
+    #[must_use]
+    pub fn of(pid: Pid) -> Self {
+        let root = Root::of(pid).ok();
+        let file = |path: &str| {
+            let data = root.as_ref()?.read(Path::new(path), 1 << 20).ok()?;
+            TimeZone::tzif(path, &data).ok()
+        };
+        // nginx writes its title over its environment, so this is seen only where it has none.
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let value = environment
+            .split(|&byte| byte == 0)
+            .find_map(|entry| entry.strip_prefix(b"TZ="));
+        let named = value.and_then(|value| {
+            let value = std::str::from_utf8(value).ok()?;
+            let name = value.strip_prefix(':').unwrap_or(value);
+            match name {
+                "" => Some(TimeZone::UTC),
+                _ if name.starts_with('/') => file(name),
+                _ => file(&format!("/usr/share/zoneinfo/{name}")).or_else(|| TimeZone::posix(name).ok()),
+            }
+        });
+        Self(named.or_else(|| file("/etc/localtime")).unwrap_or(TimeZone::UTC))
+    }
+
+    fn to_epoch(&self, local: civil::DateTime) -> Option<i64> {
+        Some(
+            self.0
+                .to_ambiguous_timestamp(local)
+                .compatible()
+                .ok()?
+                .as_second(),
+        )
+    }
+}
+
+/// Takes a line apart; `None`: it is not the beginning of an nginx log line.
+#[must_use]
+pub fn parse(line: &str, context: &Context) -> Option<LogLine> {
+    let line = line.trim_end_matches(['\n', '\r']);
+    let head = Head::parse(line)?;
+    let (message, fields) = Fields::split(head.rest);
+    let (what, action) = match message.rsplit_once(" while ") {
+        Some((what, action)) => (what, Some(action)),
+        None => (message, None),
+    };
+    let (what, errno) = split_errno(what);
+    let upstream = fields.upstream.map(cut_query);
+    let peer = upstream.and_then(|upstream| peer(upstream, what, &context.unix_paths));
+    let pid = context.pids.get(&head.pid).copied().unwrap_or(Pid(head.pid));
+    Some(LogLine {
+        text: stored_text(line, head.rest, message, &fields),
+        time: context.zone.to_epoch(head.time)?,
+        pid,
+        connection: head.connection,
+        level: head.level.to_owned(),
+        message: without_queries(what),
+        errno,
+        action: action.map(without_queries),
+        upstream: upstream.map(str::to_owned),
+        peer,
+        client: fields.client.map(str::to_owned),
+        host: fields.host.map(str::to_owned),
+        request: fields.request.map(split_request),
+    })
+}
+
+/// The fixed part: `2026/01/31 12:00:00 [error] 811#811: *45 `.
+struct Head<'a> {
+    time: civil::DateTime,
+    level: &'a str,
+    pid: u32,
+    connection: Option<u64>,
+    rest: &'a str,
+}
+
+impl<'a> Head<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let (stamp, rest) = line.split_at_checked(19)?;
+        let time = civil::DateTime::strptime("%Y/%m/%d %H:%M:%S", stamp).ok()?;
+        let (level, rest) = rest.strip_prefix(" [")?.split_once("] ")?;
+        let (process, rest) = rest.split_once(": ")?;
+        let (pid, thread) = process.split_once('#')?;
+        thread.parse::<u64>().ok()?;
+        let numbered = rest.strip_prefix('*').and_then(|rest| {
+            let (number, rest) = rest.split_once(' ')?;
+            Some((number.parse().ok()?, rest))
+        });
+        Some(Self {
+            time,
+            level,
+            pid: pid.parse().ok()?,
+            connection: numbered.map(|(number, _)| number),
+            rest: numbered.map_or(rest, |(_, rest)| rest),
+        })
+    }
+}
+
+/// What stands behind the message, in the order in which nginx writes it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fields<'a> {
+    client: Option<&'a str>,
+    server: Option<&'a str>,
+    request: Option<&'a str>,
+    subrequest: Option<&'a str>,
+    upstream: Option<&'a str>,
+    host: Option<&'a str>,
+    /// `bytes from/to client:…` and what else stands at the end of a stream line.
+    tail: Option<&'a str>,
+}
+
+impl<'a> Fields<'a> {
+    /// The message and the fields behind it.
+    fn split(text: &'a str) -> (&'a str, Self) {
+        let mut fields = Self::default();
+        let Some((message, mut rest)) = text.split_once(", client: ") else {
+            // The resolver and the master have no client; an upstream may still be named.
+            let Some((message, rest)) = text.split_once(", upstream: \"") else {
+                return (text, fields);
+            };
+            fields.upstream = Some(quoted(rest).0);
+            return (message, fields);
+        };
+        (fields.client, rest) = plain(rest);
+        if let Some(behind) = rest.strip_prefix(", server: ") {
+            (fields.server, rest) = plain(behind);
+        }
+        for (name, field) in [
+            (", request: \"", &mut fields.request),
+            (", subrequest: \"", &mut fields.subrequest),
+            (", upstream: \"", &mut fields.upstream),
+            (", host: \"", &mut fields.host),
+        ] {
+            if let Some(behind) = rest.strip_prefix(name) {
+                let value;
+                (value, rest) = if name == ", request: \"" {
+                    request(behind)
+                } else {
+                    quoted(behind)
+                };
+                *field = Some(value);
+            }
+        }
+        if rest.starts_with(", bytes from/to ") {
+            fields.tail = Some(rest);
+        }
+        (message, fields)
+    }
+}
+
+/// A value without quotes ends at the next comma.
+fn plain(text: &str) -> (Option<&str>, &str) {
+    let end = text.find(", ").unwrap_or(text.len());
+    (Some(&text[..end]), &text[end..])
+}
+
+/// What may follow a quoted value.
+const FOLLOWERS: [&str; 7] = [
+    ", request: \"",
+    ", subrequest: \"",
+    ", upstream: \"",
+    ", host: \"",
+    ", referrer: \"",
+    ", bytes from/to ",
+    ", PROXY header: ",
+];
+
+/// A quoted value: nginx escapes nothing, so it ends at the first quote behind which the next field or the line's end
+/// stands. A line that was cut off has no end quote.
+fn quoted(text: &str) -> (&str, &str) {
+    ends(text)
+        .next()
+        .map_or((text, ""), |at| (&text[..at], &text[at + 1..]))
+}
+
+/// A request ends with its protocol; a client may write anything in front of it.
+fn request(text: &str) -> (&str, &str) {
+    let has_protocol = |at: &usize| {
+        let mut words = text[..*at].rsplit(' ');
+        words.next().is_some_and(|word| word.starts_with("HTTP/")) && words.next().is_some()
+    };
+    match ends(text).find(has_protocol) {
+        Some(at) => (&text[..at], &text[at + 1..]),
+        None => quoted(text),
+    }
+}
+
+fn ends(text: &str) -> impl Iterator<Item = usize> {
+    text.match_indices('"').map(|(at, _)| at).filter(move |at| {
+        let behind = &text[at + 1..];
+        behind.is_empty() || FOLLOWERS.iter().any(|follower| behind.starts_with(follower))
+    })
+}
+
+/// Splits ` (111: Connection refused)` off a message.
+fn split_errno(message: &str) -> (&str, Option<Errno>) {
+    let split = || {
+        let at = message.rfind(" (")?;
+        let (number, _) = message[at + 2..].split_once(':')?;
+        Some((&message[..at], Errno(number.parse().ok()?)))
+    };
+    match split() {
+        Some((message, errno)) => (message, Some(errno)),
+        None => (message, None),
+    }
+}
+
+/// `METHOD URI PROTOCOL`: the method and the path.
+fn split_request(request: &str) -> (String, String) {
+    let (method, rest) = request.split_once(' ').unwrap_or((request, ""));
+    let uri = match rest.rsplit_once(' ') {
+        Some((uri, protocol)) if protocol.starts_with("HTTP/") => uri,
+        _ => rest,
+    };
+    (method.to_owned(), cut_query(uri).to_owned())
+}
+
+fn cut_query(text: &str) -> &str {
+    text.split('?').next().unwrap_or(text)
+}
+
+/// The peer in an upstream field: `http://127.0.0.1:3000/uri`, `fastcgi://unix:/run/php.sock:`, stream's
+/// `127.0.0.1:3000`.
+fn peer(upstream: &str, message: &str, unix_paths: &[String]) -> Option<Peer> {
+    let (scheme, rest) = match upstream.split_once("://") {
+        Some((scheme, rest)) if !scheme.contains(['/', ':', '.']) => (Some(scheme), rest),
+        _ => (None, upstream),
+    };
+    let Some(path) = rest.strip_prefix("unix:") else {
+        let authority = rest.split('/').next().unwrap_or(rest);
+        let address: SocketAddr = authority.parse().ok()?;
+        return Some(Peer::Tcp(SocketAddr::new(
+            address.ip().to_canonical(),
+            address.port(),
+        )));
+    };
+    if scheme.is_none() {
+        return Some(Peer::Unix(path.to_owned()));
+    }
+    let fits = |known: &&String| {
+        let behind = path.strip_prefix(known.as_str());
+        behind.is_some_and(|behind| behind.is_empty() || behind.starts_with([':', '/']))
+    };
+    if let Some(known) = unix_paths.iter().filter(fits).max_by_key(|known| known.len()) {
+        return Some(Peer::Unix(known.clone()));
+    }
+    // nginx has let go of the peer by then and no longer knows that it is a unix socket: no colon ends the path.
+    if message.starts_with("upstream timed out") {
+        return None;
+    }
+    let (path, _) = path.split_once(':')?;
+    Some(Peer::Unix(path.to_owned()))
+}
+
+/// The line as it may be kept: the message and every field without queries, and no referrer.
+fn stored_text(line: &str, rest: &str, message: &str, fields: &Fields<'_>) -> String {
+    let mut text = line[..line.len() - rest.len()].to_owned();
+    text.push_str(&without_queries(message));
+    let mut add = |name: &str, value: Option<&str>, quote: &str| {
+        if let Some(value) = value {
+            text.push_str(&format!(", {name}: {quote}{value}{quote}"));
+        }
+    };
+    let request = fields.request.map(|request| {
+        let (method, path) = split_request(request);
+        match request.rsplit_once(' ') {
+            Some((_, protocol)) if protocol.starts_with("HTTP/") => format!("{method} {path} {protocol}"),
+            _ if path.is_empty() => method,
+            _ => format!("{method} {path}"),
+        }
+    });
+    add("client", fields.client, "");
+    add("server", fields.server, "");
+    add("request", request.as_deref(), "\"");
+    add("subrequest", fields.subrequest.map(cut_query), "\"");
+    add("upstream", fields.upstream.map(cut_query), "\"");
+    add("host", fields.host.map(cut_query), "\"");
+    text.push_str(fields.tail.unwrap_or_default());
+    text
+}
+
+/// Text without anything that may be a query: from each `?` to the next blank or quote.
+fn without_queries(text: &str) -> String {
+    let mut kept = String::with_capacity(text.len());
+    let mut is_query = false;
+    for letter in text.chars() {
+        match letter {
+            '?' => is_query = true,
+            ' ' | '"' => is_query = false,
+            _ => {}
+        }
+        if !is_query {
+            kept.push(letter);
+        }
+    }
+    kept
+}

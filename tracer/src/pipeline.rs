@@ -1,0 +1,206 @@
+//! Next input → engine → outputs, until it is time to stop. The only owner of the state; one thread.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval},
+};
+
+use crate::{
+    engine::Engine,
+    event::{Answer, Output, Question, Stamped},
+    host,
+    outputs::{Closed, Outputs},
+    source::{live::Live, recording::RecordingWriter},
+};
+
+/// How often the ring is looked at. The programs never wake the tracer: a wake-up per record would cost the machine
+/// more than the record, and a person does not see a fortieth of a second.
+const POLL: Duration = Duration::from_millis(25);
+/// Questions under way at once; each may take some tens of milliseconds of a thread of its own.
+const MAX_QUESTIONS: usize = 8;
+
+/// When to stop by itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// After this time.
+    pub duration: Option<Duration>,
+    /// After this many failed attempts.
+    pub count: Option<u64>,
+}
+
+/// What the inputs pass through.
+pub struct Pipeline {
+    engine: Engine,
+    outputs: Outputs,
+    recorder: Option<RecordingWriter>,
+}
+
+impl Pipeline {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(engine: Engine, outputs: Outputs, recorder: Option<RecordingWriter>) -> Self {
+        Self { engine, outputs, recorder }
+    }
+
+    /// Passes one input on; returns the questions the engine asks.
+    pub fn step(&mut self, stamped: Stamped) -> Vec<Question> {
+        if let Some(recorder) = &mut self.recorder
+            && let Err(error) = recorder.push(&stamped)
+        {
+            eprintln!("tracer: the recording ends here: {error}");
+            self.recorder = None;
+        }
+        self.outputs.observe(stamped.at, &stamped.input);
+        let mut questions = Vec::new();
+        for output in self.engine.apply(stamped.at, stamped.input) {
+            match output {
+                Output::Ask(question) => questions.push(question),
+                output => self.outputs.take(output),
+            }
+        }
+        questions
+    }
+
+    fn settle(&mut self) {
+        self.outputs.settle();
+        if let Some(recorder) = &mut self.recorder
+            && let Err(error) = recorder.flush()
+        {
+            eprintln!("tracer: the recording ends here: {error}");
+            self.recorder = None;
+        }
+    }
+
+    /// Ends the files.
+    #[must_use]
+    pub fn close(mut self) -> Closed {
+        if let Some(mut recorder) = self.recorder.take()
+            && let Err(error) = recorder.flush()
+        {
+            eprintln!("tracer: the recording is not whole: {error}");
+        }
+        self.outputs.close()
+    }
+}
+
+/// The signals that end a trace.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn requested(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Follows nginx until a signal, a limit, or nobody reads any more. `ready` is called once everything is attached.
+///
+/// # Errors
+/// The kernel half cannot be read any more; what was written so far is ended properly all the same.
+pub async fn run(
+    mut live: Live,
+    mut pipeline: Pipeline,
+    limits: Limits,
+    ready: impl FnOnce() -> Result<()>,
+) -> Result<Closed> {
+    let mut stop = Stop::new()?;
+    let (answer_to, mut answers) = mpsc::unbounded_channel::<(Question, Answer)>();
+    let mut asked = 0usize;
+    let deadline = limits.duration.map(|duration| Instant::now() + duration);
+    let mut poll = interval(POLL);
+    poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    for stamped in live.poll()? {
+        pipeline.step(stamped);
+    }
+    pipeline.outputs.begin();
+    ready()?;
+    let mut failed = Ok(());
+    loop {
+        tokio::select! {
+            _ = poll.tick() => {}
+            Some((question, answer)) = answers.recv() => {
+                asked -= 1;
+                live.answered(question, answer);
+            }
+            () = stop.requested() => break,
+        }
+        match live.poll() {
+            Ok(inputs) => {
+                for stamped in inputs {
+                    for question in pipeline.step(stamped) {
+                        ask(&mut live, question, &mut asked, &answer_to);
+                    }
+                }
+            }
+            Err(error) => {
+                failed = Err(error);
+                break;
+            }
+        }
+        pipeline.settle();
+        let enough = limits.count.is_some_and(|count| pipeline.outputs.failures() >= count);
+        let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        if enough || late || pipeline.outputs.is_deaf() {
+            break;
+        }
+    }
+    // A second signal ends the program at once: what is on disk by now reads to its last whole line.
+    tokio::spawn(async move {
+        stop.requested().await;
+        std::process::exit(130);
+    });
+    tokio::task::yield_now().await;
+    // What the host still has to say about failures at hand is waited for, within the engine's own bound.
+    let patience = Instant::now() + Duration::from_millis(300);
+    while asked > 0
+        && let Ok(Some((question, answer))) = tokio::time::timeout_at(patience, answers.recv()).await
+    {
+        asked -= 1;
+        live.answered(question, answer);
+    }
+    match live.detach() {
+        Ok(inputs) => {
+            for stamped in inputs {
+                pipeline.step(stamped);
+            }
+        }
+        Err(error) => failed = failed.and(Err(error)),
+    }
+    drop(live);
+    let closed = pipeline.close();
+    failed.map(|()| closed)
+}
+
+fn ask(
+    live: &mut Live,
+    question: Question,
+    asked: &mut usize,
+    answer_to: &mpsc::UnboundedSender<(Question, Answer)>,
+) {
+    if *asked >= MAX_QUESTIONS {
+        let why = "too many questions at once".to_owned();
+        live.answered(question, Answer::Unavailable { why });
+        return;
+    }
+    *asked += 1;
+    let answer_to = answer_to.clone();
+    tokio::task::spawn_blocking(move || {
+        let answer = host::answer(&question);
+        // Nobody listens any more when the trace has ended.
+        let _ = answer_to.send((question, answer));
+    });
+}
+

@@ -1,0 +1,127 @@
+//! Network namespaces with addresses of their own and no way out.
+
+use std::{
+    fs::File,
+    net::Ipv6Addr,
+    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
+    process::{Child, Command, Output},
+    sync::{Mutex, PoisonError},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sched::{CloneFlags, setns};
+
+use super::{Run, run::processes_in};
+
+/// nginx's end of the cable.
+pub const NEAR: &str = "10.77.0.1";
+/// The other end of the cable.
+pub const FAR: &str = "10.77.0.2";
+/// nginx's end of the cable, IPv6.
+pub const NEAR6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
+/// The other end of the cable, IPv6.
+pub const FAR6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2);
+
+/// The first `ip netns add` of a host mounts a folder; two at once would mount it twice.
+static ADDING: Mutex<()> = Mutex::new(());
+
+/// A network namespace with its loopback up; gone, with all processes in it, when dropped.
+#[derive(Debug)]
+pub struct Netns {
+    name: String,
+    file: File,
+}
+
+impl Netns {
+    /// Makes one.
+    pub fn new(run: &Run) -> Result<Self> {
+        let name = run.unique_name();
+        {
+            let _adding = ADDING.lock().unwrap_or_else(PoisonError::into_inner);
+            finish(Command::new("ip").args(["netns", "add", &name]))?;
+        }
+        let path = format!("/run/netns/{name}");
+        let file = File::open(&path).with_context(|| format!("opening {path}"))?;
+        let namespace = Self { name, file };
+        namespace.sh("ip link set lo up")?;
+        Ok(namespace)
+    }
+
+    /// Runs `work` in a thread that is in the namespace; what it starts or opens stays there.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                setns(&self.file, CloneFlags::CLONE_NEWNET)
+                    .with_context(|| format!("entering network namespace {}", self.name))?;
+                Ok(work())
+            });
+            match inside.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    }
+
+    /// Starts a process in the namespace.
+    pub fn spawn(&self, command: &mut Command) -> Result<Child> {
+        let program = command.get_program().display().to_string();
+        self.enter(|| command.spawn())?
+            .with_context(|| format!("starting {program}"))
+    }
+
+    /// Runs a shell script in the namespace to its end; an error holds what it printed.
+    pub fn sh(&self, script: &str) -> Result<String> {
+        self.enter(|| finish(Command::new("sh").args(["-ec", script])))?
+    }
+
+    /// The namespace's inode, its identity everywhere in the kernel.
+    pub fn inode(&self) -> Result<u64> {
+        Ok(self.file.metadata().context("reading a namespace's inode")?.ino())
+    }
+
+    /// Connects two namespaces by a cable, with addresses [`NEAR`] and [`FAR`] and their IPv6 companions.
+    pub fn connect(&self, far: &Self) -> Result<()> {
+        let ours = std::process::id();
+        self.sh(&format!(
+            "ip link add up0 type veth peer name up0 netns /proc/{ours}/fd/{}",
+            far.file.as_raw_fd()
+        ))?;
+        for (namespace, v4, v6) in [(self, NEAR, NEAR6), (far, FAR, FAR6)] {
+            namespace.sh(&format!(
+                "ip addr add {v4}/24 dev up0; ip addr add {v6}/64 dev up0 nodad; ip link set up0 up"
+            ))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        // Processes go first: a namespace lives as long as somebody is in it.
+        if let Ok(inode) = self.inode() {
+            for pid in processes_in(inode) {
+                let _ = nix::sys::signal::kill(super::run::as_pid(pid), nix::sys::signal::Signal::SIGKILL);
+            }
+        }
+        if let Err(error) = finish(Command::new("ip").args(["netns", "del", &self.name])) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// Runs a command to its end.
+pub(crate) fn finish(command: &mut Command) -> Result<String> {
+    let shown = format!("{command:?}");
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().with_context(|| format!("starting {shown}"))?;
+    let printed = String::from_utf8_lossy(&stdout).into_owned();
+    ensure!(
+        status.success(),
+        "{shown} ended with {status}: {}{printed}",
+        String::from_utf8_lossy(&stderr)
+    );
+    Ok(printed)
+}

@@ -1,0 +1,33 @@
+//! The laboratory and what runs scenarios in it: used by the automation (`cargo xtask`) and by the test suite.
+//!
+//! [`lab`] makes things happen for real (namespaces, nginx, failing backends); [`scenario`] reads what should happen
+//! from a file, makes it happen under a tracer, and judges the trace. Neither knows the tracer's code: traces are read
+//! as any other program would read them.
+
+pub mod lab;
+pub mod scenario;
+pub mod traced;
+
+use std::{env, fs, path::PathBuf};
+
+/// A program on PATH or in the administrator's folders; `php-fpm` also finds `php-fpm8.2`.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let cargo_bin = env::home_dir().map(|home| home.join(".cargo/bin"));
+    env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])
+        .chain(cargo_bin)
+        .find_map(|folder| {
+            let exact = folder.join(name);
+            if exact.is_file() {
+                return Some(exact);
+            }
+            fs::read_dir(&folder).ok()?.flatten().find_map(|entry| {
+                let file = entry.file_name().into_string().ok()?;
+                let version = file.strip_prefix(name)?;
+                let is_version =
+                    !version.is_empty() && version.chars().all(|c| c.is_ascii_digit() || c == '.');
+                is_version.then(|| entry.path())
+            })
+        })
+}

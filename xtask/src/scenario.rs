@@ -1,0 +1,451 @@
+//! A scenario: a file that says how a fault comes about and what must be named; read here, run by [`run`], judged by
+//! [`judge`].
+
+pub mod error_log;
+pub mod judge;
+pub mod run;
+mod stage;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+
+use crate::lab::{
+    backend::{Behaviour, Order, Said},
+    stranger::Manner,
+};
+
+/// One scenario file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// The file's name without its extension.
+    #[serde(skip)]
+    pub name: String,
+    /// One sentence: what happens.
+    pub about: String,
+    /// What the machine must have.
+    #[serde(default)]
+    pub needs: Vec<Need>,
+    /// How to make it happen.
+    pub lab: Lab,
+    /// What must be named.
+    #[serde(default)]
+    pub expect: Vec<Expect>,
+}
+
+/// Something not every machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Need {
+    /// A control group that limits memory.
+    MemoryLimit,
+    /// `/dev/net/tun`.
+    Tun,
+    /// IPv6.
+    Ipv6,
+    /// nginx's stream module.
+    Stream,
+    /// Node.js.
+    Node,
+    /// gunicorn.
+    Gunicorn,
+    /// PHP-FPM.
+    PhpFpm,
+    /// `ss --kill`, which needs `CONFIG_INET_DIAG_DESTROY`.
+    SocketKill,
+}
+
+/// How to make it happen.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lab {
+    /// nginx and its configuration.
+    pub nginx: Nginx,
+    /// Addresses with nobody there: the host, or `unix`; a port (or path) is found for each.
+    #[serde(default)]
+    pub names: BTreeMap<String, String>,
+    /// Backends.
+    #[serde(default)]
+    pub backends: BTreeMap<String, Backend>,
+    /// Remote hosts.
+    #[serde(default)]
+    pub strangers: BTreeMap<String, Manner>,
+    /// Whether there is a second namespace at the other end of a cable.
+    #[serde(default)]
+    pub far: bool,
+    /// How clients reach nginx.
+    #[serde(default)]
+    pub clients: Clients,
+    /// How many healthy requests are under way at every moment.
+    #[serde(default = "fifty")]
+    pub load: usize,
+    /// Done before the tracer attaches.
+    #[serde(default)]
+    pub before: Vec<Step>,
+    /// Done while it watches.
+    pub steps: Vec<Step>,
+}
+
+/// nginx and its configuration; `{name}` stands for an address, `{name.port}` and `{name.pid}` for its parts.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nginx {
+    /// Put at the top.
+    #[serde(default)]
+    pub main: String,
+    /// Put into `events`.
+    #[serde(default)]
+    pub events: String,
+    /// Put into `http`: the upstreams.
+    #[serde(default)]
+    pub http: String,
+    /// Put into `server`: the locations.
+    #[serde(default)]
+    pub server: String,
+    /// Put into `stream`.
+    #[serde(default)]
+    pub stream: String,
+    /// The error log's level.
+    #[serde(default = "error_level")]
+    pub level: String,
+    /// Where the healthy backend listens: an address, or `unix`.
+    #[serde(default = "loopback")]
+    pub healthy: String,
+    /// How many workers.
+    #[serde(default = "two")]
+    pub workers: usize,
+    /// Whether there is a master process.
+    #[serde(default = "yes")]
+    pub master: bool,
+}
+
+/// How clients reach nginx.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Clients {
+    /// Over TCP.
+    #[default]
+    Tcp,
+    /// Over a unix socket, which takes no ports.
+    Unix,
+}
+
+/// A backend of a scenario.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backend {
+    /// The address it listens on, or `unix`; a port (or path) is found for it.
+    #[serde(default = "loopback")]
+    pub listen: String,
+    /// Listens on this name's port (or path) instead of one of its own.
+    #[serde(default)]
+    pub port_of: Option<String>,
+    /// In which namespace it is.
+    #[serde(default)]
+    pub at: Side,
+    /// The listen queue's length.
+    #[serde(default = "usual_backlog")]
+    pub backlog: u32,
+    /// Bound, but not listening.
+    #[serde(default)]
+    pub only_bound: bool,
+    /// `IPV6_V6ONLY`.
+    #[serde(default)]
+    pub v6only: bool,
+    /// What it does.
+    #[serde(default = "answers")]
+    pub does: Behaviour,
+    /// Whether it runs from the start.
+    #[serde(default = "yes")]
+    pub start: bool,
+}
+
+/// One of the two namespaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Side {
+    /// nginx's.
+    #[default]
+    Near,
+    /// The other end of the cable.
+    Far,
+}
+
+/// Something done, or waited for.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Step {
+    /// Requests, answered before the next step.
+    Request(Request),
+    /// A request whose answer is not waited for.
+    Send(Request),
+    /// The answer to a request that was sent.
+    Receive(Receive),
+    /// A client closes its connection.
+    HangUp(String),
+    /// An order to a backend.
+    Tell(Tell),
+    /// Waits until a backend says this.
+    Hear(Hear),
+    /// A signal to a backend.
+    Signal(SignalStep),
+    /// Starts a backend, again or for the first time.
+    Start(String),
+    /// Limits a backend's memory.
+    MemoryLimit(MemoryLimit),
+    /// Changes what a remote host does.
+    Stranger(StrangerStep),
+    /// A shell script in a namespace.
+    Run(RunStep),
+    /// Holds so many connections open to an address.
+    Fill(Fill),
+    /// Something done to nginx itself.
+    Nginx(NginxStep),
+    /// Lets time pass, where the fault is made of time.
+    PauseMs(u64),
+    /// Waits until so many failed attempts are in the trace.
+    AwaitFailures(usize),
+}
+
+/// Requests of one kind.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// The path.
+    pub path: String,
+    /// The method.
+    #[serde(default = "get")]
+    pub method: String,
+    /// The length of the body.
+    #[serde(default)]
+    pub body: usize,
+    /// How many, one after the other.
+    #[serde(default = "one")]
+    pub times: usize,
+    /// How many at the same time.
+    #[serde(default = "one")]
+    pub together: usize,
+    /// The status that must come back.
+    #[serde(default)]
+    pub status: Option<u16>,
+    /// The body must be cut short.
+    #[serde(default)]
+    pub cut: bool,
+    /// The client whose connection is used, and kept for later steps.
+    #[serde(default)]
+    pub client: Option<String>,
+}
+
+/// The answer to a request sent earlier.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Receive {
+    /// Whose.
+    pub client: String,
+    /// The status that must come back.
+    pub status: u16,
+}
+
+/// An order to a backend.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tell {
+    /// Whom.
+    pub backend: String,
+    /// What.
+    pub order: Order,
+    /// On how many connections it must have taken effect.
+    #[serde(default)]
+    pub connections: Option<usize>,
+}
+
+/// Something a backend says.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hear {
+    /// Who.
+    pub backend: String,
+    /// What.
+    pub says: Said,
+}
+
+/// A signal to a backend.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignalStep {
+    /// To whom.
+    pub backend: String,
+    /// `KILL`, `TERM` …
+    pub signal: String,
+}
+
+/// A limit on a backend's memory.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryLimit {
+    /// Whose.
+    pub backend: String,
+    /// How much.
+    pub mib: u64,
+}
+
+/// A change of a remote host.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StrangerStep {
+    /// Which.
+    pub host: String,
+    /// What it does from now on.
+    #[serde(default)]
+    pub does: Option<Manner>,
+    /// It forgets its connections.
+    #[serde(default)]
+    pub forgets: bool,
+    /// It closes its idle connections.
+    #[serde(default)]
+    pub closes_idle: bool,
+}
+
+/// A shell script.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunStep {
+    /// Where.
+    #[serde(default)]
+    pub at: Side,
+    /// What.
+    pub script: String,
+}
+
+/// Connections held open.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fill {
+    /// To which name.
+    pub name: String,
+    /// How many.
+    pub connections: usize,
+}
+
+/// Something done to nginx itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NginxStep {
+    /// SIGSTOP to the workers.
+    StopWorkers,
+    /// SIGCONT to the workers.
+    ContinueWorkers,
+    /// SIGKILL to the worker that has an open request of the last sent path; all are hit when it cannot be told.
+    KillWorkers,
+    /// Reload with the same configuration.
+    Reload,
+}
+
+/// What must be named, for every failed attempt it fits.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expect {
+    /// How many attempts; `None`: one or more.
+    #[serde(default)]
+    pub attempts: Option<usize>,
+    /// The headline cause; `None`: none may be named (only for outcome ok).
+    pub cause: String,
+    /// Its confidence.
+    pub confidence: String,
+    /// The outcome.
+    pub outcome: String,
+    /// Where it ended.
+    pub phase: String,
+    /// The errno's name.
+    #[serde(default)]
+    pub errno: Option<String>,
+    /// The upstream's name.
+    #[serde(default)]
+    pub upstream: Option<String>,
+    /// The peer.
+    #[serde(default)]
+    pub peer: Option<String>,
+    /// The message in nginx's error log; `None`: nginx logs nothing.
+    #[serde(default)]
+    pub nginx_says: Option<String>,
+    /// Whether the connection had been used before.
+    #[serde(default)]
+    pub reused: Option<bool>,
+    /// Further facts that some piece of evidence must hold, by field name.
+    #[serde(default)]
+    pub evidence: BTreeMap<String, toml::Value>,
+    /// Causes that must be among the others that stand.
+    #[serde(default)]
+    pub also: Vec<String>,
+    /// Names that must appear neither as the headline nor among the others.
+    #[serde(default)]
+    pub not: Vec<String>,
+}
+
+impl Scenario {
+    /// Reads a scenario file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        let mut scenario: Self =
+            toml::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
+        scenario.name = path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .context("a scenario file without a name")?
+            .to_owned();
+        Ok(scenario)
+    }
+
+    /// All scenarios of a folder, by name.
+    pub fn read_all(folder: &Path) -> Result<Vec<Self>> {
+        let mut paths: Vec<PathBuf> = fs::read_dir(folder)
+            .with_context(|| format!("reading {}", folder.display()))?
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<Result<_, _>>()?;
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+        paths.sort_unstable();
+        paths.iter().map(|path| Self::read(path)).collect()
+    }
+}
+
+fn fifty() -> usize {
+    50
+}
+
+fn error_level() -> String {
+    "error".to_owned()
+}
+
+fn loopback() -> String {
+    "127.0.0.1".to_owned()
+}
+
+fn two() -> usize {
+    2
+}
+
+fn one() -> usize {
+    1
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn usual_backlog() -> u32 {
+    511
+}
+
+fn answers() -> Behaviour {
+    Behaviour::Answer(crate::lab::backend::Answer::default())
+}
+
+fn get() -> String {
+    "GET".to_owned()
+}

@@ -1,0 +1,273 @@
+//! Judges a trace against a scenario and against nginx's own error log. A single wrong name anywhere in the trace fails
+//! the scenario; so does a failure that nginx logged and the trace lacks, or the other way round.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use serde_json::Value;
+
+use super::{
+    Expect, Scenario,
+    error_log::{self, AttemptLine},
+};
+use crate::traced::of_type;
+
+/// What a run left behind.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    /// The whole trace.
+    pub records: &'a [Value],
+    /// nginx's error log.
+    pub error_log: &'a str,
+    /// Healthy requests answered between the tracer's being ready and the end.
+    pub healthy: u64,
+    /// Healthy requests under way at every moment.
+    pub clients: usize,
+}
+
+/// Puts a scenario's names into a text.
+type Fill<'a> = &'a dyn Fn(&str) -> Result<String>;
+
+/// What is wrong with a trace; empty: nothing.
+pub fn judge(scenario: &Scenario, fill: Fill<'_>, seen: &Seen<'_>) -> Result<Vec<String>> {
+    let mut problems = frame(seen.records);
+    problems.extend(expectations(scenario, fill, seen.records)?);
+    problems.extend(lines(seen));
+    problems.extend(healthy(seen));
+    Ok(problems)
+}
+
+/// Whether nginx's own log shows what the scenario says it logs: does the fault happen at all?
+pub fn judge_log(scenario: &Scenario, fill: Fill<'_>, log: &str) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    let mut left = error_log::attempts(log);
+    for expect in &scenario.expect {
+        let Some(says) = &expect.nginx_says else { continue };
+        let says = fill(says)?;
+        let peer = expect.peer.as_deref().map(fill).transpose()?;
+        let before = left.len();
+        left.retain(|line| !(line.says == says && line.is_at(peer.as_deref())));
+        let found = before - left.len();
+        if expect.attempts.map_or(found == 0, |wanted| wanted != found) {
+            problems.push(format!(
+                "nginx logged `{says}` for {peer:?} {found} times, not {:?}",
+                expect.attempts
+            ));
+        }
+    }
+    problems.extend(
+        left.iter()
+            .map(|line| format!("nginx logged what nobody expects: {}", line.line)),
+    );
+    Ok(problems)
+}
+
+/// The trace as such: first and last line, completeness.
+pub fn frame(records: &[Value]) -> Vec<String> {
+    let mut problems = Vec::new();
+    match records.first() {
+        Some(first) if first["type"] == "session" && first["schema"] == "tracer/1" => {}
+        other => problems.push(format!(
+            "the first line is no session of schema tracer/1: {other:?}"
+        )),
+    }
+    match records.last() {
+        Some(last) if last["type"] == "summary" => {
+            if last["complete"] != Value::Bool(true) {
+                problems.push(format!("the trace is not complete: {last}"));
+            }
+            let counted = of_type(records, "attempt").count();
+            if last["attempts"] != counted {
+                problems.push(format!(
+                    "the summary counts {}, the trace holds {counted} attempts",
+                    last["attempts"]
+                ));
+            }
+        }
+        other => problems.push(format!("the last line is no summary: {other:?}")),
+    }
+    problems.extend(of_type(records, "lost").map(|lost| format!("something was lost: {lost}")));
+    problems
+}
+
+/// Every attempt that did not succeed fits an expectation, and every expectation is met.
+fn expectations(scenario: &Scenario, fill: Fill<'_>, records: &[Value]) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    let mut met = vec![0; scenario.expect.len()];
+    for attempt in of_type(records, "attempt") {
+        let differences: Vec<Vec<String>> = scenario
+            .expect
+            .iter()
+            .map(|expect| differences(expect, fill, attempt))
+            .collect::<Result<_>>()?;
+        match differences.iter().position(Vec::is_empty) {
+            Some(found) => met[found] += 1,
+            None if attempt["outcome"] == "ok" => {}
+            None => {
+                let nearest = differences
+                    .into_iter()
+                    .min_by_key(Vec::len)
+                    .unwrap_or_else(|| vec!["nothing was expected to fail".to_owned()]);
+                problems.push(format!("{}: {}", nearest.join("; "), short(attempt)));
+            }
+        }
+    }
+    for (expect, met) in scenario.expect.iter().zip(met) {
+        if expect.attempts.map_or(met == 0, |wanted| wanted != met) {
+            problems.push(format!(
+                "{} attempts expected with cause {}, {met} seen",
+                expect
+                    .attempts
+                    .map_or("some".to_owned(), |wanted| wanted.to_string()),
+                expect.cause
+            ));
+        }
+    }
+    Ok(problems)
+}
+
+/// In what an attempt differs from an expectation.
+fn differences(expect: &Expect, fill: Fill<'_>, attempt: &Value) -> Result<Vec<String>> {
+    let mut differences = Vec::new();
+    let mut compare = |what: &str, wanted: Option<&str>, seen: &Value| {
+        let is_same = match wanted {
+            Some(wanted) => seen == wanted,
+            None => seen.is_null(),
+        };
+        if !is_same {
+            differences.push(format!("{what} is {seen}, not {}", wanted.unwrap_or("null")));
+        }
+    };
+    let cause = &attempt["cause"];
+    compare("cause", Some(&expect.cause), &cause["id"]);
+    compare("confidence", Some(&expect.confidence), &cause["confidence"]);
+    compare("outcome", Some(&expect.outcome), &attempt["outcome"]);
+    compare("phase", Some(&expect.phase), &attempt["phase"]);
+    compare("errno", expect.errno.as_deref(), &attempt["errno"]);
+    let says = expect.nginx_says.as_deref().map(fill).transpose()?;
+    compare("nginx_says", says.as_deref(), &attempt["nginx_says"]);
+    if let Some(upstream) = &expect.upstream {
+        compare("upstream", Some(upstream), &attempt["upstream"]);
+    }
+    if let Some(peer) = &expect.peer {
+        compare("peer", Some(&fill(peer)?), &attempt["peer"]);
+    }
+    if let Some(reused) = expect.reused
+        && attempt["reused"] != reused
+    {
+        differences.push(format!("reused is {}, not {reused}", attempt["reused"]));
+    }
+    for (field, wanted) in &expect.evidence {
+        let wanted = match wanted {
+            toml::Value::String(text) => Value::String(fill(text)?),
+            other => serde_json::to_value(other)?,
+        };
+        let evidence = cause["evidence"].as_array().map_or(&[][..], Vec::as_slice);
+        // A process id comes as text from a name and as a number from the trace.
+        let is_same = |seen: &Value| *seen == wanted || wanted.as_str() == Some(&seen.to_string());
+        if !evidence.iter().any(|fact| is_same(&fact[field])) {
+            differences.push(format!("no evidence has {field} = {wanted}"));
+        }
+    }
+    let also: Vec<&str> = attempt["also"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|cause| cause["id"].as_str())
+        .collect();
+    for wanted in &expect.also {
+        if !also.contains(&wanted.as_str()) {
+            differences.push(format!("{wanted} is not among the other causes {also:?}"));
+        }
+    }
+    for unwanted in &expect.not {
+        if also.contains(&unwanted.as_str()) {
+            differences.push(format!("{unwanted} is named beside the headline"));
+        }
+    }
+    Ok(differences)
+}
+
+/// Every line that is an attempt has exactly one attempt, and every attempt that says it is logged has its line.
+pub fn lines(seen: &Seen<'_>) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut attempts: Vec<&Value> = of_type(seen.records, "attempt")
+        .filter(|attempt| !attempt["nginx_says"].is_null())
+        .collect();
+    for line in error_log::attempts(seen.error_log) {
+        match attempts.iter().position(|attempt| fits(&line, attempt)) {
+            Some(at) => {
+                attempts.swap_remove(at);
+            }
+            None => problems.push(format!("no attempt for nginx's line: {}", line.line)),
+        }
+    }
+    problems.extend(
+        attempts
+            .iter()
+            .map(|attempt| format!("nginx logged no such line: {}", short(attempt))),
+    );
+    let mut lines: BTreeMap<&str, usize> = BTreeMap::new();
+    for attempt in of_type(seen.records, "attempt") {
+        if let Some(line) = attempt["log"]["line"].as_str() {
+            *lines.entry(line).or_default() += 1;
+        }
+    }
+    for (line, used) in lines {
+        let there = seen.error_log.lines().filter(|there| *there == line).count();
+        if used > there {
+            problems.push(format!(
+                "{used} attempts claim a line that nginx logged {there} times: {line}"
+            ));
+        }
+    }
+    problems
+}
+
+fn fits(line: &AttemptLine, attempt: &Value) -> bool {
+    attempt["nginx_says"] == *line.says
+        && attempt["worker"] == line.worker
+        && line.is_at(attempt["peer"].as_str())
+        && attempt["log"]["line"]
+            .as_str()
+            .is_none_or(|claimed| claimed == line.line)
+}
+
+/// Healthy requests are all there: nothing was lost silently.
+fn healthy(seen: &Seen<'_>) -> Vec<String> {
+    let ok = of_type(seen.records, "attempt")
+        .filter(|attempt| attempt["outcome"] == "ok")
+        .count();
+    // Requests under way when the tracer became ready may have begun before it could see them.
+    let wanted = usize::try_from(seen.healthy)
+        .unwrap_or(usize::MAX)
+        .saturating_sub(seen.clients);
+    if ok < wanted {
+        return vec![format!(
+            "{ok} successful attempts in the trace, at least {wanted} happened"
+        )];
+    }
+    Vec::new()
+}
+
+/// An attempt in few words.
+fn short(attempt: &Value) -> String {
+    format!(
+        "{} → {} {} while {}, cause {} ({}), says {}, also {}, unseen {}",
+        attempt["upstream"],
+        attempt["peer"],
+        attempt["outcome"],
+        attempt["phase"],
+        attempt["cause"]["id"],
+        attempt["cause"]["confidence"],
+        attempt["nginx_says"],
+        attempt["also"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|cause| cause["id"].to_string())
+            .collect::<Vec<_>>()
+            .join(" "),
+        attempt["unseen"],
+    )
+}

@@ -1,0 +1,165 @@
+//! A tracer at work: started, waited for, stopped; its trace read as any other program would read it.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use serde_json::Value;
+
+use crate::lab::{Run, wait_for};
+
+/// How long a tracer may take to be ready, in a debug build on a loaded machine.
+const READY_PATIENCE: Duration = Duration::from_secs(60);
+/// How long it may take to finish its files.
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running `tracer attach`; killed when dropped.
+#[derive(Debug)]
+pub struct Tracer {
+    child: Child,
+    folder: PathBuf,
+    started: Instant,
+}
+
+impl Tracer {
+    /// Starts one that writes `trace.jsonl`, `recording` and its own output into `folder`; waits until it is ready.
+    pub fn attach(run: &Run, program: &Path, pid: &str, arguments: &[String], folder: &Path) -> Result<Self> {
+        let tracer = Self::start(run, program, pid, arguments, folder)?;
+        tracer.wait_until_ready()
+    }
+
+    /// Starts one without waiting.
+    pub fn start(run: &Run, program: &Path, pid: &str, arguments: &[String], folder: &Path) -> Result<Self> {
+        let output = |name: &str| {
+            File::create(folder.join(name)).with_context(|| format!("making {}", folder.join(name).display()))
+        };
+        let mut command = Command::new(program);
+        command
+            .args(["attach", "--pid", pid, "--output"])
+            .arg(folder.join("trace.jsonl"))
+            .arg("--record")
+            .arg(folder.join("recording"))
+            .arg("--ready-file")
+            .arg(folder.join("ready"))
+            .args(arguments)
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null())
+            .stdout(output("tracer.stdout")?)
+            .stderr(output("tracer.stderr")?);
+        let started = Instant::now();
+        Ok(Self {
+            child: run.spawn(&mut command)?,
+            folder: folder.to_owned(),
+            started,
+        })
+    }
+
+    /// Waits until it says that every hook is attached.
+    pub fn wait_until_ready(mut self) -> Result<Self> {
+        let ready = self.folder.join("ready");
+        let mut ended = None;
+        wait_for("the tracer to be ready", READY_PATIENCE, || {
+            if ready.exists() {
+                return Ok(());
+            }
+            ended = self.child.try_wait().ok().flatten();
+            if ended.is_some() {
+                return Ok(());
+            }
+            Err("no ready file".to_owned())
+        })?;
+        ensure!(
+            ready.exists(),
+            "the tracer ended with {}: {}",
+            ended.map(|status| status.to_string()).unwrap_or_default(),
+            self.said()
+        );
+        Ok(self)
+    }
+
+    /// Time since it was started.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it wrote to its standard error output.
+    #[must_use]
+    pub fn said(&self) -> String {
+        fs::read_to_string(self.folder.join("tracer.stderr")).unwrap_or_default()
+    }
+
+    /// The records in its trace so far; a torn last line is left out.
+    pub fn records(&self) -> Result<Vec<Value>> {
+        records(&self.folder.join("trace.jsonl"))
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(nix::unistd::Pid::from_raw(self.pid().cast_signed()), signal)
+            .with_context(|| format!("sending {signal} to the tracer"))
+    }
+
+    /// Waits until it ends.
+    pub fn wait(mut self) -> Result<ExitStatus> {
+        let child = &mut self.child;
+        wait_for("the tracer to end", STOP_PATIENCE, || match child.try_wait() {
+            Ok(Some(status)) => Ok(status),
+            Ok(None) => Err("it runs".to_owned()),
+            Err(error) => Err(error.to_string()),
+        })
+    }
+
+    /// Ends it as a user would, and yields the whole trace.
+    pub fn stop(self) -> Result<Vec<Value>> {
+        let folder = self.folder.clone();
+        self.signal(Signal::SIGTERM)?;
+        let said = folder.join("tracer.stderr");
+        let status = self.wait()?;
+        ensure!(
+            status.success(),
+            "the tracer ended with {status}: {}",
+            fs::read_to_string(said).unwrap_or_default()
+        );
+        records(&folder.join("trace.jsonl"))
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        // Ended already is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The whole lines of a JSON Lines file.
+pub fn records(path: &Path) -> Result<Vec<Value>> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _torn)| whole);
+    whole
+        .lines()
+        .map(|line| serde_json::from_str(line).with_context(|| format!("in {}: {line}", path.display())))
+        .collect()
+}
+
+/// The records of one type.
+pub fn of_type<'a>(records: &'a [Value], kind: &str) -> impl Iterator<Item = &'a Value> {
+    records.iter().filter(move |record| record["type"] == kind)
+}
+
+/// The attempts that did not succeed.
+pub fn not_ok(records: &[Value]) -> impl Iterator<Item = &Value> {
+    of_type(records, "attempt").filter(|attempt| attempt["outcome"] != "ok")
+}
