@@ -8,7 +8,7 @@ pub mod report;
 
 use std::{collections::BTreeMap, io, io::Write, process::ExitCode};
 
-use clap::Parser;
+use clap::{CommandFactory, Parser, error::ErrorKind};
 use serde_json::{Value, json};
 
 use crate::{
@@ -60,7 +60,10 @@ impl From<Unreadable> for Stop {
 /// Parses the command line and runs it.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return misused(&error),
+    };
     start_log(cli.verbose);
     match run(cli.command, cli.verbose) {
         Ok(Status::Ran) => ExitCode::SUCCESS,
@@ -83,6 +86,48 @@ fn run(command: Command, verbose: u8) -> Result<Status, Stop> {
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(&args),
     }
+}
+
+/// Prints the help that was asked for, or says in one line what is wrong with the command line.
+fn misused(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // Whether the help was read to its end changes nothing.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+    } else {
+        eprintln!("tracer: {}", one_line(&error.render().to_string()));
+    }
+    ExitCode::from(2)
+}
+
+/// clap's message in one line: what is wrong, the tip if there is one, and where help is.
+fn one_line(message: &str) -> String {
+    let mut paragraphs = message.split("\n\n");
+    let joined = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let wrong = joined(paragraphs.next().unwrap_or_default());
+    let wrong = wrong.strip_prefix("error: ").unwrap_or(&wrong).to_owned();
+    let tip = paragraphs.find_map(|paragraph| {
+        joined(paragraph)
+            .strip_prefix("tip: ")
+            .map(|tip| format!(" ({tip})"))
+    });
+    format!(
+        "{wrong}{}: see `{} --help`",
+        tip.unwrap_or_default(),
+        verb_of(std::env::args())
+    )
+}
+
+/// The program and the verb that the user wrote, when it is one.
+fn verb_of(mut arguments: impl Iterator<Item = String>) -> String {
+    let command = Cli::command();
+    arguments
+        .nth(1)
+        .filter(|verb| command.find_subcommand(verb).is_some())
+        .map_or_else(|| "tracer".to_owned(), |verb| format!("tracer {verb}"))
 }
 
 /// Diagnostics of the tracer itself go to stderr, one line each; `RUST_LOG` refines what `-v` sets.
@@ -166,7 +211,10 @@ pub fn find_cause(id: &str) -> Result<&'static Cause, Stop> {
     causes::find(id).ok_or_else(|| {
         let nearest = causes::ALL
             .iter()
-            .min_by_key(|cause| strsim::damerau_levenshtein(cause.id, id))
+            .max_by(|left, right| {
+                let likeness = |cause: &Cause| strsim::sorensen_dice(cause.id, id);
+                likeness(left).total_cmp(&likeness(right))
+            })
             .map_or("unknown", |cause| cause.id);
         Stop::usage(format!(
             "no cause is called `{id}`, the nearest is `{nearest}`: `tracer explain` lists them all"

@@ -53,6 +53,8 @@ const MAX_HELD: usize = 10_000;
 pub struct Outputs {
     clock: Clock,
     now: Ktime,
+    /// The time of the first input: when the trace began.
+    first_at: Option<Ktime>,
     facts: SessionFacts,
     has_begun: bool,
     held: Vec<NoteEvent>,
@@ -117,6 +119,7 @@ impl Outputs {
         Ok(Self {
             clock: Clock::default(),
             now: Ktime(0),
+            first_at: None,
             facts: SessionFacts::new(origin, described),
             has_begun: false,
             held: Vec::new(),
@@ -134,6 +137,7 @@ impl Outputs {
     /// Takes note of an input; to be called before the engine's outputs for it are taken.
     pub fn observe(&mut self, at: Ktime, input: &Input) {
         self.now = self.now.max(at);
+        self.first_at.get_or_insert(at);
         if let Input::Clock { unix_ns } = input {
             self.clock = Clock::new(at, *unix_ns);
         }
@@ -164,13 +168,13 @@ impl Outputs {
             return;
         }
         self.has_begun = true;
-        let session = self.facts.session(self.now, self.clock);
+        let began = self.first_at.unwrap_or(self.now);
+        let session = self.facts.session(began, self.clock);
         for file in &mut self.files {
             file.begin(&session, self.now);
         }
-        let (facts, now) = (&self.facts, self.now);
         if let Some(view) = &mut self.view {
-            let result = view.opening(facts, now);
+            let result = view.opening(&self.facts, began);
             self.note_stdout(result);
         }
         for event in std::mem::take(&mut self.held) {

@@ -103,7 +103,16 @@ const MAX_FINDINGS: usize = 50;
 const BURST_GAP_S: i64 = 60;
 
 /// Events that a reader of failures wants to see.
-const WORTH_TELLING: [&str; 5] = ["process-exit", "oom-kill", "reload", "config", "worker-exit"];
+const WORTH_TELLING: [&str; 8] = [
+    "process-exit",
+    "oom-kill",
+    "listener-open",
+    "listener-closed",
+    "worker-exit",
+    "reload",
+    "config",
+    "lines-unjoined",
+];
 
 /// One trace: all the files of one run of the tracer.
 #[derive(Clone, Debug, Default)]

@@ -98,6 +98,8 @@ pub struct View<W> {
     medium: Medium,
     folds: Folds,
     lost_unsaid: u64,
+    event_window: (Ktime, u32),
+    events_unsaid: u64,
     attempts: u64,
     failures: u64,
     began_at: Option<Ktime>,
@@ -119,6 +121,8 @@ impl<W: Write> View<W> {
             medium,
             folds: Folds::default(),
             lost_unsaid: 0,
+            event_window: (Ktime(0), 0),
+            events_unsaid: 0,
             attempts: 0,
             failures: 0,
             began_at: None,
@@ -159,6 +163,14 @@ impl<W: Write> View<W> {
         if self.detail == Detail::SummaryOnly || !WORTH_A_LINE.contains(&event.kind) {
             return Ok(());
         }
+        let (began, said) = self.event_window;
+        if event.at.since(began) >= EVENT_WINDOW_NS {
+            self.event_window = (event.at, 0);
+        } else if said >= EVENTS_PER_WINDOW {
+            self.events_unsaid += 1;
+            return Ok(());
+        }
+        self.event_window.1 += 1;
         let style = self.look.style();
         let time = self.look.time(event.at, clock);
         let lines = text::wrap(&text::printable(&event.text), self.look.measure() - 14);
@@ -188,6 +200,12 @@ impl<W: Write> View<W> {
                 "lost {lost}: more happened than could be taken in, so attempts may be missing"
             ));
             self.print(&format!("\n{warning}\n"))?;
+        }
+        if self.events_unsaid > 0 && now.since(self.event_window.0) >= EVENT_WINDOW_NS {
+            let more = text::count(self.events_unsaid, "more event", "more events");
+            self.events_unsaid = 0;
+            let line = self.look.style().dim(&format!("{:14}{more} like these", ""));
+            self.print(&format!("{line}\n"))?;
         }
         let finished = self.folds.finished(now, self.medium);
         if !finished.is_empty() {
@@ -272,9 +290,23 @@ impl<W: Write> View<W> {
 }
 
 /// The kinds of event that get a line of their own on the terminal.
-const WORTH_A_LINE: [&str; 4] = ["process-exit", "oom-kill", "reload", "config"];
+const WORTH_A_LINE: [&str; 7] = [
+    "process-exit",
+    "oom-kill",
+    "listener-open",
+    "listener-closed",
+    "reload",
+    "config",
+    "lines-unjoined",
+];
 
-/// The summary of a trace as text, for callers without a running view.
+/// At most this many events get a line …
+const EVENTS_PER_WINDOW: u32 = 8;
+
+/// … in this time: a backend that crashes in a loop must not push the failures off the screen.
+const EVENT_WINDOW_NS: u64 = 10_000_000_000;
+
+/// What was lost, by class, in words; empty when nothing was.
 #[must_use]
 pub fn loss_classes(lost: impl Iterator<Item = (LossClass, u64)>) -> String {
     lost.filter(|(_, count)| *count > 0)

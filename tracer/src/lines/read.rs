@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use super::ZSTD_MAGIC;
+use super::{ZSTD_MAGIC, plain};
 
 /// No record is nearly as long; what has such a line is no file of ours.
 const MAX_LINE: usize = 64 << 20;
@@ -152,17 +152,6 @@ impl LineReader {
         };
         self.unreadable(format!("cannot be read{after}: {}", plain(error)))
     }
-}
-
-/// An I/O error without Rust's `(os error 2)` behind it, in lower case.
-fn plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or(&text);
-    let mut letters = text.chars();
-    letters
-        .next()
-        .map(|first| first.to_lowercase().chain(letters).collect())
-        .unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -9,7 +9,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Context;
+use anyhow::anyhow;
+
+use super::plain;
 
 /// Lines held back at most, in bytes, before they are written without being asked.
 const MAX_PENDING: usize = 1 << 20;
@@ -35,21 +37,21 @@ enum Output {
 impl LineWriter {
     /// Creates the file at `path`, compressed when its name ends in `.zst`; what it held before is gone.
     pub fn create(path: &Path) -> anyhow::Result<Self> {
-        let what = || format!("cannot write {}", path.display());
+        let failed = |error: io::Error| anyhow!("cannot write {}: {}", path.display(), plain(&error));
         // Truncated only once it is known to be a regular file: a FIFO or /dev/null has nothing to cut.
         let file = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(false)
             .open(path)
-            .with_context(what)?;
+            .map_err(failed)?;
         let frames = if path.extension().is_some_and(|extension| extension == "zst") {
-            Some(compressor().with_context(what)?)
+            Some(compressor().map_err(failed)?)
         } else {
             None
         };
-        let output = if file.metadata().with_context(what)?.is_file() {
-            file.set_len(0).with_context(what)?;
+        let output = if file.metadata().map_err(failed)?.is_file() {
+            file.set_len(0).map_err(failed)?;
             Output::File(file)
         } else {
             Output::Stream(Box::new(file))

@@ -49,6 +49,9 @@ pub fn text(report: &Report, look: &Look) -> String {
         ));
     }
     let _ = writeln!(out, "\n{}", style.strong(&totals.join(", ")));
+    if tally.upstreams.is_empty() {
+        out.push('\n');
+    }
     out.push_str(&table(&tally, look));
     worst_peers(&mut out, &tally.worst_peers(), look);
     timeline(&mut out, report, look);
@@ -216,8 +219,11 @@ fn tell(key: &StoryKey, story: &Story, look: &Look) -> String {
     for line in wrap(&printable(&story.summary), look.measure() - 12) {
         let _ = writeln!(out, "            {line}");
     }
-    for line in wrap(&printable(&story.remedy), look.measure() - 12) {
-        if !line.is_empty() {
+    if !story.remedy.is_empty() {
+        for line in wrap(
+            &printable(&format!("what to do: {}", story.remedy)),
+            look.measure() - 12,
+        ) {
             let _ = writeln!(out, "            {}", style.remedy(&line));
         }
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::schema::{Line, SCHEMA};
+use super::schema::{Event, Line, SCHEMA};
 use crate::lines::read::{LineReader, Unreadable};
 
 /// Reads a trace record by record.
@@ -152,7 +152,11 @@ fn parse(text: &[u8]) -> Result<Option<Line>, String> {
         )),
         Some("session") => record(text, Line::Session),
         Some("attempt") => record(text, Line::Attempt),
-        Some("event") => record(text, Line::Event),
+        Some("event") => record(text, |mut event: Event| {
+            // Read on its own, an event takes its type for one of its details.
+            event.fields.remove("type");
+            Line::Event(event)
+        }),
         Some("finding") => record(text, Line::Finding),
         Some("lost") => record(text, Line::Lost),
         Some("summary") => record(text, Line::Summary),

@@ -14,7 +14,10 @@ use std::{
 use crate::{
     clock::Clock,
     event::Ktime,
-    lines::write::{LineWriter, numbered},
+    lines::{
+        plain,
+        write::{LineWriter, numbered},
+    },
     sink::schema,
 };
 
@@ -248,7 +251,7 @@ impl TraceFile {
             io::ErrorKind::StorageFull => "the disk is full".to_owned(),
             io::ErrorKind::QuotaExceeded => "the disk quota is used up".to_owned(),
             io::ErrorKind::FileTooLarge => "the file may not grow any more".to_owned(),
-            _ => error.to_string(),
+            _ => plain(error),
         };
         if !pipe {
             log::error!(
@@ -288,8 +291,9 @@ impl TraceFile {
         // The name is given first: until the new file is there, the open one can still go on under any name.
         if let Err(error) = fs::rename(&path, &parked) {
             log::warn!(
-                "{}: cannot be rotated: {error}: the trace goes on in the same file",
-                path.display()
+                "{}: cannot be rotated: {}: the trace goes on in the same file",
+                path.display(),
+                plain(&error)
             );
             self.rotation_failed = true;
             return;
@@ -340,7 +344,7 @@ impl TraceFile {
             if let Err(error) = fs::remove_file(&oldest)
                 && error.kind() != io::ErrorKind::NotFound
             {
-                log::warn!("{}: cannot be deleted: {error}", oldest.display());
+                log::warn!("{}: cannot be deleted: {}", oldest.display(), plain(&error));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The opening lines and the closing summary.
 
-use std::fmt::Write;
+use std::{cmp::Reverse, fmt::Write};
 
 use super::{
     Look, loss_classes,
@@ -187,7 +187,7 @@ pub fn table(tally: &Tally, look: &Look) -> String {
     let style = look.style();
     let mut out = String::new();
     let mut upstreams: Vec<_> = tally.upstreams.iter().collect();
-    upstreams.sort_by(|(a, left), (b, right)| right.failures.cmp(&left.failures).then_with(|| a.cmp(b)));
+    upstreams.sort_by_key(|(name, upstream)| (Reverse(upstream.failures), name.is_none(), *name));
     let cause_columns = tally
         .upstreams
         .values()
@@ -287,8 +287,8 @@ pub fn finding(id: &str, summary: &str, remedy: &str, look: &Look) -> String {
     for line in wrap(&printable(summary), look.measure() - 4) {
         let _ = writeln!(out, "    {line}");
     }
-    for line in wrap(&printable(remedy), look.measure() - 4) {
-        if !line.is_empty() {
+    if !remedy.is_empty() {
+        for line in wrap(&printable(&format!("what to do: {remedy}")), look.measure() - 4) {
             let _ = writeln!(out, "    {}", style.remedy(&line));
         }
     }

@@ -205,7 +205,7 @@ fn events_and_losses_get_a_line() {
     view.event(&samples::oom_kill(), clock).unwrap();
     view.event(
         &NoteEvent {
-            kind: "listener-open",
+            kind: "worker-start",
             ..samples::oom_kill()
         },
         clock,
@@ -215,6 +215,24 @@ fn events_and_losses_get_a_line() {
     view.lost(LossClass::Table, 234);
     view.settle(samples::at(0), clock).unwrap();
     insta::assert_snapshot!(drawn(view));
+}
+
+#[test]
+fn a_crash_loop_does_not_fill_the_screen_with_events() {
+    let mut view = view(80);
+    let clock = samples::clock();
+    for second in 0..100 {
+        let event = NoteEvent {
+            at: samples::at(second * 100_000),
+            ..samples::oom_kill()
+        };
+        view.event(&event, clock).unwrap();
+        view.settle(event.at, clock).unwrap();
+    }
+    view.settle(samples::at(20_000_000), clock).unwrap();
+    let drawn = drawn(view);
+    assert_eq!(drawn.matches("the OOM killer").count(), 8, "{drawn}");
+    assert!(drawn.contains("92 more events like these"), "{drawn}");
 }
 
 #[test]

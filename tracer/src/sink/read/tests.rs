@@ -117,3 +117,15 @@ fn traces_one_behind_the_other_are_one_reading() {
     let text = format!("{SESSION}\n{ATTEMPT}\n{SESSION}\n{ATTEMPT}\n");
     assert_eq!(read(&text).unwrap().0.len(), 4);
 }
+
+#[test]
+fn every_type_is_read_as_it_was_written() {
+    let event = Event {
+        kind: "oom-kill".into(),
+        fields: [("pid".to_owned(), 4242.into())].into(),
+        ..Event::default()
+    };
+    let line = Line::Event(event);
+    let text = format!("{SESSION}\n{}\n", serde_json::to_string(&line).unwrap());
+    assert_eq!(read(&text).unwrap().0[1], line);
+}
