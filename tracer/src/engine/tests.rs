@@ -253,6 +253,7 @@ fn exited(at: Ktime, task: Task) -> Event {
         at,
         task,
         parent: Pid(1),
+        is_nginx: false,
         signalled_by: None,
     }
 }
@@ -621,7 +622,8 @@ fn silence_without_a_word_from_nginx_is_a_client_that_left() {
         ms(701),
         Input::Kernel(Event::ClientLeft {
             at: ms(701),
-            exchange: id(1, 1),
+            worker: WORKER,
+            exchange: Some(id(1, 1)),
             reset: false,
         }),
     );

@@ -284,13 +284,15 @@ impl Dice {
             },
             12 => Event::ClientLeft {
                 at,
-                exchange: self.exchange_id(),
+                worker: self.pid(),
+                exchange: self.maybe(Self::exchange_id),
                 reset: self.yes(),
             },
             _ => Event::ProcessExited {
                 at,
                 task: self.task(),
                 parent: self.pid(),
+                is_nginx: self.yes(),
                 signalled_by: self.maybe(Self::task),
             },
         }
