@@ -210,9 +210,11 @@ impl Engine {
     pub fn apply(&mut self, at: Ktime, input: Input) -> Vec<Output> {
         let mut outputs = Vec::new();
         // Sources run side by side, so stamps may jump back a little; the engine's own time does not.
-        self.now = self.now.max(at);
-        self.started.get_or_insert(self.now);
-        self.around.tick(self.now);
+        let now = self.now.max(at);
+        self.started.get_or_insert(now);
+        self.write_overdue(now, &mut outputs);
+        self.now = now;
+        self.around.tick(now);
         match input {
             Input::Kernel(event) => self.event(event, &mut outputs),
             Input::Hooks(hooks) => {
@@ -266,7 +268,6 @@ impl Engine {
             }
             Input::Detach { in_flight } => self.detach(in_flight, &mut outputs),
         }
-        self.write_overdue(&mut outputs);
         let evicted = self.take_evicted();
         self.lose(LossClass::Queue, evicted, &mut outputs);
         outputs
@@ -1062,9 +1063,10 @@ impl Engine {
         }
     }
 
-    fn write_overdue(&mut self, outputs: &mut Vec<Output>) {
+    /// Writes what has waited long enough by `now`, each as its surroundings were known then.
+    fn write_overdue(&mut self, now: Ktime, outputs: &mut Vec<Output>) {
         while let Some((deadline, number)) = self.by_deadline.first().copied() {
-            if deadline > self.now {
+            if deadline > now {
                 break;
             }
             self.by_deadline.pop_first();
@@ -1331,3 +1333,6 @@ fn merged(before: Backend, after: Backend) -> Backend {
         error_at_destroy: after.error_at_destroy.or(before.error_at_destroy),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,7 +28,7 @@ impl Ktime {
     /// Microseconds from `earlier` to `self`, rounded to nearest; 0 when `earlier` is later.
     #[must_use]
     pub fn micros_since(self, earlier: Self) -> u64 {
-        (self.since(earlier) + 500) / 1000
+        self.since(earlier).saturating_add(500) / 1000
     }
 }
 

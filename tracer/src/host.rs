@@ -3,14 +3,14 @@
 //! Everything here is a snapshot, read without changing anything; a process that is gone or a system that refuses
 //! yields [`Answer::Unavailable`], never a guess.
 
-use std::{fs, io, net::IpAddr};
+use std::{collections::BTreeSet, fs, io, net::IpAddr};
 
 use nix::{
     sys::utsname::uname,
     time::{ClockId, clock_gettime},
 };
 
-use crate::event::{Answer, Ktime, Listener, Netns, Peer, Pid, Question, Sock, Task};
+use crate::event::{Answer, Ktime, Listener, Peer, Pid, Question, Sock, Task};
 
 pub mod netns;
 pub mod process;
@@ -20,6 +20,8 @@ pub mod sock_diag;
 pub mod unix;
 
 mod netlink;
+
+pub use process::{inner_pid, netns_of};
 
 /// How long one search for the holders of sockets may take.
 const OWNER_SEARCH: std::time::Duration = std::time::Duration::from_millis(80);
@@ -80,36 +82,28 @@ fn descriptors(pid: Pid) -> io::Result<Answer> {
     })
 }
 
-/// The network namespace a process is in.
+/// The addresses of the network namespace a process is in; none when they cannot be read.
 #[must_use]
-pub fn netns_of(pid: Pid) -> Option<Netns> {
-    process::netns_of(pid)
-}
-
-/// The addresses of the network namespace a process is in.
-pub fn addresses(pid: Pid) -> io::Result<Vec<IpAddr>> {
-    netns::run_in(pid, || {
-        let mut addresses: Vec<IpAddr> = nix::ifaddrs::getifaddrs()?
-            .filter_map(|interface| {
-                let address = interface.address?;
-                match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
-                    (Some(v4), _) => Some(IpAddr::V4(v4.ip())),
-                    (_, Some(v6)) => Some(IpAddr::V6(v6.ip())),
-                    (None, None) => None,
-                }
-            })
-            .collect();
-        addresses.sort();
-        addresses.dedup();
-        Ok(addresses)
-    })
+pub fn addresses(pid: Pid) -> Vec<IpAddr> {
+    let of_interface = |interface: nix::ifaddrs::InterfaceAddress| {
+        let address = interface.address?;
+        match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+            (Some(v4), _) => Some(IpAddr::V4(v4.ip())),
+            (_, Some(v6)) => Some(IpAddr::V6(v6.ip())),
+            (None, None) => None,
+        }
+    };
+    let interfaces = netns::run_in(pid, || Ok(nix::ifaddrs::getifaddrs()?.collect::<Vec<_>>()));
+    let interfaces = interfaces.unwrap_or_default().into_iter();
+    let addresses: BTreeSet<IpAddr> = interfaces.filter_map(of_interface).collect();
+    addresses.into_iter().collect()
 }
 
 /// Every TCP and unix listener in the network namespace of a process, with its holders.
 ///
 /// The kernel does not tell a socket's address this way: [`Listener::sock`] is 0.
 pub fn listeners(pid: Pid) -> io::Result<Vec<Listener>> {
-    let netns = process::netns_of(pid).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    let netns = netns_of(pid).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
     let (tcp, unix) = netns::run_in(pid, || {
         Ok((sock_diag::tcp_listeners()?, sock_diag::unix_sockets()?))
     })?;
@@ -177,29 +171,28 @@ pub fn boot_id() -> String {
     text.trim().to_owned()
 }
 
-/// Now, by the clock the BPF programs read.
+/// The kernel's clock since boot.
 #[must_use]
 pub fn boottime() -> Ktime {
-    Ktime(clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| {
-        u64::try_from(time.tv_sec() * 1_000_000_000 + time.tv_nsec()).unwrap_or(0)
-    }))
+    Ktime(nanoseconds(ClockId::CLOCK_BOOTTIME).unsigned_abs())
 }
 
-/// A kernel time and the wall-clock time at it, in nanoseconds since the epoch.
+/// Both clocks at one moment: time since boot, and nanoseconds since the epoch.
 #[must_use]
 pub fn clock() -> (Ktime, i64) {
-    let offset = wall_clock_offset();
-    let now = boottime();
-    (now, offset.saturating_add(now.0.cast_signed()))
+    // Read around each other, so that being interrupted between them shifts the result by half as much.
+    let before = boottime();
+    let unix_ns = nanoseconds(ClockId::CLOCK_REALTIME);
+    (Ktime(before.0 + boottime().since(before) / 2), unix_ns)
 }
 
-/// What to add to a [`crate::event::Ktime`] for nanoseconds since the epoch; changes whenever the clock is set.
+/// What to add to a [`Ktime`] for nanoseconds since the epoch; changes whenever the clock is set.
 #[must_use]
 pub fn wall_clock_offset() -> i64 {
-    let now = |clock| clock_gettime(clock).map_or(0, |time| time.tv_sec() * 1_000_000_000 + time.tv_nsec());
-    // Read around each other, so that being interrupted between them shifts the result by half as much.
-    let before = now(ClockId::CLOCK_BOOTTIME);
-    let wall = now(ClockId::CLOCK_REALTIME);
-    let after = now(ClockId::CLOCK_BOOTTIME);
-    wall - (before + (after - before) / 2)
+    let (at, unix_ns) = clock();
+    unix_ns - at.0.cast_signed()
+}
+
+fn nanoseconds(clock: ClockId) -> i64 {
+    clock_gettime(clock).map_or(0, |time| time.tv_sec() * 1_000_000_000 + time.tv_nsec())
 }

@@ -3,6 +3,8 @@
 mod play;
 mod setup;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -22,9 +24,19 @@ enum Verb {
     Scenario(play::Args),
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     xtask::lab::run_if_backend();
-    match Cli::parse().verb {
+    match run(Cli::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<()> {
+    match verb {
         Verb::Setup(args) => setup::run(&args),
         Verb::Scenario(args) => play::run(&args),
     }

@@ -90,7 +90,9 @@ pub fn build_tracer(is_release: bool) -> Result<PathBuf> {
 
 /// The workspace's folder.
 pub fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+    let mut folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    folder.pop();
+    folder
 }
 
 /// Where cargo puts what it builds.

@@ -3,6 +3,7 @@
 
 pub mod error_log;
 pub mod judge;
+mod program;
 pub mod run;
 mod stage;
 
@@ -73,6 +74,9 @@ pub struct Lab {
     /// Backends.
     #[serde(default)]
     pub backends: BTreeMap<String, Backend>,
+    /// Real servers.
+    #[serde(default)]
+    pub programs: BTreeMap<String, Program>,
     /// Remote hosts.
     #[serde(default)]
     pub strangers: BTreeMap<String, Manner>,
@@ -85,6 +89,12 @@ pub struct Lab {
     /// How many healthy requests are under way at every moment.
     #[serde(default = "fifty")]
     pub load: usize,
+    /// Healthy clients keep their connections, and nginx keeps those to the healthy backend: nothing new is opened.
+    #[serde(default)]
+    pub load_keeps: bool,
+    /// The fault hits healthy requests too.
+    #[serde(default)]
+    pub load_suffers: bool,
     /// Done before the tracer attaches.
     #[serde(default)]
     pub before: Vec<Step>,
@@ -155,6 +165,9 @@ pub struct Backend {
     /// Bound, but not listening.
     #[serde(default)]
     pub only_bound: bool,
+    /// A unix datagram socket.
+    #[serde(default)]
+    pub datagram: bool,
     /// `IPV6_V6ONLY`.
     #[serde(default)]
     pub v6only: bool,
@@ -164,6 +177,23 @@ pub struct Backend {
     /// Whether it runs from the start.
     #[serde(default = "yes")]
     pub start: bool,
+}
+
+/// A real server, as people run it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Program {
+    /// The address it listens on, or `unix`; a port (or path) is found for it.
+    #[serde(default = "loopback")]
+    pub listen: String,
+    /// The command, for a shell.
+    pub command: String,
+    /// Files it needs, by name.
+    #[serde(default)]
+    pub files: BTreeMap<String, String>,
+    /// How many child processes it has when it is ready.
+    #[serde(default)]
+    pub children: usize,
 }
 
 /// One of the two namespaces.
@@ -187,16 +217,24 @@ pub enum Step {
     Send(Request),
     /// The answer to a request that was sent.
     Receive(Receive),
+    /// More of the body of a request that was sent in part.
+    SendBody(SendBody),
     /// A client closes its connection.
     HangUp(String),
+    /// A bare TCP connection to a name: says this, then waits for the other end to close.
+    Talk(Talk),
     /// An order to a backend.
     Tell(Tell),
     /// Waits until a backend says this.
     Hear(Hear),
     /// A signal to a backend.
     Signal(SignalStep),
+    /// Waits until a backend's process has ended by itself.
+    AwaitEnd(String),
     /// Starts a backend, again or for the first time.
     Start(String),
+    /// SIGKILL to the worker that serves a client's connection.
+    KillWorkerOf(String),
     /// Limits a backend's memory.
     MemoryLimit(MemoryLimit),
     /// Changes what a remote host does.
@@ -225,6 +263,9 @@ pub struct Request {
     /// The length of the body.
     #[serde(default)]
     pub body: usize,
+    /// How much of it is sent at first.
+    #[serde(default)]
+    pub body_at_first: Option<usize>,
     /// How many, one after the other.
     #[serde(default = "one")]
     pub times: usize,
@@ -250,6 +291,27 @@ pub struct Receive {
     pub client: String,
     /// The status that must come back.
     pub status: u16,
+}
+
+/// More of a body.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SendBody {
+    /// Whose.
+    pub client: String,
+    /// How much.
+    pub bytes: usize,
+}
+
+/// A bare connection.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Talk {
+    /// To which name.
+    pub name: String,
+    /// What it says.
+    #[serde(default)]
+    pub says: String,
 }
 
 /// An order to a backend.
@@ -283,6 +345,9 @@ pub struct SignalStep {
     pub backend: String,
     /// `KILL`, `TERM` …
     pub signal: String,
+    /// Not to the program itself, but to its newest child process.
+    #[serde(default)]
+    pub to_child: bool,
 }
 
 /// A limit on a backend's memory.
@@ -341,7 +406,7 @@ pub enum NginxStep {
     StopWorkers,
     /// SIGCONT to the workers.
     ContinueWorkers,
-    /// SIGKILL to the worker that has an open request of the last sent path; all are hit when it cannot be told.
+    /// SIGKILL to the workers.
     KillWorkers,
     /// Reload with the same configuration.
     Reload,
@@ -354,6 +419,9 @@ pub struct Expect {
     /// How many attempts; `None`: one or more.
     #[serde(default)]
     pub attempts: Option<usize>,
+    /// It may also not happen: the fault has several faces.
+    #[serde(default)]
+    pub optional: bool,
     /// The headline cause; `None`: none may be named (only for outcome ok).
     pub cause: String,
     /// Its confidence.

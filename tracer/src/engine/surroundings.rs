@@ -773,8 +773,9 @@ mod tests {
         for port in 0..640_u16 {
             around.listener_opened(Ktime(u64::from(port)), listener(u64::from(port), port));
         }
-        assert!(around.len() <= 64, "{} entries", around.len());
-        assert_eq!(around.take_evicted() + around.len() as u64, 640);
+        let n_listeners = around.listeners.len;
+        assert!(n_listeners <= 64, "{n_listeners} listeners");
+        assert_eq!(around.take_evicted() + n_listeners as u64, 640);
         assert!(
             around.listeners_on(Netns(1), 639).next().is_some(),
             "the newest is there"

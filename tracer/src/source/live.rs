@@ -519,17 +519,15 @@ impl Live {
             return;
         }
         // A process may have left the namespace its socket is in; then another one will name it.
-        if host::netns_of(listener.task.pid) == Some(listener.netns) {
+        if host::process::netns_of(listener.task.pid) == Some(listener.netns) {
             self.named_netns.insert(listener.netns);
             self.tell_addresses(at, listener.netns, listener.task.pid);
         }
     }
 
     fn tell_addresses(&mut self, at: Ktime, netns: Netns, pid: Pid) {
-        match host::addresses(pid) {
-            Ok(addresses) => self.push(at, Input::Addresses { netns, addresses }),
-            Err(error) => log::info!("the addresses of process {pid}'s network namespace: {error}"),
-        }
+        let addresses = host::addresses(pid);
+        self.push(at, Input::Addresses { netns, addresses });
     }
 
     fn log_status(&self) -> HookStatus {

@@ -35,6 +35,8 @@ pub enum Behaviour {
     NeverAccept,
     /// Closes at once, reading nothing.
     CloseOnAccept,
+    /// Closes as soon as a request has arrived, reading nothing.
+    CloseOnArrival,
     /// Reads so many bytes of a request, then closes.
     CloseUnread(u64),
     /// Reads a request, waits so many milliseconds, closes.
@@ -45,8 +47,8 @@ pub enum Behaviour {
     HalfHeader(Then),
     /// Answers with a header and half of the body it announces, then …
     HalfBody(Then),
-    /// Reads a request's header, answers with this status, closes with the body unread.
-    EarlyAnswer(u16),
+    /// Reads a request's header, waits to be told to go on, answers with the body unread.
+    EarlyAnswer(EarlyAnswer),
     /// Reads a request, then ends with this exit code.
     Exit(u8),
     /// Reads a request, then ends by this signal's number.
@@ -87,6 +89,16 @@ impl Default for Answer {
     }
 }
 
+/// How [`Behaviour::EarlyAnswer`] answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EarlyAnswer {
+    /// The response's status.
+    pub status: u16,
+    /// Whether it waits for the other end to close before it closes.
+    pub lingers: bool,
+}
+
 /// What follows half an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -111,6 +123,8 @@ pub struct Spec {
     pub backlog: Option<u32>,
     /// Only IPv6 on an IPv6 wildcard address.
     pub v6only: bool,
+    /// A unix datagram socket, which nobody can connect a stream to.
+    pub datagram: bool,
     /// What it does.
     pub does: Behaviour,
     /// Says `request` for each request read.
@@ -137,6 +151,8 @@ pub enum Order {
     StrayByte,
     /// End with this exit code at once.
     Exit(u8),
+    /// What waits to be told to go on goes on.
+    GoOn,
 }
 
 /// What a backend says.

@@ -60,6 +60,8 @@ pub struct Response {
     pub status: u16,
     /// The body came to its announced end.
     pub is_whole: bool,
+    /// The body, as far as it came.
+    pub body: String,
 }
 
 impl Client {
@@ -90,8 +92,15 @@ impl Client {
         Ok(Self { stream })
     }
 
-    /// Sends a request.
+    /// Sends a request with its whole body.
     pub fn send(&mut self, method: &str, path: &str, body: usize, keep: bool) -> Result<()> {
+        self.send_head(method, path, body, keep)?;
+        self.send_body(body);
+        Ok(())
+    }
+
+    /// Sends a request without the body it announces.
+    pub fn send_head(&mut self, method: &str, path: &str, body: usize, keep: bool) -> Result<()> {
         let connection = if keep { "keep-alive" } else { "close" };
         let length = if body > 0 || method == "POST" {
             format!("Content-Length: {body}\r\n")
@@ -102,18 +111,21 @@ impl Client {
             format!("{method} {path} HTTP/1.1\r\nHost: lab\r\n{length}Connection: {connection}\r\n\r\n");
         self.stream
             .write_all(head.as_bytes())
-            .context("sending a request")?;
-        // nginx may answer, and close, before it has taken the whole body.
+            .context("sending a request")
+    }
+
+    /// Sends so much of a body.
+    pub fn send_body(&mut self, bytes: usize) {
         let block = [b'b'; 16 * 1024];
-        let mut left = body;
+        let mut left = bytes;
         while left > 0 {
             let n = left.min(block.len());
+            // nginx may answer, and close, before it has taken the whole body.
             if self.stream.write_all(&block[..n]).is_err() {
                 break;
             }
             left -= n;
         }
-        Ok(())
     }
 
     /// Reads a response.
@@ -162,7 +174,12 @@ impl Client {
                 Err(_) => break false,
             }
         };
-        Ok(Response { status, is_whole })
+        let body = String::from_utf8_lossy(&bytes[end..]).into_owned();
+        Ok(Response {
+            status,
+            is_whole,
+            body,
+        })
     }
 }
 
@@ -172,6 +189,17 @@ pub struct Load {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
     clients: Vec<JoinHandle<Vec<String>>>,
+}
+
+/// Which clients keep their connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeps {
+    /// Every other one.
+    Half,
+    /// All.
+    All,
+    /// None.
+    None,
 }
 
 /// What became of healthy traffic.
@@ -184,8 +212,14 @@ pub struct LoadReport {
 }
 
 impl Load {
-    /// Starts `clients` clients; every other one keeps its connection. They take the paths in turn.
-    pub fn start(namespace: &Netns, address: &Address, paths: &[&str], clients: usize) -> Result<Self> {
+    /// Starts `clients` clients; they take the paths in turn.
+    pub fn start(
+        namespace: &Netns,
+        address: &Address,
+        paths: &[&str],
+        clients: usize,
+        keeps: Keeps,
+    ) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(AtomicU64::new(0));
         let clients = namespace.enter(|| {
@@ -197,7 +231,14 @@ impl Load {
                     let paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
                     std::thread::Builder::new()
                         .stack_size(256 * 1024)
-                        .spawn(move || ask_until(&stop, &answered, &address, &paths, number))
+                        .spawn(move || {
+                            let keep = match keeps {
+                                Keeps::Half => number.is_multiple_of(2),
+                                Keeps::All => true,
+                                Keeps::None => false,
+                            };
+                            ask_until(&stop, &answered, &address, &paths, number / 2, keep)
+                        })
                         .context("starting a client")
                 })
                 .collect::<Result<Vec<_>>>()
@@ -245,12 +286,12 @@ fn ask_until(
     answered: &AtomicU64,
     address: &Address,
     paths: &[String],
-    number: usize,
+    first: usize,
+    keep: bool,
 ) -> Vec<String> {
-    let keep = number.is_multiple_of(2);
     let mut failed = Vec::new();
     let mut kept: Option<Client> = None;
-    let mut turn = number / 2;
+    let mut turn = first;
     while !stop.load(Ordering::SeqCst) {
         let path = &paths[turn % paths.len()];
         turn += 1;

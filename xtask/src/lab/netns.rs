@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CloneFlags, setns};
 
-use super::{Run, run::processes_in};
+use super::{
+    Run,
+    run::{processes_in, spawn},
+};
 
 /// nginx's end of the cable.
 pub const NEAR: &str = "10.77.0.1";
@@ -65,7 +68,7 @@ impl Netns {
     /// Starts a process in the namespace.
     pub fn spawn(&self, command: &mut Command) -> Result<Child> {
         let program = command.get_program().display().to_string();
-        self.enter(|| command.spawn())?
+        self.enter(|| spawn(command))?
             .with_context(|| format!("starting {program}"))
     }
 

@@ -67,9 +67,8 @@ impl Run {
 
     /// Starts a process outside of all namespaces and remembers it, so that it cannot outlive the run.
     pub fn spawn(&self, command: &mut Command) -> Result<Child> {
-        let child = command
-            .spawn()
-            .with_context(|| format!("starting {}", command.get_program().display()))?;
+        let program = command.get_program().display().to_string();
+        let child = spawn(command).with_context(|| format!("starting {program}"))?;
         let note = self.folder.join("pids").join(child.id().to_string());
         let started = start_time(child.id()).unwrap_or_default();
         fs::write(&note, started).with_context(|| format!("writing {}", note.display()))?;
@@ -170,6 +169,15 @@ pub(crate) fn processes_in(namespace: u64) -> Vec<u32> {
 /// A process id as nix wants it.
 pub(crate) fn as_pid(pid: u32) -> Pid {
     Pid::from_raw(pid.cast_signed())
+}
+
+/// Starts a process with no signal blocked: this process blocks those it cleans up on, and children inherit that.
+pub(crate) fn spawn(command: &mut Command) -> std::io::Result<Child> {
+    let blocked = SigSet::thread_get_mask()?;
+    SigSet::empty().thread_set_mask()?;
+    let child = command.spawn();
+    blocked.thread_set_mask()?;
+    child
 }
 
 /// On SIGINT, SIGTERM or SIGHUP: clean up, then end as if nothing had caught it.

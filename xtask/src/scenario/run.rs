@@ -68,7 +68,7 @@ fn play(run: &Run, scenario: &Scenario, setup: &Setup, stage: &mut Stage) -> Res
             .take(run, step)
             .with_context(|| format!("before the fault: {step:?}"))?;
     }
-    let load = stage.load(lab.load)?;
+    let load = stage.load(lab.load, lab.load_keeps)?;
     let wanted = u64::try_from(lab.load)?;
     wait_for("healthy traffic", VERDICT_PATIENCE, || match load.answered() {
         n if n >= wanted => Ok(()),
@@ -94,7 +94,7 @@ fn play(run: &Run, scenario: &Scenario, setup: &Setup, stage: &mut Stage) -> Res
     let expected: usize = scenario
         .expect
         .iter()
-        .map(|expect| expect.attempts.unwrap_or(1))
+        .map(|expect| expect.attempts.unwrap_or(usize::from(!expect.optional)))
         .sum();
     if let Some(tracer) = &tracer {
         await_failures(tracer, expected)?;
@@ -102,6 +102,7 @@ fn play(run: &Run, scenario: &Scenario, setup: &Setup, stage: &mut Stage) -> Res
     let LoadReport { answered, failed } = load.stop();
     let mut problems: Vec<String> = failed
         .into_iter()
+        .filter(|_| !lab.load_suffers)
         .map(|problem| format!("healthy traffic: {problem}"))
         .collect();
     let log = stage.nginx.error_log();

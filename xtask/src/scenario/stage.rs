@@ -11,11 +11,11 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
-use super::{Clients, NginxStep, Request, Scenario, Side, Step};
+use super::{Clients, NginxStep, Request, Scenario, Side, Step, program::Program};
 use crate::lab::{
     Run,
     backend::{Answer, Backend, Behaviour, Spec},
-    client::{Address, Client, Load},
+    client::{Address, Client, Keeps, Load},
     memory::MemoryLimit,
     netns::{FAR, FAR6, NEAR, NEAR6, Netns},
     nginx::{Nginx, Start},
@@ -36,6 +36,7 @@ pub(super) struct Stage {
     held: Vec<Held>,
     limits: Vec<MemoryLimit>,
     backends: BTreeMap<String, Backend>,
+    programs: BTreeMap<String, Program>,
     specs: BTreeMap<String, (Side, Spec)>,
     strangers: Option<Strangers>,
     stranger_hosts: BTreeMap<String, Ipv4Addr>,
@@ -97,12 +98,14 @@ impl Names {
     /// Gives a name an address: `host` with a port nobody has, or a path nobody has.
     fn place(&mut self, name: &str, host: &str, port: u16, folder: &Path) {
         let port = port.to_string();
+        let mut unix = |path: String| {
+            let address = format!("unix:{path}");
+            self.set(&format!("{name}.path"), path);
+            address
+        };
         let address = match host {
-            "unix" => {
-                let path = folder.join(format!("{name}.sock")).display().to_string();
-                self.set(&format!("{name}.path"), path.clone());
-                format!("unix:{path}")
-            }
+            "unix" => unix(folder.join(format!("{name}.sock")).display().to_string()),
+            path if path.starts_with("unix:") => unix(path["unix:".len()..].to_owned()),
             v6 if v6.contains(':') => format!("[{v6}]:{port}"),
             v4 => format!("{v4}:{port}"),
         };
@@ -187,6 +190,10 @@ impl Stage {
                 }
             }
         }
+        for (name, program) in &lab.programs {
+            let host = names.fill(&program.listen)?;
+            names.place(name, &host, ports.next(), &folder);
+        }
         names.place(HEALTHY, &lab.nginx.healthy, ports.next(), &folder);
 
         let address = match lab.clients {
@@ -198,8 +205,9 @@ impl Stage {
             let spec = Spec {
                 name: name.clone(),
                 listen: names.fill(&format!("{{{name}}}"))?,
-                backlog: (!backend.only_bound).then_some(backend.backlog),
+                backlog: (!backend.only_bound && !backend.datagram).then_some(backend.backlog),
                 v6only: backend.v6only,
+                datagram: backend.datagram,
                 does: backend.does.clone(),
                 reports: true,
             };
@@ -210,6 +218,7 @@ impl Stage {
             listen: names.fill(&format!("{{{HEALTHY}}}"))?,
             backlog: Some(511),
             v6only: false,
+            datagram: false,
             does: Behaviour::Answer(Answer {
                 delay_ms: HEALTHY_DELAY_MS,
                 ..Answer::default()
@@ -234,6 +243,16 @@ impl Stage {
                 backends.insert(name.clone(), Backend::start(namespace, spec)?);
             }
         }
+        let mut programs = BTreeMap::new();
+        for (name, program) in &lab.programs {
+            programs.insert(
+                name.clone(),
+                Program::start(&near, name, program, &names, &folder)?,
+            );
+        }
+        for (name, program) in &programs {
+            names.set(&format!("{name}.pid"), program.pid().to_string());
+        }
         for (name, backend) in &backends {
             names.set(&format!("{name}.pid"), backend.pid().to_string());
         }
@@ -247,11 +266,13 @@ impl Stage {
                 workers: if lab.nginx.master { lab.nginx.workers } else { 0 },
             },
         )?;
+        names.set("nginx.pid", nginx.pid().to_string());
         Ok(Self {
             clients: HashMap::new(),
             held: Vec::new(),
             limits: Vec::new(),
             backends,
+            programs,
             specs,
             strangers,
             stranger_hosts,
@@ -271,8 +292,13 @@ impl Stage {
     }
 
     /// Healthy traffic, half of it over kept connections to the backend.
-    pub(super) fn load(&self, clients: usize) -> Result<Load> {
-        Load::start(&self.near, &self.address, &["/healthy", "/healthy-new"], clients)
+    pub(super) fn load(&self, clients: usize, keeps: bool) -> Result<Load> {
+        let (paths, keeps) = if keeps {
+            (&["/healthy"][..], Keeps::All)
+        } else {
+            (&["/healthy", "/healthy-new"][..], Keeps::Half)
+        };
+        Load::start(&self.near, &self.address, paths, clients, keeps)
     }
 
     /// Does one step; waiting for failures is the caller's.
@@ -282,9 +308,34 @@ impl Stage {
             Step::Send(request) => {
                 let name = request.client.clone().context("a `send` needs a client")?;
                 let mut client = self.client(&name)?;
-                client.send(&request.method, &request.path, request.body, true)?;
+                client.send_head(&request.method, &request.path, request.body, true)?;
+                client.send_body(request.body_at_first.unwrap_or(request.body));
                 self.clients.insert(name, client);
                 Ok(())
+            }
+            Step::SendBody(step) => {
+                self.clients
+                    .get_mut(&step.client)
+                    .with_context(|| format!("no client {} has sent anything", step.client))?
+                    .send_body(step.bytes);
+                Ok(())
+            }
+            Step::Talk(talk) => {
+                let address = self.names.fill(&format!("{{{}}}", talk.name))?;
+                self.near.enter(|| talk_to(&address, &talk.says))?
+            }
+            Step::KillWorkerOf(client) => {
+                let client = self
+                    .clients
+                    .get_mut(client)
+                    .with_context(|| format!("no client {client}"))?;
+                client.send("GET", "/worker", 0, true)?;
+                let worker = client.receive()?.body;
+                let pid = worker
+                    .parse()
+                    .with_context(|| format!("`{worker}` is no worker"))?;
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL)
+                    .with_context(|| format!("killing worker {pid}"))
             }
             Step::Receive(receive) => {
                 let client = self
@@ -323,8 +374,12 @@ impl Stage {
                 let signal: Signal = format!("SIG{}", step.signal)
                     .parse()
                     .with_context(|| format!("no signal {}", step.signal))?;
+                if let Some(program) = self.programs.get_mut(&step.backend) {
+                    return program.signal(signal, step.to_child);
+                }
                 self.backend(&step.backend)?.signal(signal)
             }
+            Step::AwaitEnd(name) => self.backend(name)?.wait_for_end().map(drop),
             Step::Start(name) => {
                 let (side, spec) = self
                     .specs
@@ -462,6 +517,21 @@ fn hold(address: &str) -> Result<Held> {
     }
 }
 
+/// Says something over a bare TCP connection and reads until the other end closes.
+fn talk_to(address: &str, says: &str) -> Result<()> {
+    use std::io::{Read as _, Write as _};
+
+    let mut stream = TcpStream::connect(address).with_context(|| format!("connecting to {address}"))?;
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(60)))?;
+    stream.write_all(says.as_bytes()).context("talking")?;
+    let mut heard = Vec::new();
+    match stream.read_to_end(&mut heard) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok(()),
+        Err(error) => Err(error).context("waiting for the other end to close"),
+    }
+}
+
 /// nginx's whole configuration; names are still to be filled in.
 fn config(lab: &super::Lab, folder: &Path) -> String {
     let nginx = &lab.nginx;
@@ -492,6 +562,7 @@ fn config(lab: &super::Lab, folder: &Path) -> String {
          listen unix:{dir}/nginx.sock backlog=4096;\n\
          location = /healthy {{ proxy_pass http://{HEALTHY}; proxy_http_version 1.1; proxy_set_header Connection \"\"; }}\n\
          location = /healthy-new {{ proxy_pass http://{HEALTHY_NEW}; }}\n\
+         location = /worker {{ return 200 $pid; }}\n\
          {server}\n\
          }}\n\
          }}\n",

@@ -428,12 +428,11 @@ impl<'a> Section<'a> {
                 let rest = behind("grpc://").or_else(|| behind("grpcs://")).unwrap_or(target);
                 ("grpc".to_owned(), None, rest)
             }
-            (Kind::Http, "uwsgi") => {
-                let rest = behind("uwsgi://")
-                    .or_else(|| behind("suwsgi://"))
-                    .unwrap_or(target);
-                ("uwsgi".to_owned(), None, rest)
-            }
+            // What runs over TLS cannot be cut into exchanges, so it has a name of its own.
+            (Kind::Http, "uwsgi") => match (behind("suwsgi://"), behind("uwsgi://")) {
+                (Some(rest), _) => ("suwsgi".to_owned(), None, rest),
+                (None, rest) => ("uwsgi".to_owned(), None, rest.unwrap_or(target)),
+            },
             (Kind::Http, _) => (protocol.to_owned(), None, target),
         })
     }
@@ -711,7 +710,7 @@ mod tests {
                 "[::1]:443 = localhost | https://localhost | https | 60000 60000 60000 | 0 -",
                 "unix:/run/php.sock = unix:/run/php.sock | unix:/run/php.sock | fastcgi | 60000 60000 7000 | 0 -",
                 "[::1]:50051 = [::1] | grpcs://[::1]:50051 | grpc | 60000 60000 60000 | 0 -",
-                "127.0.0.1:3031 = 127.0.0.1 | suwsgi://127.0.0.1:3031 | uwsgi | 60000 60000 60000 | 0 -",
+                "127.0.0.1:3031 = 127.0.0.1 | suwsgi://127.0.0.1:3031 | suwsgi | 60000 60000 60000 | 0 -",
                 "127.0.0.1:4000 = 127.0.0.1 | 127.0.0.1:4000 | scgi | 60000 60000 60000 | 0 -",
                 "127.0.0.1:11211 = 127.0.0.1 | 127.0.0.1:11211 | memcached | 60000 60000 60000 | 0 -",
                 "unix:/run/b.sock = unix:/run/b.sock | http://unix:/run/b.sock:/uri | http | 60000 60000 60000 | 0 -",

@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
-        signal::{Signal, raise},
+        signal::{SigHandler, Signal, raise, signal},
         socket::{
             AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, UnixAddr, bind, listen,
             setsockopt, socket, sockopt,
@@ -27,7 +27,7 @@ use nix::{
     },
 };
 
-use super::{Answer, Behaviour, Order, Said, Spec, Then};
+use super::{Answer, Behaviour, EarlyAnswer, Order, Said, Spec, Then};
 
 /// The most a request's header may take.
 const HEADER_LIMIT: usize = 64 * 1024;
@@ -38,11 +38,16 @@ const MOUTHFUL: usize = 1 << 20;
 pub(crate) fn main(spec: &str) -> Result<()> {
     let spec: Spec = serde_json::from_str(spec).context("reading the backend's specification")?;
     std::fs::write("/proc/self/comm", &spec.name).context("setting the process's name")?;
+    // Rust's own handler lets a SIGSEGV that somebody sent pass once; a backend that is to crash must crash.
+    // SAFETY: the default action runs none of our code.
+    unsafe { signal(Signal::SIGSEGV, SigHandler::SigDfl) }.context("giving SIGSEGV its usual effect")?;
     let shared = Arc::new(Shared {
         does: Mutex::new(spec.does.clone()),
         idle: Mutex::new(IdleWish::default()),
         idle_changed: Condvar::new(),
         busy: AtomicUsize::new(0),
+        told: Mutex::new(Told::default()),
+        told_changed: Condvar::new(),
         reports: spec.reports,
     });
     let mut door = Some(Door::open(&spec, &shared)?);
@@ -62,9 +67,7 @@ pub(crate) fn main(spec: &str) -> Result<()> {
             }
             Order::Drain => {
                 drop(door.take());
-                while shared.busy.load(Ordering::SeqCst) > 0 {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
+                shared.wait_until_idle();
                 say(&Said::Done(0))?;
                 std::process::exit(0);
             }
@@ -77,6 +80,7 @@ pub(crate) fn main(spec: &str) -> Result<()> {
             Order::ResetIdle => shared.wish(IdleEnd::Reset),
             Order::StrayByte => shared.wish(IdleEnd::StrayByte),
             Order::Exit(code) => std::process::exit(i32::from(code)),
+            Order::GoOn => shared.go_on(),
         };
         say(&Said::Done(connections))?;
     }
@@ -91,7 +95,17 @@ struct Shared {
     idle: Mutex<IdleWish>,
     idle_changed: Condvar,
     busy: AtomicUsize,
+    told: Mutex<Told>,
+    told_changed: Condvar,
     reports: bool,
+}
+
+/// Connections that wait to be told to go on.
+#[derive(Debug, Default)]
+struct Told {
+    /// Waiting, told to go, and not done yet.
+    waiting: usize,
+    going: usize,
 }
 
 /// A wish for all connections that are idle now.
@@ -119,8 +133,51 @@ impl Shared {
         if self.reports { say(said) } else { Ok(()) }
     }
 
+    /// Says that a request is here and waits to be told to go on; [`Self::went_on`] must follow.
+    fn wait_to_go_on(&self) -> Result<()> {
+        let mut told = lock(&self.told);
+        told.waiting += 1;
+        self.report(&Said::Request)?;
+        while told.going == 0 {
+            told = self
+                .told_changed
+                .wait(told)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(())
+    }
+
+    fn went_on(&self) {
+        lock(&self.told).going -= 1;
+        self.told_changed.notify_all();
+    }
+
+    /// Lets all that wait go on; yields how many, once they are done.
+    fn go_on(&self) -> usize {
+        let mut told = lock(&self.told);
+        let n = std::mem::take(&mut told.waiting);
+        told.going = n;
+        self.told_changed.notify_all();
+        while told.going > 0 {
+            told = self
+                .told_changed
+                .wait(told)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        n
+    }
+
+    /// Waits until no request is in hand.
+    fn wait_until_idle(&self) {
+        while self.busy.load(Ordering::SeqCst) > 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Has all idle connections do something; yields how many did once all have.
     fn wish(&self, wish: IdleEnd) -> usize {
+        // Whoever was just answered is about to be idle.
+        self.wait_until_idle();
         let mut state = lock(&self.idle);
         state.number += 1;
         state.wish = Some(wish);
@@ -190,9 +247,17 @@ impl Drop for Door {
 fn bound(spec: &Spec) -> Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let fd = if let Some(path) = spec.listen.strip_prefix("unix:") {
+        if let Some(folder) = std::path::Path::new(path).parent() {
+            std::fs::create_dir_all(folder)?;
+        }
         // A file that is already there, stale or not, is replaced, as most servers do.
         let _ = std::fs::remove_file(path);
-        let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        let kind = if spec.datagram {
+            SockType::Datagram
+        } else {
+            SockType::Stream
+        };
+        let fd = socket(AddressFamily::Unix, kind, flags, None)?;
         bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
         let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         std::fs::set_permissions(path, everybody)?;
@@ -288,6 +353,7 @@ fn serve(mut connection: Connection, shared: &Shared) -> Result<()> {
     let at_accept = lock(&shared.does).clone();
     match at_accept {
         Behaviour::CloseOnAccept => return Ok(()),
+        Behaviour::CloseOnArrival => return Ok(wait_readable(&connection.file, None)?),
         Behaviour::NotReading => return connection.hold(),
         Behaviour::CloseUnread(bytes) => {
             let mut taken = vec![0; usize::try_from(bytes)?];
@@ -322,11 +388,19 @@ fn serve(mut connection: Connection, shared: &Shared) -> Result<()> {
             return Ok(());
         }
         let does = lock(&shared.does).clone();
-        if let Behaviour::EarlyAnswer(status) = does {
-            connection.answer(status, 3, false)?;
+        if let Behaviour::EarlyAnswer(EarlyAnswer { status, lingers }) = does {
+            shared.wait_to_go_on()?;
             // The body must have arrived, else this is an orderly close.
-            wait_readable(&connection.file, None)?;
-            return Ok(());
+            let arrived = wait_readable(&connection.file, None);
+            let answered = connection.answer(status, 3, false);
+            if lingers {
+                shared.went_on();
+                connection.hold()?;
+            } else {
+                drop(connection);
+                shared.went_on();
+            }
+            return answered.and(arrived.map_err(anyhow::Error::from));
         }
         connection.read_body(&header)?;
         shared.report(&Said::Request)?;
@@ -375,6 +449,7 @@ fn serve(mut connection: Connection, shared: &Shared) -> Result<()> {
             | Behaviour::NotReading
             | Behaviour::NeverAccept
             | Behaviour::CloseOnAccept
+            | Behaviour::CloseOnArrival
             | Behaviour::CloseUnread(_)
             | Behaviour::Greet(_)
             | Behaviour::EarlyAnswer(_) => return connection.drain(),

@@ -118,6 +118,7 @@ struct State {
 struct Packet<'a> {
     connection: Connection,
     sequence: u32,
+    acknowledged: u32,
     flags: u8,
     data: &'a [u8],
 }
@@ -141,6 +142,7 @@ impl<'a> Packet<'a> {
                 client_port: word(length)?,
             },
             sequence: long(length + 4)?,
+            acknowledged: long(length + 8)?,
             flags: *bytes.get(length + 13)?,
             data: bytes.get(offset..total)?,
         })
@@ -197,7 +199,7 @@ impl World {
             // A connection this host does not know (any more).
             return match manner {
                 Manner::Ignore | Manner::Deaf => Ok(()),
-                _ => self.send(at, FIRST_SEQUENCE.wrapping_add(1), packet.next(), RST | ACK, b""),
+                _ => self.send(at, packet.acknowledged, packet.next(), RST | ACK, b""),
             };
         };
         if manner == Manner::Deaf {

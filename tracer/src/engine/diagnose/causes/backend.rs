@@ -29,7 +29,12 @@ pub const BACKEND_DIED: Cause = Cause {
     recognised: "the process that held the other end ended by a signal other than TERM, INT, QUIT and HUP, by the OOM \
         killer or with a non-zero code, and its end closed the connection",
     needs: &[],
-    look_alikes: &["backend-restarting", "closed-without-response", "closed-unread", "keepalive-race"],
+    look_alikes: &[
+        "backend-restarting",
+        "closed-without-response",
+        "closed-unread",
+        "keepalive-race",
+    ],
     remedy: "find out why it died (its own log, the kernel log, the supervisor's); a request that kills it will do so \
         again",
     check: backend_died,
@@ -61,7 +66,12 @@ pub const BACKEND_RESTARTING: Cause = Cause {
 /// Who closed the other end, and when, as far as it is known.
 fn closer(exchange: &Exchange) -> Option<(&Task, Ktime)> {
     let backend = exchange.backend.as_ref()?;
-    let at = backend.closed_at.or(exchange.fin_at).or(exchange.reset_at).or(exchange.eof_read_at).or(exchange.error_at);
+    let at = backend
+        .closed_at
+        .or(exchange.fin_at)
+        .or(exchange.reset_at)
+        .or(exchange.eof_read_at)
+        .or(exchange.error_at);
     let task = backend.closed_by.as_ref().or(backend.task.as_ref())?;
     Some((task, at.unwrap_or(exchange.ended_at)))
 }
@@ -94,10 +104,17 @@ fn in_hand(exchange: &Exchange) -> String {
     if exchange.received > 0 {
         format!("after {} bytes of the answer", exchange.received)
     } else if read > 0 {
-        format!("{} after it read this request", match exchange.backend.as_ref().and_then(|backend| backend.first_read_at) {
-            Some(first) => between(first, exchange.ended_at),
-            None => "shortly".to_owned(),
-        })
+        format!(
+            "{} after it read this request",
+            match exchange
+                .backend
+                .as_ref()
+                .and_then(|backend| backend.first_read_at)
+            {
+                Some(first) => between(first, exchange.ended_at),
+                None => "shortly".to_owned(),
+            }
+        )
     } else {
         "before it read any of this request".to_owned()
     }
@@ -118,7 +135,10 @@ fn backend_died(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let summary = format!("{} {}.", end.sentence(), in_hand(exchange));
     let mut stand = Stand::confirmed(summary, evidence);
     if end.oom {
-        stand = stand.with_remedy(format!("find what took the memory: raise the limit of {} or make it use less", end.task.comm));
+        stand = stand.with_remedy(format!(
+            "find what took the memory: raise the limit of {} or make it use less",
+            end.task.comm
+        ));
     } else if let Some(sender) = end.death.and_then(|death| death.signalled_by.as_ref()) {
         stand = stand.with_remedy(format!(
             "find out why {} killed it (a supervisor's or worker manager's own timeout is the usual reason)",
@@ -180,5 +200,9 @@ fn wait_for_the_close(subject: &Subject<'_>, exchange: &Exchange) -> Check {
         .backend
         .as_ref()
         .is_some_and(|backend| backend.closed_at.is_none() || matches!(exchange.peer, Peer::Unix(_)));
-    if is_awaited { subject.wait_or(Check::No) } else { Check::No }
+    if is_awaited {
+        subject.wait_or(Check::No)
+    } else {
+        Check::No
+    }
 }

@@ -59,10 +59,15 @@ fn no_live_upstreams(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let said = fact(attempt.ended_at, "nginx", "nginx found no peer to try");
     let Some(upstream) = attempt.upstream.as_deref() else {
         let summary = "Every peer of the upstream was disabled by earlier failures or already tried.";
-        return Stand::likely(summary, vec![said]).without("which upstream it was is not known").into();
+        return Stand::likely(summary, vec![said])
+            .without("which upstream it was is not known")
+            .into();
     };
     let mut last_by_peer: BTreeMap<&Peer, (&PastFailure, u64)> = BTreeMap::new();
-    for failure in around.failures_of(upstream).filter(|failure| failure.at <= attempt.ended_at) {
+    for failure in around
+        .failures_of(upstream)
+        .filter(|failure| failure.at <= attempt.ended_at)
+    {
         let entry = last_by_peer.entry(&failure.peer).or_insert((failure, 0));
         *entry = (failure, entry.1 + 1);
     }
@@ -87,7 +92,10 @@ fn no_live_upstreams(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let mut parts = Vec::new();
     for (peer, (failure, n)) in &last_by_peer {
         let ago = between(failure.at, attempt.ended_at);
-        parts.push(format!("{peer} ({}, {n} in the last minute, the last {ago} before)", failure.cause));
+        parts.push(format!(
+            "{peer} ({}, {n} in the last minute, the last {ago} before)",
+            failure.cause
+        ));
         let text = format!("{peer} failed: {} (attempt {})", failure.cause, failure.attempt);
         evidence.push(
             fact(failure.at, "nginx", text)
@@ -106,13 +114,19 @@ fn no_live_upstreams(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let unseen = if unexplained.is_empty() {
         "which peers the upstream has is not known".to_owned()
     } else {
-        format!("no failure of {} was seen: before the trace, `down`, or at max_conns", unexplained.join(", "))
+        format!(
+            "no failure of {} was seen: before the trace, `down`, or at max_conns",
+            unexplained.join(", ")
+        )
     };
     Stand::likely(summary, evidence).without(unseen).into()
 }
 
 fn client_closed(subject: &Subject<'_>, _: &Surroundings) -> Check {
-    let Some(exchange) = subject.exchange.filter(|exchange| exchange.end != EndKind::WorkerGone) else {
+    let Some(exchange) = subject
+        .exchange
+        .filter(|exchange| exchange.end != EndKind::WorkerGone)
+    else {
         return Check::No;
     };
     let mut evidence: Vec<Evidence> = Vec::new();
@@ -141,17 +155,32 @@ fn client_closed(subject: &Subject<'_>, _: &Surroundings) -> Check {
 }
 
 fn worker_died(subject: &Subject<'_>, around: &Surroundings) -> Check {
-    let Some(exchange) = subject.exchange.filter(|exchange| exchange.end == EndKind::WorkerGone) else {
+    let Some(exchange) = subject
+        .exchange
+        .filter(|exchange| exchange.end == EndKind::WorkerGone)
+    else {
         return Check::No;
     };
     let Some(death) = around.death(exchange.worker) else {
         return subject.wait_or(Check::No);
     };
-    let Some(exit) = death.task.exiting.filter(|exit| !is_orderly(*exit) || death.task.oom) else {
+    let Some(exit) = death
+        .task
+        .exiting
+        .filter(|exit| !is_orderly(*exit) || death.task.oom)
+    else {
         return Check::No;
     };
     let how = ended(exit, death.task.oom, death.signalled_by.as_ref());
-    let end = super::facts::End { exit, oom: death.task.oom, death: Some(death), task: &death.task };
-    let summary = format!("nginx's worker {} {how} with this request in hand.", exchange.worker);
+    let end = super::facts::End {
+        exit,
+        oom: death.task.oom,
+        death: Some(death),
+        task: &death.task,
+    };
+    let summary = format!(
+        "nginx's worker {} {how} with this request in hand.",
+        exchange.worker
+    );
     Stand::confirmed(summary, vec![end.fact(death.at)]).into()
 }

@@ -17,7 +17,8 @@ use crate::{
     model::{Confidence, Evidence, Outcome},
 };
 
-const NGINX_LOGS: &str = "recv() failed (104: Connection reset by peer) while reading response header from upstream";
+const NGINX_LOGS: &str =
+    "recv() failed (104: Connection reset by peer) while reading response header from upstream";
 const NGINX_LOGS_CLOSED: &str =
     "upstream prematurely closed connection while reading response header from upstream";
 
@@ -29,7 +30,12 @@ pub const CLOSED_UNREAD: Cause = Cause {
     nginx_logs: NGINX_LOGS,
     recognised: "the backend's socket was closed after part of the request had been read, with bytes unread in it",
     needs: &[],
-    look_alikes: &["closed-abortively", "closed-on-accept", "backend-died", "response-unread"],
+    look_alikes: &[
+        "closed-abortively",
+        "closed-on-accept",
+        "backend-died",
+        "response-unread",
+    ],
     remedy: "let the backend read the whole request before it closes (a body it refuses too), or raise the limit it \
         enforces",
     check: closed_unread,
@@ -79,7 +85,12 @@ pub const CLOSED_WITHOUT_RESPONSE: Cause = Cause {
 pub const CLOSED_MID_RESPONSE: Cause = Cause {
     id: "closed-mid-response",
     title: "part of the answer came, then the backend closed",
-    explains: &["closed-remotely", "reset-remotely", "closed-unread", "closed-abortively"],
+    explains: &[
+        "closed-remotely",
+        "reset-remotely",
+        "closed-unread",
+        "closed-abortively",
+    ],
     outcomes: &[Outcome::Closed, Outcome::Reset],
     nginx_logs: "upstream prematurely closed connection while reading upstream (or while reading response header)",
     recognised: "bytes of the answer had been read when the end or a reset came, and nginx found the answer incomplete",
@@ -92,7 +103,13 @@ pub const CLOSED_MID_RESPONSE: Cause = Cause {
 pub const RESPONSE_UNREAD: Cause = Cause {
     id: "response-unread",
     title: "the backend did answer, and nginx never read the answer",
-    explains: &["closed-unread", "closed-abortively", "closed-on-accept", "closed-without-response", "reset-remotely"],
+    explains: &[
+        "closed-unread",
+        "closed-abortively",
+        "closed-on-accept",
+        "closed-without-response",
+        "reset-remotely",
+    ],
     outcomes: &[Outcome::Reset, Outcome::Closed],
     nginx_logs: "writev() failed (104: Connection reset by peer) while sending request to upstream",
     recognised: "bytes of an answer lay unread in nginx's socket when it gave up on sending the request",
@@ -153,14 +170,19 @@ fn facts(exchange: &Exchange) -> Vec<Evidence> {
 
 /// The backend's socket is known, yet its close is not: its record is on its way.
 fn is_close_awaited(exchange: &Exchange) -> bool {
-    matches!(exchange.peer, Peer::Tcp(_)) && exchange.backend.as_ref().is_some_and(|backend| backend.closed_at.is_none())
+    matches!(exchange.peer, Peer::Tcp(_))
+        && exchange
+            .backend
+            .as_ref()
+            .is_some_and(|backend| backend.closed_at.is_none())
 }
 
 fn is_linger(backend: &Backend) -> bool {
     let reason = backend.reset_reason.as_deref();
     backend.aborted
         && backend.unread == 0
-        && (backend.error_at_destroy == Some(Errno(104)) || matches!(reason, Some("TCP_STATE" | "TCP_ABORT_ON_LINGER")))
+        && (backend.error_at_destroy == Some(Errno(104))
+            || matches!(reason, Some("TCP_STATE" | "TCP_ABORT_ON_LINGER")))
 }
 
 fn closed_unread(subject: &Subject<'_>, _: &Surroundings) -> Check {
@@ -235,7 +257,9 @@ fn closed_abortively(subject: &Subject<'_>, _: &Surroundings) -> Check {
 }
 
 fn closed_on_accept(subject: &Subject<'_>, around: &Surroundings) -> Check {
-    let Some(exchange) = ended_there(subject).filter(|exchange| exchange.received == 0 && exchange.unread == 0) else {
+    let Some(exchange) =
+        ended_there(subject).filter(|exchange| exchange.received == 0 && exchange.unread == 0)
+    else {
         return Check::No;
     };
     if subject.attempt.reused || how_much_read(exchange) != Read::Nothing {
@@ -251,12 +275,23 @@ fn closed_on_accept(subject: &Subject<'_>, around: &Surroundings) -> Check {
     }
     let (Some(began), closed) = (
         exchange.established_at.or(Some(exchange.began_at)),
-        exchange.backend.as_ref().and_then(|backend| backend.closed_at).or(exchange.fin_at).or(exchange.reset_at),
+        exchange
+            .backend
+            .as_ref()
+            .and_then(|backend| backend.closed_at)
+            .or(exchange.fin_at)
+            .or(exchange.reset_at),
     ) else {
         return Check::No;
     };
-    let after = closed.map_or(String::new(), |closed| format!(" {} after it was established", between(began, closed)));
-    let how = if exchange.backend.as_ref().is_some_and(|backend| backend.aborted) { "reset" } else { "closed" };
+    let after = closed.map_or(String::new(), |closed| {
+        format!(" {} after it was established", between(began, closed))
+    });
+    let how = if exchange.backend.as_ref().is_some_and(|backend| backend.aborted) {
+        "reset"
+    } else {
+        "closed"
+    };
     let summary = format!(
         "{} {how} the connection{after}, without reading any of the request.",
         backend_name(exchange.backend.as_ref())
@@ -265,7 +300,9 @@ fn closed_on_accept(subject: &Subject<'_>, around: &Surroundings) -> Check {
 }
 
 fn closed_without_response(subject: &Subject<'_>, around: &Surroundings) -> Check {
-    let Some(exchange) = ended_there(subject).filter(|exchange| exchange.received == 0 && exchange.unread == 0) else {
+    let Some(exchange) =
+        ended_there(subject).filter(|exchange| exchange.received == 0 && exchange.unread == 0)
+    else {
         return Check::No;
     };
     if exchange.fin_before_request {
@@ -273,16 +310,26 @@ fn closed_without_response(subject: &Subject<'_>, around: &Surroundings) -> Chec
     }
     let read = how_much_read(exchange);
     let is_near = locality(exchange, around) == Locality::ThisHost;
-    let elapsed = exchange.last_sent_at.zip(exchange.fin_at.or(exchange.eof_read_at));
-    let after = elapsed.map_or(String::new(), |(sent, end)| format!(" {} later", span(end.since(sent))));
+    let elapsed = exchange
+        .last_sent_at
+        .zip(exchange.fin_at.or(exchange.eof_read_at));
+    let after = elapsed.map_or(String::new(), |(sent, end)| {
+        format!(" {} later", span(end.since(sent)))
+    });
     let who = backend_name(exchange.backend.as_ref());
     if read == Read::All {
-        let summary = format!("{who} read the whole request ({} bytes) and closed{after} without a byte of an answer.", exchange.sent);
+        let summary = format!(
+            "{who} read the whole request ({} bytes) and closed{after} without a byte of an answer.",
+            exchange.sent
+        );
         return Stand::confirmed(summary, facts(exchange)).into();
     }
     // A FIN of this host's TCP, not a reset: nothing lay unread when it closed.
     if read == Read::Unknown && is_near && exchange.acked >= exchange.sent && exchange.reset_at.is_none() {
-        let summary = format!("The backend took the whole request ({} bytes) and closed{after} without a byte of an answer.", exchange.sent);
+        let summary = format!(
+            "The backend took the whole request ({} bytes) and closed{after} without a byte of an answer.",
+            exchange.sent
+        );
         return Stand::likely(summary, facts(exchange))
             .without("the backend's own socket was not seen: which process it was is not known")
             .into();
@@ -296,9 +343,18 @@ fn closed_mid_response(subject: &Subject<'_>, _: &Surroundings) -> Check {
     };
     let mut evidence = facts(exchange);
     evidence.extend(exchange.last_received_at.map(|at| {
-        fact(at, "tcp", format!("last of {} bytes of the answer", exchange.received)).count("received", exchange.received)
+        fact(
+            at,
+            "tcp",
+            format!("last of {} bytes of the answer", exchange.received),
+        )
+        .count("received", exchange.received)
     }));
-    let how = if subject.attempt.outcome == Outcome::Reset { "reset the connection" } else { "closed" };
+    let how = if subject.attempt.outcome == Outcome::Reset {
+        "reset the connection"
+    } else {
+        "closed"
+    };
     let summary = format!(
         "{} {how} after {} bytes of the answer, before it was complete.",
         backend_name(exchange.backend.as_ref()),
@@ -311,7 +367,11 @@ fn response_unread(subject: &Subject<'_>, _: &Surroundings) -> Check {
     let Some(exchange) = ended_there(subject).filter(|exchange| exchange.received == 0) else {
         return Check::No;
     };
-    let answered = exchange.backend.as_ref().map_or(0, |backend| backend.sent).max(exchange.unread);
+    let answered = exchange
+        .backend
+        .as_ref()
+        .map_or(0, |backend| backend.sent)
+        .max(exchange.unread);
     if answered == 0 {
         return Check::No;
     }
@@ -330,34 +390,57 @@ fn reset_remotely(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let Some(exchange) = subject.connected().filter(|exchange| exchange.reset_at.is_some()) else {
         return Check::No;
     };
-    let is_cut_here = around.drops_of(exchange).iter().any(|dropped| dropped.kind() == DropKind::Netfilter)
+    let is_cut_here = around
+        .drops_of(exchange)
+        .iter()
+        .any(|dropped| dropped.kind() == DropKind::Netfilter)
         || around.resets_answering(exchange).next().is_some();
     if locality(exchange, around) == Locality::ThisHost || is_cut_here {
         return Check::No;
     }
-    let summary = format!("The host at {} (or something before it) reset the connection{}.", exchange.peer, progress(subject, exchange));
+    let summary = format!(
+        "The host at {} (or something before it) reset the connection{}.",
+        exchange.peer,
+        progress(subject, exchange)
+    );
     remote(Confidence::Confirmed, summary, facts(exchange), exchange, around).into()
 }
 
 fn closed_remotely(subject: &Subject<'_>, around: &Surroundings) -> Check {
-    let Some(exchange) = ended_there(subject).filter(|exchange| exchange.reset_at.is_none() || exchange.fin_at.is_some()) else {
+    let Some(exchange) =
+        ended_there(subject).filter(|exchange| exchange.reset_at.is_none() || exchange.fin_at.is_some())
+    else {
         return Check::No;
     };
     if locality(exchange, around) == Locality::ThisHost {
         return Check::No;
     }
-    let summary = format!("The host at {} closed the connection{}.", exchange.peer, progress(subject, exchange));
+    let summary = format!(
+        "The host at {} closed the connection{}.",
+        exchange.peer,
+        progress(subject, exchange)
+    );
     remote(Confidence::Confirmed, summary, facts(exchange), exchange, around).into()
 }
 
 fn progress(subject: &Subject<'_>, exchange: &Exchange) -> String {
     let idle = match subject.attempt.idle_us {
-        Some(idle) if subject.attempt.reused => format!(", idle for {} before", span(idle.saturating_mul(1000))),
+        Some(idle) if subject.attempt.reused => {
+            format!(", idle for {} before", span(idle.saturating_mul(1000)))
+        }
         _ => String::new(),
     };
     let end = exchange.fin_at.or(exchange.reset_at);
-    let after = exchange.last_sent_at.zip(end).map_or(String::new(), |(sent, end)| {
-        format!(" {} after the request was sent ({} of {} bytes acknowledged)", between(sent, end), exchange.acked, exchange.sent)
-    });
+    let after = exchange
+        .last_sent_at
+        .zip(end)
+        .map_or(String::new(), |(sent, end)| {
+            format!(
+                " {} after the request was sent ({} of {} bytes acknowledged)",
+                between(sent, end),
+                exchange.acked,
+                exchange.sent
+            )
+        });
     format!("{after}{idle}")
 }

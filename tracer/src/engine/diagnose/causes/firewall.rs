@@ -45,7 +45,11 @@ fn firewall_reset(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let Some(SynAnswer::Firewall { rule }) = syn_answer(exchange, around) else {
         return Check::No;
     };
-    let place = if rule.netns == exchange.netns { "in nginx's network namespace" } else { "in another network namespace" };
+    let place = if rule.netns == exchange.netns {
+        "in nginx's network namespace"
+    } else {
+        "in another network namespace"
+    };
     let summary = format!(
         "A netfilter rule of this host ({place}) refused the SYN to {} with a reset; no TCP of this host answered.",
         exchange.peer
@@ -63,7 +67,9 @@ fn firewall_port_unreachable(subject: &Subject<'_>, around: &Surroundings) -> Ch
         return Check::No;
     }
     let drops = around.drops_of(exchange);
-    let rule = drops.into_iter().find(|dropped| dropped.is_syn() && dropped.kind() == DropKind::Netfilter);
+    let rule = drops
+        .into_iter()
+        .find(|dropped| dropped.is_syn() && dropped.kind() == DropKind::Netfilter);
     let mut evidence = vec![connect_fact(exchange)];
     evidence.extend(rule.map(drop_fact));
     evidence.extend(around.icmp_about(exchange).map(icmp_sent_fact));
@@ -73,7 +79,9 @@ fn firewall_port_unreachable(subject: &Subject<'_>, around: &Surroundings) -> Ch
         (Some(icmp), _) if is_port_unreachable(exchange, icmp) => {
             let summary = match icmp.sender {
                 Some(sender) if around.is_own_address(exchange.netns, sender) || rule.is_some() => {
-                    format!("A firewall rule of this host answered the SYN to {peer} with ICMP port-unreachable (from {sender}).")
+                    format!(
+                        "A firewall rule of this host answered the SYN to {peer} with ICMP port-unreachable (from {sender})."
+                    )
                 }
                 Some(sender) => format!("{sender} answered the SYN to {peer} with ICMP port-unreachable."),
                 None => format!("Somebody answered the SYN to {peer} with ICMP port-unreachable."),
@@ -86,7 +94,9 @@ fn firewall_port_unreachable(subject: &Subject<'_>, around: &Surroundings) -> Ch
         )
         .into(),
         (None, None) => Stand::likely(
-            format!("The SYN to {peer} was refused without a reset: an ICMP port-unreachable from somewhere."),
+            format!(
+                "The SYN to {peer} was refused without a reset: an ICMP port-unreachable from somewhere."
+            ),
             evidence,
         )
         .without("icmp: who sent it cannot be seen here")

@@ -28,7 +28,12 @@ pub const KEEPALIVE_RACE: Cause = Cause {
     recognised: "the connection had carried a request before, and the peer's FIN or RST came before any byte of this \
         request could have been acknowledged",
     needs: &[],
-    look_alikes: &["closed-without-response", "closed-unread", "backend-died", "reset-remotely"],
+    look_alikes: &[
+        "closed-without-response",
+        "closed-unread",
+        "backend-died",
+        "reset-remotely",
+    ],
     remedy: "make the backend keep idle connections longer than nginx does: raise its keep-alive timeout, or set \
         keepalive_timeout in the upstream block below it",
     check: keepalive_race,
@@ -38,7 +43,10 @@ pub const KEEPALIVE_RACE: Cause = Cause {
 const SAME_LOOP: u64 = 50_000_000;
 
 fn keepalive_race(subject: &Subject<'_>, _: &Surroundings) -> Check {
-    let Some(exchange) = subject.connected().filter(|exchange| subject.attempt.reused && exchange.received == 0) else {
+    let Some(exchange) = subject
+        .connected()
+        .filter(|exchange| subject.attempt.reused && exchange.received == 0)
+    else {
         return Check::No;
     };
     if !matches!(exchange.peer, Peer::Tcp(_)) {
@@ -57,7 +65,9 @@ fn keepalive_race(subject: &Subject<'_>, _: &Surroundings) -> Check {
         && matches!((exchange.reset_at, sent_at, half), (Some(reset), Some(sent), Some(half)) if reset.since(sent) < half);
     if is_fin_first || is_before(exchange.reset_at) || is_crossing {
         let (summary, evidence) = story(subject, exchange);
-        return Stand::confirmed(summary, evidence).with_remedy(remedy(subject)).into();
+        return Stand::confirmed(summary, evidence)
+            .with_remedy(remedy(subject))
+            .into();
     }
     // Its decision and our request crossed inside one host: the request lay unread when it closed.
     if let Some(backend) = &exchange.backend {
@@ -67,7 +77,9 @@ fn keepalive_race(subject: &Subject<'_>, _: &Surroundings) -> Check {
         let is_crossed = matches!((backend.closed_at, sent_at), (Some(closed), Some(sent)) if closed.since(sent) < SAME_LOOP);
         if backend.read == 0 && is_crossed {
             let (summary, evidence) = story(subject, exchange);
-            return Stand::likely(summary, evidence).with_remedy(remedy(subject)).into();
+            return Stand::likely(summary, evidence)
+                .with_remedy(remedy(subject))
+                .into();
         }
     }
     Check::No
@@ -80,16 +92,30 @@ fn unix_race(subject: &Subject<'_>, exchange: &Exchange) -> Check {
         return Check::No;
     }
     let (summary, evidence) = story(subject, exchange);
-    Stand::confirmed(summary, evidence).with_remedy(remedy(subject)).into()
+    Stand::confirmed(summary, evidence)
+        .with_remedy(remedy(subject))
+        .into()
 }
 
 fn story(subject: &Subject<'_>, exchange: &Exchange) -> (String, Vec<Evidence>) {
     let who = backend_name(exchange.backend.as_ref());
-    let idle = subject.attempt.idle_us.map(|idle| span(idle.saturating_mul(1000)));
-    let after = idle.as_ref().map_or(String::new(), |idle| format!(" after {idle} of idleness"));
+    let idle = subject
+        .attempt
+        .idle_us
+        .map(|idle| span(idle.saturating_mul(1000)));
+    let after = idle
+        .as_ref()
+        .map_or(String::new(), |idle| format!(" after {idle} of idleness"));
     let mut evidence = Vec::new();
     evidence.extend(exchange.previous_at.map(|at| {
-        let base = fact(at, "tcp", format!("end of request {} on this connection", exchange.id.number.saturating_sub(1)));
+        let base = fact(
+            at,
+            "tcp",
+            format!(
+                "end of request {} on this connection",
+                exchange.id.number.saturating_sub(1)
+            ),
+        );
         match subject.attempt.idle_us {
             Some(idle) => base.count("idle_us", idle),
             None => base,
@@ -99,15 +125,26 @@ fn story(subject: &Subject<'_>, exchange: &Exchange) -> (String, Vec<Evidence>) 
     evidence.extend(request_fact(exchange));
     evidence.extend(rst_fact(exchange));
     evidence.extend(exchange.backend.as_ref().and_then(backend_close_fact));
-    let closed = exchange.fin_at.or(exchange.backend.as_ref().and_then(|backend| backend.closed_at)).or(exchange.reset_at);
+    let closed = exchange
+        .fin_at
+        .or(exchange.backend.as_ref().and_then(|backend| backend.closed_at))
+        .or(exchange.reset_at);
     let order = match (closed, exchange.first_sent_at) {
-        (Some(closed), Some(sent)) if closed <= sent => format!("{} before nginx sent this request on it", between(closed, sent)),
+        (Some(closed), Some(sent)) if closed <= sent => {
+            format!("{} before nginx sent this request on it", between(closed, sent))
+        }
         (Some(closed), Some(sent)) => {
-            format!("{} after nginx sent this request, without having read a byte of it", between(sent, closed))
+            format!(
+                "{} after nginx sent this request, without having read a byte of it",
+                between(sent, closed)
+            )
         }
         _ => "as nginx sent this request on it".to_owned(),
     };
-    (format!("{who} closed the kept connection{after}, {order}."), evidence)
+    (
+        format!("{who} closed the kept connection{after}, {order}."),
+        evidence,
+    )
 }
 
 fn remedy(subject: &Subject<'_>) -> String {
@@ -116,7 +153,10 @@ fn remedy(subject: &Subject<'_>) -> String {
         None => String::new(),
     };
     let nginx = match subject.limits.keepalive_timeout_ms {
-        Some(limit) => format!("; nginx's keepalive_timeout here is {}", span(limit.saturating_mul(1_000_000))),
+        Some(limit) => format!(
+            "; nginx's keepalive_timeout here is {}",
+            span(limit.saturating_mul(1_000_000))
+        ),
         None => String::new(),
     };
     format!(

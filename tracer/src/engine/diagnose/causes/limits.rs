@@ -54,30 +54,47 @@ pub const FD_LIMIT: Cause = Cause {
 };
 
 fn ports_exhausted(subject: &Subject<'_>, around: &Surroundings) -> Check {
-    let is_line = subject.lone().is_some_and(|said| said.meaning == Meaning::ConnectAtOnce);
+    let is_line = subject
+        .lone()
+        .is_some_and(|said| said.meaning == Meaning::ConnectAtOnce);
     let is_portless = subject.exchange.is_some_and(has_no_port);
-    let (Some(99), Some(destination), true) = (subject.errno(), subject.address(), is_line || is_portless) else {
+    let (Some(99), Some(destination), true) = (subject.errno(), subject.address(), is_line || is_portless)
+    else {
         return Check::No;
     };
     let at = subject.attempt.ended_at;
     let mut evidence = Vec::new();
     if is_portless {
-        evidence.push(fact(at, "tcp", "the connect began and ended at once without a source port"));
+        evidence.push(fact(
+            at,
+            "tcp",
+            "the connect began and ended at once without a source port",
+        ));
     } else {
-        evidence.push(fact(at, "tcp", format!("connect() to {destination} failed at once")).number("errno", 99));
+        evidence
+            .push(fact(at, "tcp", format!("connect() to {destination} failed at once")).number("errno", 99));
     }
-    let question = Question::Ports { pid: subject.attempt.worker, destination };
+    let question = Question::Ports {
+        pid: subject.attempt.worker,
+        destination,
+    };
     let answer = match around.answer(&question) {
         None if subject.may_wait => return Check::Ask(question),
         answer => answer,
     };
-    let Some(Answer::Ports { range: (first, last), by_state }) = answer else {
+    let Some(Answer::Ports {
+        range: (first, last),
+        by_state,
+    }) = answer
+    else {
         let summary = format!("No source port was free for a connection to {destination}.");
         let stand = Stand::confirmed(summary, evidence);
         // IPv6 switched off gives the same errno, but never begins a connect.
         return match (is_portless, destination.is_ipv6()) {
             (true, _) => stand.into(),
-            (false, false) => stand.without("the sockets to that destination were not counted").into(),
+            (false, false) => stand
+                .without("the sockets to that destination were not counted")
+                .into(),
             (false, true) => Check::No,
         };
     };
@@ -88,9 +105,17 @@ fn ports_exhausted(subject: &Subject<'_>, around: &Surroundings) -> Check {
         return Check::No;
     }
     let states: Vec<String> = by_state.iter().map(|(state, n)| format!("{n} {state}")).collect();
-    let text = format!("{n_used} sockets to {destination} ({}), local ports {first} to {last}", states.join(", "));
-    let mut count = fact(None, "limit", text).count("used", n_used).count("ports", n_ports);
-    if let Some((_, n)) = by_state.iter().find(|(state, _)| state.replace('-', "_").eq_ignore_ascii_case("time_wait")) {
+    let text = format!(
+        "{n_used} sockets to {destination} ({}), local ports {first} to {last}",
+        states.join(", ")
+    );
+    let mut count = fact(None, "limit", text)
+        .count("used", n_used)
+        .count("ports", n_ports);
+    if let Some((_, n)) = by_state
+        .iter()
+        .find(|(state, _)| state.replace('-', "_").eq_ignore_ascii_case("time_wait"))
+    {
         count = count.number("time_wait", *n);
     }
     evidence.push(count);
@@ -107,21 +132,35 @@ fn ports_exhausted(subject: &Subject<'_>, around: &Surroundings) -> Check {
 }
 
 fn line_fact(subject: &Subject<'_>, what: &str, errno: Errno) -> Evidence {
-    fact(subject.attempt.ended_at, "nginx", format!("{what} failed: {}", strerror(errno))).number("errno", errno.0)
+    fact(
+        subject.attempt.ended_at,
+        "nginx",
+        format!("{what} failed: {}", strerror(errno)),
+    )
+    .number("errno", errno.0)
 }
 
 fn source_address_missing(subject: &Subject<'_>, _: &Surroundings) -> Check {
-    let Some(said) = subject.lone().filter(|said| said.meaning == Meaning::Bind && said.errno == Some(Errno(99))) else {
+    let Some(said) = subject
+        .lone()
+        .filter(|said| said.meaning == Meaning::Bind && said.errno == Some(Errno(99)))
+    else {
         return Check::No;
     };
     let address = said.argument.as_deref().unwrap_or("the configured address");
     let evidence = line_fact(subject, &format!("bind() to {address}"), Errno(99)).text("address", address);
-    let summary = format!("nginx is to connect from {address} (proxy_bind), an address its network namespace does not have.");
+    let summary = format!(
+        "nginx is to connect from {address} (proxy_bind), an address its network namespace does not have."
+    );
     Stand::confirmed(summary, vec![evidence]).into()
 }
 
 fn fd_limit(subject: &Subject<'_>, around: &Surroundings) -> Check {
-    let Some(errno) = subject.lone().filter(|said| said.meaning == Meaning::Socket).and_then(|said| said.errno) else {
+    let Some(errno) = subject
+        .lone()
+        .filter(|said| said.meaning == Meaning::Socket)
+        .and_then(|said| said.errno)
+    else {
         return Check::No;
     };
     if !matches!(errno.0, 23 | 24) {
@@ -140,16 +179,31 @@ fn fd_limit(subject: &Subject<'_>, around: &Surroundings) -> Check {
     };
     if errno.0 == 24 {
         evidence.push(
-            fact(None, "limit", format!("worker {worker}: {open} descriptors open, limit {limit}"))
-                .count("open", *open)
-                .count("limit", *limit),
+            fact(
+                None,
+                "limit",
+                format!("worker {worker}: {open} descriptors open, limit {limit}"),
+            )
+            .count("open", *open)
+            .count("limit", *limit),
         );
-        let summary = format!("Worker {worker} has used up its file descriptors: its limit is {limit}, {open} were open a moment later.");
-        let remedy = format!("raise worker_rlimit_nofile above {limit}; each proxied request takes two descriptors");
+        let summary = format!(
+            "Worker {worker} has used up its file descriptors: its limit is {limit}, {open} were open a moment later."
+        );
+        let remedy =
+            format!("raise worker_rlimit_nofile above {limit}; each proxied request takes two descriptors");
         return Stand::confirmed(summary, evidence).with_remedy(remedy).into();
     }
     let (used, most) = *system;
-    evidence.push(fact(None, "limit", format!("system: {used} files open of {most}")).count("open", used).count("limit", most));
+    evidence.push(
+        fact(None, "limit", format!("system: {used} files open of {most}"))
+            .count("open", used)
+            .count("limit", most),
+    );
     let summary = format!("The whole system has used up its file descriptors: {used} open of {most}.");
-    Stand::confirmed(summary, evidence).with_remedy(format!("raise fs.file-max above {most}, or find what leaks files")).into()
+    Stand::confirmed(summary, evidence)
+        .with_remedy(format!(
+            "raise fs.file-max above {most}, or find what leaks files"
+        ))
+        .into()
 }

@@ -1,8 +1,8 @@
 //! A TCP connect that a reset refused: nothing listens there (never, no longer, elsewhere), or a far host said so.
 
 use super::facts::{
-    SynAnswer, closed_at, closed_before, connect_fact, end_of, listener_closed_fact, listener_open_fact, locality,
-    peer_netns, rst_fact, syn_answer,
+    SynAnswer, closed_at, closed_before, connect_fact, end_of, listener_closed_fact, listener_open_fact,
+    locality, peer_netns, rst_fact, syn_answer,
 };
 use crate::{
     engine::{
@@ -23,7 +23,13 @@ pub const NO_LISTENER: Cause = Cause {
     recognised: "this host's own TCP answered the SYN with a reset for want of a socket, and no listener for that \
         address closed in the ten minutes before",
     needs: &[],
-    look_alikes: &["listener-died", "listener-restarting", "listener-elsewhere", "firewall-reset", "refused-remotely"],
+    look_alikes: &[
+        "listener-died",
+        "listener-restarting",
+        "listener-elsewhere",
+        "firewall-reset",
+        "refused-remotely",
+    ],
     remedy: "start the backend, or correct the address or port in nginx's upstream",
     check: no_listener,
 };
@@ -95,27 +101,38 @@ fn no_socket(subject: &Subject<'_>, around: &Surroundings) -> Option<(Ktime, Net
         SynAnswer::Unexplained if !around.sees("resets-sent") => {
             // The kernel does not say who reset the SYN; the listener table has to.
             let netns = peer_netns(exchange, around)?;
-            Some((exchange.reset_at?, netns, rst_fact(exchange).into_iter().collect()))
+            Some((
+                exchange.reset_at?,
+                netns,
+                rst_fact(exchange).into_iter().collect(),
+            ))
         }
         SynAnswer::Unexplained | SynAnswer::Firewall { .. } | SynAnswer::Elsewhere { .. } => None,
     }
 }
 
 fn sure_of_no_socket(stand: Stand, subject: &Subject<'_>, around: &Surroundings) -> Stand {
-    match subject.connecting().and_then(|exchange| syn_answer(exchange, around)) {
+    match subject
+        .connecting()
+        .and_then(|exchange| syn_answer(exchange, around))
+    {
         Some(SynAnswer::NoSocket { .. }) => stand,
         _ => stand.without(around.without("resets-sent")),
     }
 }
 
 fn no_listener(subject: &Subject<'_>, around: &Surroundings) -> Check {
-    let (Some(address), Some((at, netns, mut evidence))) = (subject.address(), no_socket(subject, around)) else {
+    let (Some(address), Some((at, netns, mut evidence))) = (subject.address(), no_socket(subject, around))
+    else {
         return Check::No;
     };
     let mut summary = format!("Nothing listens on {address}: this host itself refused the connection.");
     if let Some(life) = closed_before(around, netns, address, at) {
         if let Some(closed) = closed_at(life) {
-            summary = format!("Nothing listens on {address} any more; its listener closed {} before.", between(closed, at));
+            summary = format!(
+                "Nothing listens on {address} any more; its listener closed {} before.",
+                between(closed, at)
+            );
         }
         evidence.extend(listener_closed_fact(life));
     }
@@ -126,7 +143,12 @@ fn no_listener(subject: &Subject<'_>, around: &Surroundings) -> Check {
 fn missed_listener<'a>(
     subject: &Subject<'_>,
     around: &'a Surroundings,
-) -> Option<(&'a ListenerLife, Ktime, Vec<Evidence>, Option<super::facts::End<'a>>)> {
+) -> Option<(
+    &'a ListenerLife,
+    Ktime,
+    Vec<Evidence>,
+    Option<super::facts::End<'a>>,
+)> {
     let (at, netns, mut evidence) = no_socket(subject, around)?;
     let life = closed_before(around, netns, subject.address()?, at)?;
     let (closed, task) = life.closed.as_ref()?;
@@ -212,7 +234,8 @@ fn listener_restarting(subject: &Subject<'_>, around: &Surroundings) -> Check {
 }
 
 fn listener_elsewhere(subject: &Subject<'_>, around: &Surroundings) -> Check {
-    let (Some(address), Some((at, netns, mut evidence))) = (subject.address(), no_socket(subject, around)) else {
+    let (Some(address), Some((at, netns, mut evidence))) = (subject.address(), no_socket(subject, around))
+    else {
         return Check::No;
     };
     let closed = closed_before(around, netns, address, at).and_then(closed_at);
@@ -231,7 +254,11 @@ fn listener_elsewhere(subject: &Subject<'_>, around: &Surroundings) -> Check {
         Peer::Tcp(listens) => listens.is_ipv4() != address.is_ipv4(),
         Peer::Unix(_) => false,
     };
-    let family = if is_other_family { ", another address family" } else { "" };
+    let family = if is_other_family {
+        ", another address family"
+    } else {
+        ""
+    };
     let summary = format!(
         "{} listens on {}{family}, not on {address}.",
         process(&other.listener.task),
@@ -241,7 +268,12 @@ fn listener_elsewhere(subject: &Subject<'_>, around: &Surroundings) -> Check {
         "let {} listen on {address} as well, or name {} in the upstream",
         other.listener.task.comm, other.listener.address
     );
-    sure_of_no_socket(Stand::confirmed(summary, evidence).with_remedy(remedy), subject, around).into()
+    sure_of_no_socket(
+        Stand::confirmed(summary, evidence).with_remedy(remedy),
+        subject,
+        around,
+    )
+    .into()
 }
 
 fn refused_remotely(subject: &Subject<'_>, around: &Surroundings) -> Check {
@@ -256,7 +288,10 @@ fn refused_remotely(subject: &Subject<'_>, around: &Surroundings) -> Check {
         exchange.peer,
         between(exchange.began_at, at)
     );
-    let evidence = vec![connect_fact(exchange), fact(at, "tcp", "RST arrived for the SYN; this host sent none")];
+    let evidence = vec![
+        connect_fact(exchange),
+        fact(at, "tcp", "RST arrived for the SYN; this host sent none"),
+    ];
     remote(Confidence::Confirmed, summary, evidence, exchange, around).into()
 }
 

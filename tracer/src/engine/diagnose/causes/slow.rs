@@ -83,14 +83,19 @@ fn never_accepted(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let Some(backend) = &exchange.backend else {
         return Check::No;
     };
-    if backend.accepted || backend.task.is_some() || backend.first_read_at.is_some() || exchange.received > 0 {
+    if backend.accepted || backend.task.is_some() || backend.first_read_at.is_some() || exchange.received > 0
+    {
         return Check::No;
     }
     let Peer::Tcp(address) = exchange.peer else {
         return Check::No;
     };
     let (timer, mut evidence) = timer(subject);
-    evidence.extend(exchange.established_at.map(|at| fact(at, "tcp", "connection established by the kernel")));
+    evidence.extend(
+        exchange
+            .established_at
+            .map(|at| fact(at, "tcp", "connection established by the kernel")),
+    );
     evidence.extend(request_fact(exchange));
     let (mut summary, mut remedy) = (String::new(), None);
     if let Some((at, listener)) = around.queue_of(exchange) {
@@ -108,11 +113,16 @@ fn never_accepted(subject: &Subject<'_>, around: &Surroundings) -> Check {
         ));
     }
     if summary.is_empty() {
-        let owner = around.listeners_on(backend.netns, address.port()).rfind(|life| life.is_open_at(exchange.ended_at));
+        let owner = around
+            .listeners_on(backend.netns, address.port())
+            .rfind(|life| life.is_open_at(exchange.ended_at));
         let who = owner.map_or("the application".to_owned(), |life| process(&life.listener.task));
         summary = format!(
             "The kernel established the connection, but {who} had not called accept() after {}; {timer}.",
-            between(exchange.established_at.unwrap_or(exchange.began_at), exchange.ended_at)
+            between(
+                exchange.established_at.unwrap_or(exchange.began_at),
+                exchange.ended_at
+            )
         );
     }
     let mut stand = Stand::confirmed(summary, evidence);
@@ -121,7 +131,8 @@ fn never_accepted(subject: &Subject<'_>, around: &Surroundings) -> Check {
 }
 
 fn backend_slow(subject: &Subject<'_>, _: &Surroundings) -> Check {
-    let Some(exchange) = waited(subject).filter(|exchange| exchange.received == 0 && exchange.unread == 0) else {
+    let Some(exchange) = waited(subject).filter(|exchange| exchange.received == 0 && exchange.unread == 0)
+    else {
         return Check::No;
     };
     // A far host that did not even acknowledge, or a window that is shut, is another story.
@@ -142,8 +153,9 @@ fn backend_slow(subject: &Subject<'_>, _: &Surroundings) -> Check {
         }
         Some(backend) if backend.accepted || backend.task.is_some() => {
             let who = backend_name(Some(backend));
-            let summary =
-                format!("{who} accepted the connection, has not read the request and sent nothing for {silence}; {timer}.");
+            let summary = format!(
+                "{who} accepted the connection, has not read the request and sent nothing for {silence}; {timer}."
+            );
             Stand::likely(summary, evidence).into()
         }
         Some(_) => Check::No,
@@ -152,7 +164,11 @@ fn backend_slow(subject: &Subject<'_>, _: &Surroundings) -> Check {
             if !is_unix && exchange.acked < exchange.sent {
                 return Check::No;
             }
-            let took = if is_unix { "was handed over" } else { "was acknowledged by the peer's kernel" };
+            let took = if is_unix {
+                "was handed over"
+            } else {
+                "was acknowledged by the peer's kernel"
+            };
             let summary = format!("The request {took}, and nothing came back for {silence}; {timer}.");
             Stand::likely(summary, evidence)
                 .without("the backend's process was not seen: whether it read the request is not known")
@@ -165,7 +181,10 @@ fn backend_read_fact(exchange: &Exchange) -> Option<Evidence> {
     let backend = exchange.backend.as_ref()?;
     let task = backend.task.as_ref()?;
     let at = backend.first_read_at.or(backend.last_read_at)?;
-    let text = format!("{}[{}] read {} bytes of the request", task.comm, task.pid, backend.read);
+    let text = format!(
+        "{}[{}] read {} bytes of the request",
+        task.comm, task.pid, backend.read
+    );
     Some(
         fact(at, "process", text)
             .number("pid", task.pid.0)
@@ -175,7 +194,10 @@ fn backend_read_fact(exchange: &Exchange) -> Option<Evidence> {
 }
 
 fn path_lost(subject: &Subject<'_>, around: &Surroundings) -> Check {
-    let Some(exchange) = subject.connected().filter(|exchange| matches!(exchange.peer, Peer::Tcp(_))) else {
+    let Some(exchange) = subject
+        .connected()
+        .filter(|exchange| matches!(exchange.peer, Peer::Tcp(_)))
+    else {
         return Check::No;
     };
     let is_stuck = exchange.sent > 0 && exchange.acked < exchange.sent && exchange.retransmits > 0;
@@ -200,7 +222,10 @@ fn path_lost(subject: &Subject<'_>, around: &Surroundings) -> Check {
     evidence.push(fact(exchange.last_retransmit_at, "tcp", text).number("retransmits", exchange.retransmits));
     let idle = match subject.attempt.idle_us {
         Some(idle) if subject.attempt.reused => {
-            format!(" on a connection that had been idle for {}", crate::engine::text::span(idle.saturating_mul(1000)))
+            format!(
+                " on a connection that had been idle for {}",
+                crate::engine::text::span(idle.saturating_mul(1000))
+            )
         }
         _ => String::new(),
     };

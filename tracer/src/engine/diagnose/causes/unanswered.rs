@@ -44,7 +44,12 @@ pub const PACKET_DROPPED_LOCALLY: Cause = Cause {
 pub const ACCEPT_QUEUE_FULL: Cause = Cause {
     id: "accept-queue-full",
     title: "the backend's accept queue is full, and the kernel dropped the handshake",
-    explains: &["syn-unanswered", "path-lost", "never-accepted", "packet-dropped-locally"],
+    explains: &[
+        "syn-unanswered",
+        "path-lost",
+        "never-accepted",
+        "packet-dropped-locally",
+    ],
     outcomes: &[Outcome::TimedOut],
     nginx_logs: "upstream timed out (110: Connection timed out) while connecting to upstream",
     recognised: "at the moment of silence the listener held more connections than its limit (read in the kernel)",
@@ -58,8 +63,12 @@ pub const ACCEPT_QUEUE_FULL: Cause = Cause {
 /// nginx's timer or the kernel: who gave up, as a sentence, and its evidence.
 fn who_gave_up(subject: &Subject<'_>, exchange: &Exchange) -> (String, Vec<Evidence>) {
     if exchange.error == Some(Errno(110)) {
-        let text = format!("the kernel gave up after {}", counted(u64::from(exchange.syn_retransmits), "repeated SYN"));
-        let evidence = fact(exchange.error_at, "tcp", "the kernel gave up (tcp_syn_retries)").number("errno", 110);
+        let text = format!(
+            "the kernel gave up after {}",
+            counted(u64::from(exchange.syn_retransmits), "repeated SYN")
+        );
+        let evidence =
+            fact(exchange.error_at, "tcp", "the kernel gave up (tcp_syn_retries)").number("errno", 110);
         return (text, vec![evidence]);
     }
     timer(subject)
@@ -83,7 +92,9 @@ fn syn_unanswered(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let stand = Stand::confirmed(summary, evidence);
     match locality(exchange, around) {
         // Our own stack answers or drops; that neither was seen means that something was not.
-        Locality::ThisHost => stand.without("the peer is on this host, yet what became of the SYN there was not seen"),
+        Locality::ThisHost => {
+            stand.without("the peer is on this host, yet what became of the SYN there was not seen")
+        }
         Locality::Elsewhere | Locality::Unknown => stand,
     }
     .into()
@@ -116,12 +127,23 @@ fn packet_dropped_locally(subject: &Subject<'_>, around: &Surroundings) -> Check
         (false, true) => "the peer's answer to the SYN",
         (false, false) => "the SYN",
     };
-    let reason = first.reason.as_deref().or(first.location.as_deref()).unwrap_or("no reason given");
-    let place = if first.netns == exchange.netns { "" } else { ", in another network namespace" };
+    let reason = first
+        .reason
+        .as_deref()
+        .or(first.location.as_deref())
+        .unwrap_or("no reason given");
+    let place = if first.netns == exchange.netns {
+        ""
+    } else {
+        ", in another network namespace"
+    };
     let (gave_up, mut evidence) = who_gave_up(subject, exchange);
     evidence.push(connect_fact(exchange));
     evidence.push(drop_fact(first).count("drops", n_drops as u64));
-    let summary = format!("This host dropped {what} for {} ({reason}{place}); {gave_up}.", exchange.peer);
+    let summary = format!(
+        "This host dropped {what} for {} ({reason}{place}); {gave_up}.",
+        exchange.peer
+    );
     Stand::confirmed(summary, evidence).into()
 }
 
@@ -129,8 +151,13 @@ fn accept_queue_full(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let Some(exchange) = subject.exchange else {
         return Check::No;
     };
-    let is_dropped_ack = around.drops_of(exchange).iter().any(|dropped| dropped.kind() == DropKind::AcceptQueue);
-    let full = around.queue_of(exchange).filter(|(_, listener)| listener.queue > listener.limit);
+    let is_dropped_ack = around
+        .drops_of(exchange)
+        .iter()
+        .any(|dropped| dropped.kind() == DropKind::AcceptQueue);
+    let full = around
+        .queue_of(exchange)
+        .filter(|(_, listener)| listener.queue > listener.limit);
     // A connection that is up in both kernels got through the queue.
     let is_through = exchange.backend.is_some() || exchange.acked > 0 || exchange.received > 0;
     if is_through {
@@ -156,7 +183,10 @@ fn accept_queue_full(subject: &Subject<'_>, around: &Surroundings) -> Check {
         return Stand::confirmed(summary, evidence).with_remedy(remedy).into();
     }
     if is_dropped_ack {
-        let summary = format!("The accept queue at {} was full when the handshake's last packet came; {gave_up}.", exchange.peer);
+        let summary = format!(
+            "The accept queue at {} was full when the handshake's last packet came; {gave_up}.",
+            exchange.peer
+        );
         return Stand::confirmed(summary, evidence).into();
     }
     Check::No

@@ -91,13 +91,22 @@ enum Walk<'a> {
 }
 
 /// The path of a connect that failed at once with one of `errnos`, and what the host says about it.
-fn failed_at_once<'a>(subject: &Subject<'a>, around: &'a Surroundings, errnos: &[i32]) -> Option<(&'a str, Walk<'a>)> {
+fn failed_at_once<'a>(
+    subject: &Subject<'a>,
+    around: &'a Surroundings,
+    errnos: &[i32],
+) -> Option<(&'a str, Walk<'a>)> {
     let path = subject.path()?;
-    let said = subject.lone().filter(|said| said.meaning == Meaning::ConnectAtOnce)?;
+    let said = subject
+        .lone()
+        .filter(|said| said.meaning == Meaning::ConnectAtOnce)?;
     if !errnos.contains(&said.errno?.0) {
         return None;
     }
-    let question = Question::UnixPath { pid: subject.attempt.worker, path: path.to_owned() };
+    let question = Question::UnixPath {
+        pid: subject.attempt.worker,
+        path: path.to_owned(),
+    };
     let walk = match around.answer(&question) {
         Some(Answer::UnixPath(walk)) => Walk::Known(walk),
         None if subject.may_wait => Walk::Ask(question),
@@ -108,7 +117,12 @@ fn failed_at_once<'a>(subject: &Subject<'a>, around: &'a Surroundings, errnos: &
 
 fn connect_fact(subject: &Subject<'_>, path: &str) -> Evidence {
     let errno = subject.errno().unwrap_or_default();
-    fact(subject.attempt.ended_at, "file", format!("connect() to {path} failed at once")).number("errno", errno)
+    fact(
+        subject.attempt.ended_at,
+        "file",
+        format!("connect() to {path} failed at once"),
+    )
+    .number("errno", errno)
 }
 
 fn component_fact(component: &PathComponent, why: &str) -> Evidence {
@@ -130,8 +144,15 @@ fn component_fact(component: &PathComponent, why: &str) -> Evidence {
 
 /// Who served the path before, and its end where it was seen.
 fn server<'a>(path: &str, around: &'a Surroundings) -> Option<(&'a Task, Option<&'a Death>)> {
-    let known: Vec<&Task> = around.listeners_at(path).rev().map(|life| &life.listener.task).chain(around.server_of(path)).collect();
-    let dead = known.iter().find_map(|task| around.death(task.pid).map(|death| (*task, Some(death))));
+    let known: Vec<&Task> = around
+        .listeners_at(path)
+        .rev()
+        .map(|life| &life.listener.task)
+        .chain(around.server_of(path))
+        .collect();
+    let dead = known
+        .iter()
+        .find_map(|task| around.death(task.pid).map(|death| (*task, Some(death))));
     dead.or_else(|| known.first().map(|task| (*task, None)))
 }
 
@@ -142,7 +163,9 @@ fn server_story(subject: &Subject<'_>, path: &str, around: &Surroundings) -> (St
     };
     let Some(death) = death else {
         let text = format!("{}[{}] had served {path}", task.comm, task.pid);
-        let evidence = fact(None, "process", text).number("pid", task.pid.0).text("comm", &*task.comm);
+        let evidence = fact(None, "process", text)
+            .number("pid", task.pid.0)
+            .text("comm", &*task.comm);
         return (format!(" {} had served it.", process(task)), vec![evidence]);
     };
     let Some(exit) = death.task.exiting else {
@@ -154,7 +177,12 @@ fn server_story(subject: &Subject<'_>, path: &str, around: &Surroundings) -> (St
         process(task),
         between(death.at, subject.attempt.ended_at)
     );
-    let end = super::facts::End { exit, oom: death.task.oom, death: Some(death), task };
+    let end = super::facts::End {
+        exit,
+        oom: death.task.oom,
+        death: Some(death),
+        task,
+    };
     (sentence, vec![end.fact(death.at)])
 }
 
@@ -168,10 +196,27 @@ fn unix_missing(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let summary = match (walk, subject.errno()) {
         (Walk::Ask(question), _) => return Check::Ask(question),
         (_, Some(40)) => format!("{path} cannot be reached: its symbolic links go in circles."),
-        (Walk::Known(UnixPath { stopped: Some((component, errno)), sockets, .. }), _) => {
-            let why = if errno.0 == 20 { "is no directory" } else { "does not exist" };
-            evidence.push(fact(None, "file", format!("{component} {why}")).text("path", &**component).number("errno", errno.0));
-            evidence.extend(sockets.iter().filter_map(|socket| socket_fact(path, socket, " (in another mount namespace or directory)")));
+        (
+            Walk::Known(UnixPath {
+                stopped: Some((component, errno)),
+                sockets,
+                ..
+            }),
+            _,
+        ) => {
+            let why = if errno.0 == 20 {
+                "is no directory"
+            } else {
+                "does not exist"
+            };
+            evidence.push(
+                fact(None, "file", format!("{component} {why}"))
+                    .text("path", &**component)
+                    .number("errno", errno.0),
+            );
+            evidence.extend(sockets.iter().filter_map(|socket| {
+                socket_fact(path, socket, " (in another mount namespace or directory)")
+            }));
             if component == path {
                 format!("{path} does not exist in nginx's view of the file system.")
             } else {
@@ -198,17 +243,32 @@ fn unix_permission(subject: &Subject<'_>, around: &Surroundings) -> Check {
         return Check::No;
     };
     let (uid, gid, groups, _) = &walk.credentials;
-    let needs = if barrier.kind == "directory" { "search (x)" } else { "write (w)" };
+    let needs = if barrier.kind == "directory" {
+        "search (x)"
+    } else {
+        "write (w)"
+    };
     let evidence = vec![
         connect_fact(subject, path),
         component_fact(barrier, &format!("; the worker needs {needs}")),
-        fact(None, "file", format!("worker {} runs as {uid}:{gid}, groups {groups:?}", subject.attempt.worker))
-            .number("uid", *uid)
-            .number("gid", *gid),
+        fact(
+            None,
+            "file",
+            format!(
+                "worker {} runs as {uid}:{gid}, groups {groups:?}",
+                subject.attempt.worker
+            ),
+        )
+        .number("uid", *uid)
+        .number("gid", *gid),
     ];
     let summary = format!(
         "nginx's worker ({uid}:{gid}) may not {} {}: its mode is {:04o}, owner {}:{}.",
-        if barrier.kind == "directory" { "search the directory" } else { "write to" },
+        if barrier.kind == "directory" {
+            "search the directory"
+        } else {
+            "write to"
+        },
         barrier.path,
         barrier.mode & 0o7777,
         barrier.uid,
@@ -217,7 +277,11 @@ fn unix_permission(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let remedy = format!(
         "give user {uid} (or one of its groups) {needs} permission on {}: a common group and mode {}",
         barrier.path,
-        if barrier.kind == "directory" { "0750" } else { "0660" }
+        if barrier.kind == "directory" {
+            "0750"
+        } else {
+            "0660"
+        }
     );
     Stand::confirmed(summary, evidence).with_remedy(remedy).into()
 }
@@ -234,11 +298,22 @@ fn is_bound_to(socket: &UnixSocket, file: &PathComponent) -> bool {
 
 fn socket_fact(path: &str, socket: &UnixSocket, remark: &str) -> Option<Evidence> {
     let (pid, comm) = socket.owners.first()?;
-    let state = if socket.listening { "listens" } else { "is bound, not listening" };
-    let base = fact(None, "listener", format!("a {} socket of {comm}[{pid}] {state} at {path}{remark}", socket.kind))
-        .number("pid", pid.0)
-        .text("comm", &**comm)
-        .flag("listening", socket.listening);
+    let state = if socket.listening {
+        "listens"
+    } else {
+        "is bound, not listening"
+    };
+    let base = fact(
+        None,
+        "listener",
+        format!(
+            "a {} socket of {comm}[{pid}] {state} at {path}{remark}",
+            socket.kind
+        ),
+    )
+    .number("pid", pid.0)
+    .text("comm", &**comm)
+    .flag("listening", socket.listening);
     Some(match socket.queue {
         Some((queue, limit)) => base.number("queue", queue).number("limit", limit),
         None => base,
@@ -258,13 +333,21 @@ fn unix_stale_socket(subject: &Subject<'_>, around: &Surroundings) -> Check {
     if !walk.sockets.is_empty() {
         return Check::No;
     }
-    let mut evidence = vec![connect_fact(subject, path), component_fact(file, "; no socket is bound to it")];
+    let mut evidence = vec![
+        connect_fact(subject, path),
+        component_fact(file, "; no socket is bound to it"),
+    ];
     let (history, facts) = server_story(subject, path, around);
     evidence.extend(facts);
     let summary = format!("{path} is a socket file that nobody serves any more.{history}");
     let stand = Stand::confirmed(summary, evidence);
     match server(path, around) {
-        Some((task, _)) => stand.with_remedy(format!("start {} again; it left its socket file behind when it ended", task.comm)).into(),
+        Some((task, _)) => stand
+            .with_remedy(format!(
+                "start {} again; it left its socket file behind when it ended",
+                task.comm
+            ))
+            .into(),
         None => stand.into(),
     }
 }
@@ -282,17 +365,36 @@ fn unix_not_listening(subject: &Subject<'_>, around: &Surroundings) -> Check {
     if file.kind != "socket" {
         evidence.push(component_fact(file, ""));
         let summary = format!("{path} is no socket but a {}.", file.kind);
-        return Stand::confirmed(summary, evidence).with_remedy("correct the path in the upstream").into();
+        return Stand::confirmed(summary, evidence)
+            .with_remedy("correct the path in the upstream")
+            .into();
     }
-    let Some(bound) = walk.sockets.iter().find(|socket| !socket.listening && is_bound_to(socket, file)) else {
+    let Some(bound) = walk
+        .sockets
+        .iter()
+        .find(|socket| !socket.listening && is_bound_to(socket, file))
+    else {
         return Check::No;
     };
-    if walk.sockets.iter().any(|socket| socket.listening && is_bound_to(socket, file)) {
+    if walk
+        .sockets
+        .iter()
+        .any(|socket| socket.listening && is_bound_to(socket, file))
+    {
         return Check::No;
     }
-    let who = bound.owners.first().map_or("A process".to_owned(), |(pid, comm)| format!("{comm} (pid {pid})"));
+    let who = bound
+        .owners
+        .first()
+        .map_or("A process".to_owned(), |(pid, comm)| {
+            format!("{comm} (pid {pid})")
+        });
     evidence.extend(socket_fact(path, bound, ""));
-    Stand::confirmed(format!("{who} has bound {path} but does not listen on it."), evidence).into()
+    Stand::confirmed(
+        format!("{who} has bound {path} but does not listen on it."),
+        evidence,
+    )
+    .into()
 }
 
 fn unix_backlog_full(subject: &Subject<'_>, around: &Surroundings) -> Check {
@@ -312,8 +414,13 @@ fn unix_backlog_full(subject: &Subject<'_>, around: &Surroundings) -> Check {
         return Stand::confirmed(format!("The listen queue of {path} is full.{history}"), evidence).into();
     };
     evidence.extend(socket_fact(path, listener, ""));
-    let who = listener.owners.first().map(|(pid, comm)| format!("{comm} (pid {pid})"));
-    let queue = listener.queue.map(|(queue, limit)| format!("{queue} waiting a moment later, limit {limit}"));
+    let who = listener
+        .owners
+        .first()
+        .map(|(pid, comm)| format!("{comm} (pid {pid})"));
+    let queue = listener
+        .queue
+        .map(|(queue, limit)| format!("{queue} waiting a moment later, limit {limit}"));
     let details: Vec<String> = queue.into_iter().chain(who).collect();
     let summary = if details.is_empty() {
         format!("The listen queue of {path} is full.")

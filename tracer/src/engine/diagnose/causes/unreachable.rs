@@ -51,7 +51,12 @@ pub const ROUTE_FORBIDS: Cause = Cause {
         prohibit, 22 for blackhole",
     recognised: "connect(2) itself failed with 113, 13 or 22, and the routing lookup says which kind of route did it",
     needs: &[],
-    look_alikes: &["neighbour-silent", "route-missing", "icmp-prohibited", "unix-permission"],
+    look_alikes: &[
+        "neighbour-silent",
+        "route-missing",
+        "icmp-prohibited",
+        "unix-permission",
+    ],
     remedy: "remove the route or rule: `ip route get ADDRESS` and `ip rule` in nginx's network namespace show it",
     check: route_forbids,
 };
@@ -89,11 +94,16 @@ fn neighbour_silent(subject: &Subject<'_>, around: &Surroundings) -> Check {
         return Check::No;
     };
     let drops = around.drops_of(exchange);
-    let given_up: Vec<Evidence> =
-        drops.iter().filter(|dropped| dropped.kind() == DropKind::Neighbour).map(|dropped| drop_fact(dropped)).collect();
+    let given_up: Vec<Evidence> = drops
+        .iter()
+        .filter(|dropped| dropped.kind() == DropKind::Neighbour)
+        .map(|dropped| drop_fact(dropped))
+        .collect();
     let own_unreachable = exchange.icmp.as_ref().is_some_and(|icmp| {
         kind_of(exchange, icmp) == Some(Kind::Host)
-            && icmp.sender.is_some_and(|sender| around.is_own_address(exchange.netns, sender))
+            && icmp
+                .sender
+                .is_some_and(|sender| around.is_own_address(exchange.netns, sender))
     });
     let is_ruled = drops.iter().any(|dropped| dropped.kind() == DropKind::Netfilter);
     let is_proven = !given_up.is_empty();
@@ -114,13 +124,19 @@ fn neighbour_silent(subject: &Subject<'_>, around: &Surroundings) -> Check {
 
 /// The errno with which connect(2) itself failed, for a TCP peer.
 fn at_once(subject: &Subject<'_>) -> Option<(Errno, std::net::SocketAddr)> {
-    let said = subject.lone().filter(|said| said.meaning == Meaning::ConnectAtOnce)?;
+    let said = subject
+        .lone()
+        .filter(|said| said.meaning == Meaning::ConnectAtOnce)?;
     Some((said.errno?, subject.address()?))
 }
 
 /// The routing lookup that failed just before nginx's line, when it was for this address.
 fn lookup_fact(subject: &Subject<'_>, address: std::net::SocketAddr) -> Option<(Errno, Evidence)> {
-    let route = subject.line?.route.as_ref().filter(|route| route.destination == address.ip())?;
+    let route = subject
+        .line?
+        .route
+        .as_ref()
+        .filter(|route| route.destination == address.ip())?;
     let said = match route.errno.0 {
         11 => "no table has a route",
         113 => "an `unreachable` route",
@@ -128,9 +144,13 @@ fn lookup_fact(subject: &Subject<'_>, address: std::net::SocketAddr) -> Option<(
         22 => "a `blackhole` route",
         _ => "failed",
     };
-    let evidence = fact(route.at, "route", format!("route lookup for {}: {said}", route.destination))
-        .number("errno", route.errno.0)
-        .text("destination", route.destination.to_string());
+    let evidence = fact(
+        route.at,
+        "route",
+        format!("route lookup for {}: {said}", route.destination),
+    )
+    .number("errno", route.errno.0)
+    .text("destination", route.destination.to_string());
     Some((route.errno, evidence))
 }
 
@@ -139,20 +159,40 @@ fn route_missing(subject: &Subject<'_>, around: &Surroundings) -> Check {
         return Check::No;
     };
     let family = if address.is_ipv6() { "IPv6" } else { "IPv4" };
-    let summary = format!("There is no {family} route to {} in nginx's network namespace.", address.ip());
+    let summary = format!(
+        "There is no {family} route to {} in nginx's network namespace.",
+        address.ip()
+    );
     let at = subject.attempt.ended_at;
-    let connect = fact(at, "route", format!("connect() to {address} failed at once: no route")).number("errno", 101);
+    let connect = fact(
+        at,
+        "route",
+        format!("connect() to {address} failed at once: no route"),
+    )
+    .number("errno", 101);
     if let Some((Errno(11), lookup)) = lookup_fact(subject, address) {
         return Stand::confirmed(summary, vec![lookup, connect]).into();
     }
-    let question = Question::Route { pid: subject.attempt.worker, destination: address.ip() };
+    let question = Question::Route {
+        pid: subject.attempt.worker,
+        destination: address.ip(),
+    };
     match around.answer(&question) {
         None if subject.may_wait => Check::Ask(question),
-        Some(Answer::Route { errno: Some(Errno(101)), .. }) => {
-            let answer = fact(None, "route", format!("the kernel still finds no route to {}", address.ip()));
+        Some(Answer::Route {
+            errno: Some(Errno(101)),
+            ..
+        }) => {
+            let answer = fact(
+                None,
+                "route",
+                format!("the kernel still finds no route to {}", address.ip()),
+            );
             Stand::confirmed(summary, vec![connect, answer]).into()
         }
-        _ => Stand::likely(summary, vec![connect]).without("routes: the failed lookup itself was not seen").into(),
+        _ => Stand::likely(summary, vec![connect])
+            .without("routes: the failed lookup itself was not seen")
+            .into(),
     }
 }
 
@@ -168,18 +208,24 @@ fn route_forbids(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let ip = address.ip();
     let summary = format!("A `{kind}` route or rule in nginx's network namespace forbids {ip}.");
     let at = subject.attempt.ended_at;
-    let connect = fact(at, "route", format!("connect() to {address} failed at once")).number("errno", errno.0);
+    let connect =
+        fact(at, "route", format!("connect() to {address} failed at once")).number("errno", errno.0);
     if let Some((looked_up, lookup)) = lookup_fact(subject, address)
         && looked_up == errno
     {
         return Stand::confirmed(summary, vec![lookup, connect]).into();
     }
-    let question = Question::Route { pid: subject.attempt.worker, destination: ip };
+    let question = Question::Route {
+        pid: subject.attempt.worker,
+        destination: ip,
+    };
     match around.answer(&question) {
         None if subject.may_wait => Check::Ask(question),
-        Some(Answer::Route { kind: said, errno: failed, .. })
-            if said.as_deref() == Some(kind) || (*failed == Some(errno) && errno.0 != 22) =>
-        {
+        Some(Answer::Route {
+            kind: said,
+            errno: failed,
+            ..
+        }) if said.as_deref() == Some(kind) || (*failed == Some(errno) && errno.0 != 22) => {
             let answer = fact(None, "route", format!("`ip route get {ip}` says {kind}")).text("kind", kind);
             Stand::confirmed(summary, vec![connect, answer]).into()
         }
@@ -245,7 +291,9 @@ fn icmp_prohibited(subject: &Subject<'_>, around: &Surroundings) -> Check {
 
 fn says(exchange: &Exchange, around: &Surroundings, what: &str, is_seen: bool) -> Check {
     let drops = around.drops_of(exchange);
-    let rule = drops.into_iter().find(|dropped| dropped.kind() == DropKind::Netfilter);
+    let rule = drops
+        .into_iter()
+        .find(|dropped| dropped.kind() == DropKind::Netfilter);
     let mut evidence = vec![connect_fact(exchange)];
     evidence.extend(rule.map(drop_fact));
     evidence.extend(around.icmp_about(exchange).map(icmp_sent_fact));
@@ -263,6 +311,8 @@ fn says(exchange: &Exchange, around: &Surroundings, what: &str, is_seen: bool) -
     if is_seen || rule.is_some() {
         stand.into()
     } else {
-        stand.without("icmp: the packet and its sender cannot be seen here (IPv6 without fentry)").into()
+        stand
+            .without("icmp: the packet and its sender cannot be seen here (IPv6 without fentry)")
+            .into()
     }
 }

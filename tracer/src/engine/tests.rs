@@ -1,0 +1,1436 @@
+//! The engine as a whole: inputs in, attempts out. Per cause one story and its nearest look-alike.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::*;
+use crate::{
+    event::{
+        Answer, Config, ConfiguredPeer, ConnId, Exit, Icmp, Listener, Netns, PathComponent, ResetBy,
+        RouteError, Sock, Task, TcpState, Tuple, UnixPath, UnixSocket,
+    },
+    model::{Confidence, Finding, HookStatus, Summary},
+};
+
+mod any;
+
+const MS: u64 = 1_000_000;
+const T0: u64 = 1_000_000 * MS;
+const WORKER: Pid = Pid(811);
+const HERE: Netns = Netns(1);
+
+/// Milliseconds after the story begins.
+fn ms(after: i64) -> Ktime {
+    Ktime(T0.saturating_add_signed(after * 1_000_000))
+}
+
+fn us(after: u64) -> Ktime {
+    Ktime(T0 + after * 1000)
+}
+
+fn task(pid: u32, comm: &str) -> Task {
+    Task {
+        pid: Pid(pid),
+        comm: comm.to_owned(),
+        exiting: None,
+        oom: false,
+    }
+}
+
+fn ending(pid: u32, comm: &str, exit: Exit) -> Task {
+    Task {
+        exiting: Some(exit),
+        ..task(pid, comm)
+    }
+}
+
+fn peer(text: &str) -> Peer {
+    text.parse().expect("an address")
+}
+
+fn local() -> SocketAddr {
+    "127.0.0.1:40000".parse().expect("an address")
+}
+
+fn id(sock: u64, number: u32) -> ExchangeId {
+    ExchangeId {
+        conn: ConnId {
+            sock: Sock(sock),
+            since: ms(0),
+        },
+        number,
+    }
+}
+
+/// A connect to `to` that began at 0 and ended at `ended`, with nothing else seen.
+fn connect(to: &str, ended: Ktime) -> Exchange {
+    let to = peer(to);
+    Exchange {
+        id: id(1, 1),
+        worker: WORKER,
+        netns: HERE,
+        local: matches!(to, Peer::Tcp(_)).then(local),
+        peer: to,
+        preexisting: false,
+        uncut: false,
+        began_at: ms(0),
+        previous_at: None,
+        connect_at: Some(ms(0)),
+        established_at: None,
+        first_sent_at: None,
+        last_sent_at: None,
+        sent: 0,
+        acked: 0,
+        first_received_at: None,
+        last_received_at: None,
+        received: 0,
+        unread: 0,
+        eof_read_at: None,
+        send_error: None,
+        send_blocked_at: None,
+        recv_error: None,
+        fin_at: None,
+        fin_before_request: false,
+        reset_at: None,
+        reset_in: None,
+        acked_at_reset: 0,
+        error: None,
+        error_at: None,
+        soft_error: None,
+        error_unfetched: false,
+        icmp: None,
+        syn_retransmits: 0,
+        retransmits: 0,
+        last_retransmit_at: None,
+        rtt_us: None,
+        send_window: None,
+        ended_at: ended,
+        end: EndKind::Closed,
+        closed_in: Some(TcpState::SynSent),
+        backend: None,
+        line: None,
+        retry_of: None,
+    }
+}
+
+/// A connect that a reset refused.
+fn refused(to: &str) -> Exchange {
+    Exchange {
+        reset_at: Some(us(100)),
+        reset_in: Some(TcpState::SynSent),
+        error: Some(Errno(111)),
+        error_at: Some(us(100)),
+        closed_in: Some(TcpState::Close),
+        ..connect(to, us(200))
+    }
+}
+
+/// A request of 100 bytes, sent and acknowledged at once on a new connection, and then silence until `ended`.
+fn sent(to: &str, ended: Ktime) -> Exchange {
+    Exchange {
+        established_at: Some(us(50)),
+        first_sent_at: Some(ms(1)),
+        last_sent_at: Some(ms(1)),
+        sent: 100,
+        acked: 100,
+        rtt_us: Some(80),
+        closed_in: Some(TcpState::Established),
+        ..connect(to, ended)
+    }
+}
+
+/// The same on a connection that was idle for 5 s.
+fn sent_again(to: &str, ended: Ktime) -> Exchange {
+    Exchange {
+        id: id(1, 2),
+        connect_at: None,
+        established_at: None,
+        previous_at: Some(ms(-5000)),
+        ..sent(to, ended)
+    }
+}
+
+/// A backend process that has read all of the request.
+fn reader() -> Backend {
+    Backend {
+        sock: Sock(77),
+        netns: HERE,
+        task: Some(task(4242, "node")),
+        accepted: true,
+        first_read_at: Some(ms(1)),
+        last_read_at: Some(ms(1)),
+        read: 100,
+        ..Backend::default()
+    }
+}
+
+/// The peer ended the connection with a FIN at `at`, and nginx read the end.
+fn closed(exchange: Exchange, at: Ktime) -> Exchange {
+    Exchange {
+        fin_at: Some(at),
+        eof_read_at: Some(Ktime(at.0 + 100_000)),
+        ended_at: Ktime(at.0 + 200_000),
+        closed_in: Some(TcpState::CloseWait),
+        ..exchange
+    }
+}
+
+/// The peer reset the connection at `at`, and nginx read the error.
+fn reset(exchange: Exchange, at: Ktime) -> Exchange {
+    Exchange {
+        reset_at: Some(at),
+        reset_in: Some(TcpState::Established),
+        error: Some(Errno(104)),
+        error_at: Some(at),
+        recv_error: Some(Errno(104)),
+        ended_at: Ktime(at.0 + 200_000),
+        closed_in: Some(TcpState::Close),
+        ..exchange
+    }
+}
+
+fn line(number: u64, at: Ktime, message: &str, errno: Option<i32>) -> Line {
+    Line {
+        id: LineId(number),
+        worker: WORKER,
+        at,
+        level: 4,
+        errno: errno.map(Errno),
+        connection: Some(7),
+        message: message.to_owned(),
+        action: Some("connecting to upstream".to_owned()),
+        argument: None,
+        route: None,
+    }
+}
+
+/// A connect that failed at once, as nginx's own line tells it.
+fn at_once(to: &str, errno: i32) -> Line {
+    Line {
+        argument: Some(to.to_owned()),
+        ..line(1, ms(0), "connect() to %V failed", Some(errno))
+    }
+}
+
+fn logged(message: &str, errno: Option<i32>, to: &str) -> LogLine {
+    LogLine {
+        text: format!("[error] 811#811: *7 {message}"),
+        time: 0,
+        pid: WORKER,
+        connection: Some(7),
+        level: "error".to_owned(),
+        message: message.to_owned(),
+        errno: errno.map(Errno),
+        action: Some("connecting to upstream".to_owned()),
+        upstream: Some(format!("http://{to}/a")),
+        peer: to.parse().ok(),
+        client: Some("192.0.2.9".to_owned()),
+        host: Some("shop.example".to_owned()),
+        request: Some(("GET".to_owned(), "/a".to_owned())),
+    }
+}
+
+fn listener(address: &str, owner: Task) -> Listener {
+    Listener {
+        sock: Sock(500),
+        netns: HERE,
+        address: peer(address),
+        v6only: false,
+        queue: 0,
+        limit: 511,
+        task: owner,
+    }
+}
+
+fn listener_closed(at: Ktime, address: &str, owner: Task) -> Event {
+    Event::ListenerClosed {
+        at,
+        listener: listener(address, owner),
+    }
+}
+
+fn exited(at: Ktime, task: Task) -> Event {
+    Event::ProcessExited {
+        at,
+        task,
+        parent: Pid(1),
+        is_nginx: false,
+        signalled_by: None,
+    }
+}
+
+fn syn(to: &str) -> Tuple {
+    let Peer::Tcp(destination) = peer(to) else {
+        panic!("a TCP address")
+    };
+    Tuple {
+        source: local(),
+        destination,
+    }
+}
+
+fn no_socket(to: &str) -> Event {
+    Event::ResetSent {
+        at: us(90),
+        netns: HERE,
+        tuple: syn(to),
+        reason: Some("NO_SOCKET".to_owned()),
+        by: ResetBy::NoSocket,
+    }
+}
+
+fn dropped(to: &str, reason: &str) -> Event {
+    Event::Dropped {
+        at: us(80),
+        netns: HERE,
+        tuple: syn(to),
+        flags: 2,
+        reason: Some(reason.to_owned()),
+        location: None,
+        conn: None,
+    }
+}
+
+/// An engine under test with the host's usual introduction behind it.
+struct Lab {
+    engine: Engine,
+    outputs: Vec<Output>,
+}
+
+impl Lab {
+    /// Everything can be seen, nginx's own voice included.
+    fn new() -> Self {
+        Self::with_hooks(&[])
+    }
+
+    fn with_hooks(missing: &[&str]) -> Self {
+        let mut lab = Self {
+            engine: Engine::new(EngineOptions::default()),
+            outputs: Vec::new(),
+        };
+        let hook = |sees: &&str| HookStatus {
+            sees: (*sees).to_owned(),
+            how: (!missing.contains(sees)).then(|| "a way".to_owned()),
+            why_not: None,
+            without: "it is not seen".to_owned(),
+        };
+        let hooks = ["resets-sent", "drops", "nginx-log", "snapshot", "listeners"]
+            .iter()
+            .map(hook)
+            .collect();
+        lab.tell(ms(-9000), Input::Hooks(hooks));
+        let own: IpAddr = "10.0.0.1".parse().expect("an address");
+        lab.tell(
+            ms(-9000),
+            Input::Addresses {
+                netns: HERE,
+                addresses: vec![Ipv4Addr::LOCALHOST.into(), own],
+            },
+        );
+        lab
+    }
+
+    fn tell(&mut self, at: Ktime, input: Input) {
+        self.outputs.extend(self.engine.apply(at, input));
+    }
+
+    fn see(&mut self, event: Event) {
+        self.tell(ms(0), Input::Kernel(event));
+    }
+
+    fn end(&mut self, exchange: Exchange) {
+        self.tell(
+            exchange.ended_at,
+            Input::Kernel(Event::Exchange(Box::new(exchange))),
+        );
+    }
+
+    fn answer(&mut self, answer: Answer) {
+        let asked = self.outputs.iter().rev().find_map(|output| match output {
+            Output::Ask(question) => Some(question.clone()),
+            _ => None,
+        });
+        let question = asked.expect("a question was asked");
+        self.tell(ms(5), Input::Answer { question, answer });
+    }
+
+    fn attempts(&self) -> Vec<&Attempt> {
+        let attempt = |output: &'_ Output| matches!(output, Output::Attempt(_));
+        self.outputs
+            .iter()
+            .filter(|output| attempt(output))
+            .filter_map(|output| match output {
+                Output::Attempt(attempt) => Some(&**attempt),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Detaches and returns the one attempt there must be.
+    fn only(mut self) -> Attempt {
+        self.tell(ms(100_000), Input::Detach { in_flight: 0 });
+        let attempts = self.attempts();
+        assert_eq!(attempts.len(), 1, "{attempts:#?}");
+        attempts[0].clone()
+    }
+
+    fn summary(&mut self) -> Summary {
+        self.tell(ms(100_000), Input::Detach { in_flight: 0 });
+        match self.outputs.last() {
+            Some(Output::Summary(summary)) => (**summary).clone(),
+            other => panic!("the last output is {other:?}"),
+        }
+    }
+}
+
+fn verdict(attempt: &Attempt) -> (&'static str, Confidence) {
+    let cause = attempt.cause.as_ref().expect("a cause");
+    (cause.id, cause.confidence)
+}
+
+/// What a story without any further input is called, at detach.
+fn named(events: Vec<Event>, exchange: Exchange) -> (&'static str, Confidence) {
+    let mut lab = Lab::new();
+    for event in events {
+        lab.see(event);
+    }
+    lab.end(exchange);
+    verdict(&lab.only())
+}
+
+const APP: &str = "127.0.0.1:3000";
+const FAR: &str = "192.0.2.7:80";
+use Confidence::{Confirmed, Likely};
+
+#[test]
+fn a_refusal_is_told_by_who_refused() {
+    assert_eq!(
+        named(vec![no_socket(APP)], refused(APP)),
+        ("no-listener", Confirmed)
+    );
+    assert_eq!(named(vec![], refused(FAR)), ("refused-remotely", Confirmed));
+    assert_eq!(
+        named(vec![dropped(APP, "NETFILTER_DROP")], refused(APP)),
+        ("firewall-reset", Confirmed)
+    );
+    // On this host, and nobody was seen to refuse it: an honest unknown.
+    assert_eq!(named(vec![], refused(APP)).0, "unknown");
+}
+
+#[test]
+fn a_closed_listener_is_told_by_how_its_owner_ended() {
+    let after = |owner: Task| {
+        named(
+            vec![listener_closed(ms(-300), "0.0.0.0:3000", owner), no_socket(APP)],
+            refused(APP),
+        )
+    };
+    assert_eq!(
+        after(ending(4242, "node", Exit::Signal(9))),
+        ("listener-died", Confirmed)
+    );
+    assert_eq!(
+        after(ending(4242, "node", Exit::Code(1))),
+        ("listener-died", Confirmed)
+    );
+    assert_eq!(
+        after(ending(4242, "node", Exit::Signal(15))),
+        ("listener-restarting", Confirmed)
+    );
+    assert_eq!(
+        after(ending(4242, "node", Exit::Code(0))),
+        ("listener-restarting", Confirmed)
+    );
+    assert_eq!(after(task(4242, "node")), ("listener-restarting", Confirmed));
+    let old = listener_closed(
+        ms(-700_000),
+        "0.0.0.0:3000",
+        ending(4242, "node", Exit::Signal(9)),
+    );
+    assert_eq!(named(vec![old, no_socket(APP)], refused(APP)).0, "no-listener");
+}
+
+#[test]
+fn the_sentence_of_a_dead_listener_says_who_and_how() {
+    let mut lab = Lab::new();
+    let node = Task {
+        oom: true,
+        ..ending(4242, "node", Exit::Signal(9))
+    };
+    lab.see(exited(ms(-312), node.clone()));
+    lab.see(listener_closed(ms(-311), "0.0.0.0:3000", node));
+    lab.see(no_socket(APP));
+    lab.end(refused(APP));
+    let attempt = lab.only();
+    let cause = attempt.cause.as_ref().expect("a cause");
+    assert_eq!(
+        cause.summary,
+        "Nothing listens there any more: node (pid 4242) was killed by the OOM killer 312 ms before, and its listener \
+         closed with it."
+    );
+    let texts: Vec<&str> = cause.evidence.iter().map(|fact| fact.text.as_str()).collect();
+    assert_eq!(
+        texts,
+        [
+            "node[4242] ended by SIGKILL, chosen by the OOM killer",
+            "0.0.0.0:3000 closed (node[4242], backlog 511)",
+            "this host answered 127.0.0.1:3000 with RST: no socket there",
+        ]
+    );
+    assert_eq!(
+        attempt.also.iter().map(|cause| cause.id).collect::<Vec<_>>(),
+        ["no-listener"]
+    );
+}
+
+#[test]
+fn a_listener_on_another_family_is_named() {
+    let found = |address: &str| Event::ListenerFound {
+        at: ms(-9),
+        listener: listener(address, task(9, "app")),
+    };
+    let elsewhere = found("[::1]:3000");
+    assert_eq!(
+        named(vec![elsewhere, no_socket(APP)], refused(APP)),
+        ("listener-elsewhere", Confirmed)
+    );
+    let other_port = found("[::1]:3001");
+    assert_eq!(
+        named(vec![other_port, no_socket(APP)], refused(APP)).0,
+        "no-listener"
+    );
+}
+
+#[test]
+fn a_kernel_without_reset_reasons_still_tells_who_refused() {
+    let mut lab = Lab::with_hooks(&["resets-sent"]);
+    lab.see(dropped(APP, "NO_SOCKET"));
+    lab.end(refused(APP));
+    assert_eq!(verdict(&lab.only()), ("no-listener", Confirmed));
+
+    let mut lab = Lab::with_hooks(&["resets-sent"]);
+    lab.end(refused(APP));
+    let attempt = lab.only();
+    assert_eq!(verdict(&attempt), ("no-listener", Likely));
+    assert!(
+        attempt.unseen.iter().any(|text| text.contains("resets-sent")),
+        "{:?}",
+        attempt.unseen
+    );
+}
+
+/// ICMP in `SYN_SENT`: no `sk_err`, only the soft error and the packet.
+fn icmp(to: &str, kind: u8, code: u8, sender: &str, errno: i32) -> Exchange {
+    Exchange {
+        soft_error: Some(Errno(errno)),
+        icmp: Some(Icmp {
+            at: us(120),
+            kind,
+            code,
+            sender: sender.parse().ok(),
+            errno: Errno(errno),
+        }),
+        ..connect(to, us(300))
+    }
+}
+
+#[test]
+fn icmp_is_told_by_its_code_and_sender() {
+    assert_eq!(
+        named(vec![], icmp(FAR, 3, 3, "192.0.2.7", 111)),
+        ("firewall-port-unreachable", Confirmed)
+    );
+    assert_eq!(
+        named(vec![], icmp(FAR, 3, 10, "192.0.2.1", 113)),
+        ("icmp-prohibited", Confirmed)
+    );
+    assert_eq!(
+        named(vec![], icmp(FAR, 3, 1, "192.0.2.1", 113)),
+        ("icmp-unreachable", Confirmed)
+    );
+    assert_eq!(
+        named(vec![], icmp(FAR, 3, 0, "192.0.2.1", 101)),
+        ("icmp-unreachable", Confirmed)
+    );
+    let silent = Exchange {
+        syn_retransmits: 2,
+        ended_at: ms(3050),
+        ..icmp(FAR, 3, 1, "10.0.0.1", 113)
+    };
+    assert_eq!(named(vec![], silent), ("neighbour-silent", Confirmed));
+    // The same packet from our own address, sent by a rule of ours, is no silent neighbour.
+    let rule = icmp(FAR, 3, 1, "10.0.0.1", 113);
+    assert_eq!(
+        named(vec![dropped(FAR, "NETFILTER_DROP")], rule),
+        ("icmp-unreachable", Confirmed)
+    );
+}
+
+#[test]
+fn a_silent_connect_is_told_by_what_became_of_the_syn() {
+    let silent = || Exchange {
+        syn_retransmits: 2,
+        ..connect(FAR, ms(3000))
+    };
+    let mut deaf = Lab::with_hooks(&["nginx-log"]);
+    deaf.end(silent());
+    assert_eq!(verdict(&deaf.only()), ("syn-unanswered", Confirmed));
+
+    let mut lab = Lab::new();
+    lab.see(Event::Line(line(1, ms(2999), "upstream timed out", Some(110))));
+    lab.see(dropped(FAR, "NETFILTER_DROP"));
+    lab.end(Exchange {
+        line: Some(LineId(1)),
+        ..silent()
+    });
+    assert_eq!(verdict(&lab.only()), ("packet-dropped-locally", Confirmed));
+
+    let mut lab = Lab::new();
+    lab.see(Event::Line(line(1, ms(2999), "upstream timed out", Some(110))));
+    let full = Listener {
+        queue: 129,
+        limit: 128,
+        ..listener("127.0.0.1:3000", task(9, "gunicorn"))
+    };
+    lab.see(Event::ListenerQueue {
+        at: ms(1000),
+        conn: id(1, 1).conn,
+        listener: full,
+    });
+    lab.end(Exchange {
+        line: Some(LineId(1)),
+        syn_retransmits: 2,
+        ..connect(APP, ms(3000))
+    });
+    let attempt = lab.only();
+    assert_eq!(verdict(&attempt), ("accept-queue-full", Confirmed));
+    assert_eq!(
+        attempt.nginx_says.as_deref(),
+        Some("upstream timed out (110: Connection timed out) while connecting to upstream")
+    );
+    assert_eq!(
+        (attempt.outcome, attempt.phase),
+        (Outcome::TimedOut, Phase::Connecting)
+    );
+}
+
+#[test]
+fn silence_without_a_word_from_nginx_is_a_client_that_left() {
+    // nginx logs its own timeouts; that it did not is what tells.
+    let mut lab = Lab::new();
+    lab.end(sent(APP, ms(700)));
+    lab.tell(
+        ms(701),
+        Input::Kernel(Event::ClientLeft {
+            at: ms(701),
+            worker: WORKER,
+            exchange: Some(id(1, 1)),
+            reset: false,
+        }),
+    );
+    let attempts = lab.attempts();
+    assert_eq!(attempts.len(), 1, "it is written when the client's end is seen");
+    assert_eq!(
+        (attempts[0].outcome, verdict(attempts[0])),
+        (Outcome::Cancelled, ("client-closed", Confirmed))
+    );
+
+    let mut lab = Lab::new();
+    lab.end(Exchange {
+        error_unfetched: true,
+        ..refused(APP)
+    });
+    let attempt = lab.only();
+    assert_eq!(
+        (attempt.outcome, verdict(&attempt)),
+        (Outcome::Cancelled, ("client-closed", Likely))
+    );
+}
+
+#[test]
+fn a_slow_answer_is_told_by_how_far_the_request_came() {
+    let timed_out = |exchange: Exchange| {
+        let mut lab = Lab::new();
+        lab.see(Event::Line(line(1, ms(2999), "upstream timed out", Some(110))));
+        lab.end(Exchange {
+            line: Some(LineId(1)),
+            ..exchange
+        });
+        verdict(&lab.only())
+    };
+    let with = |backend: Backend| Exchange {
+        backend: Some(backend),
+        ..sent(APP, ms(3000))
+    };
+    assert_eq!(timed_out(with(reader())), ("backend-slow", Confirmed));
+    assert_eq!(
+        timed_out(with(Backend {
+            netns: HERE,
+            ..Backend::default()
+        })),
+        ("never-accepted", Confirmed)
+    );
+    assert_eq!(timed_out(sent(FAR, ms(3000))), ("backend-slow", Likely));
+    let lost = Exchange {
+        acked: 0,
+        retransmits: 4,
+        last_retransmit_at: Some(ms(2000)),
+        ..sent(FAR, ms(3000))
+    };
+    assert_eq!(timed_out(lost), ("path-lost", Confirmed));
+    let stalled = Exchange {
+        received: 10,
+        last_received_at: Some(ms(20)),
+        ..with(reader())
+    };
+    assert_eq!(timed_out(stalled), ("response-stalled", Confirmed));
+}
+
+#[test]
+fn an_early_end_is_told_by_how_much_was_read() {
+    let backend = |backend: Backend| Backend {
+        closed_at: Some(ms(30)),
+        closed_by: backend.task.clone(),
+        ..backend
+    };
+    let fin = |read| {
+        closed(
+            Exchange {
+                backend: Some(read),
+                ..sent(APP, ms(30))
+            },
+            ms(30),
+        )
+    };
+    let rst = |read| {
+        reset(
+            Exchange {
+                backend: Some(read),
+                ..sent(APP, ms(30))
+            },
+            ms(30),
+        )
+    };
+    assert_eq!(
+        named(vec![], fin(backend(reader()))),
+        ("closed-without-response", Confirmed)
+    );
+    let part = Backend {
+        read: 40,
+        unread: 60,
+        aborted: true,
+        ..backend(reader())
+    };
+    assert_eq!(named(vec![], rst(part)), ("closed-unread", Confirmed));
+    let none = Backend {
+        read: 0,
+        unread: 100,
+        aborted: true,
+        ..backend(reader())
+    };
+    assert_eq!(named(vec![], rst(none)), ("closed-on-accept", Confirmed));
+    let linger = Backend {
+        aborted: true,
+        error_at_destroy: Some(Errno(104)),
+        ..backend(reader())
+    };
+    assert_eq!(named(vec![], rst(linger)), ("closed-abortively", Confirmed));
+    let early = Exchange {
+        unread: 66,
+        send_error: Some(Errno(104)),
+        ..rst(Backend {
+            read: 40,
+            unread: 60,
+            aborted: true,
+            ..backend(reader())
+        })
+    };
+    assert_eq!(named(vec![], early), ("response-unread", Confirmed));
+    assert_eq!(
+        named(vec![], reset(sent(FAR, ms(30)), ms(30))),
+        ("reset-remotely", Confirmed)
+    );
+    assert_eq!(
+        named(vec![], closed(sent(FAR, ms(30)), ms(30))),
+        ("closed-remotely", Confirmed)
+    );
+}
+
+#[test]
+fn a_dead_backend_is_the_headline_over_how_its_connection_ended() {
+    let killed = |exit| {
+        let backend = Backend {
+            closed_at: Some(ms(30)),
+            closed_by: Some(ending(4242, "node", exit)),
+            ..reader()
+        };
+        let mut lab = Lab::new();
+        lab.end(closed(
+            Exchange {
+                backend: Some(backend),
+                ..sent(APP, ms(30))
+            },
+            ms(30),
+        ));
+        let attempt = lab.only();
+        (
+            verdict(&attempt).0,
+            attempt.also.iter().map(|cause| cause.id).collect::<Vec<_>>(),
+        )
+    };
+    assert_eq!(
+        killed(Exit::Signal(9)),
+        ("backend-died", vec!["closed-without-response"])
+    );
+    assert_eq!(
+        killed(Exit::Signal(15)),
+        ("backend-restarting", vec!["closed-without-response"])
+    );
+}
+
+#[test]
+fn a_backend_that_closes_its_listener_too_is_restarting() {
+    let backend = Backend {
+        closed_at: Some(ms(30)),
+        closed_by: Some(task(4242, "node")),
+        ..reader()
+    };
+    let exchange = closed(
+        Exchange {
+            backend: Some(backend),
+            ..sent(APP, ms(30))
+        },
+        ms(30),
+    );
+    let listener = listener_closed(ms(29), APP, task(4242, "node"));
+    assert_eq!(named(vec![listener], exchange), ("backend-restarting", Confirmed));
+}
+
+#[test]
+fn a_keepalive_race_needs_the_end_before_the_request() {
+    let race = Exchange {
+        fin_before_request: true,
+        acked: 0,
+        ..closed(sent_again(FAR, ms(2)), us(900))
+    };
+    assert_eq!(named(vec![], race), ("keepalive-race", Confirmed));
+    // The same on a connection's first request is no race.
+    let first = Exchange {
+        fin_before_request: true,
+        acked: 0,
+        ..closed(sent(FAR, ms(2)), us(900))
+    };
+    assert_eq!(named(vec![], first), ("closed-on-accept", Confirmed));
+    // Acknowledged and then closed: the far application had it.
+    let later = closed(sent_again(FAR, ms(40)), ms(40));
+    assert_eq!(named(vec![], later), ("closed-remotely", Confirmed));
+    // Killed while idle: the death explains the race.
+    let killed = Backend {
+        closed_at: Some(us(900)),
+        closed_by: Some(ending(4242, "node", Exit::Signal(9))),
+        ..Backend::default()
+    };
+    let died = Exchange {
+        fin_before_request: true,
+        acked: 0,
+        backend: Some(killed),
+        ..closed(sent_again(APP, ms(2)), us(900))
+    };
+    assert_eq!(named(vec![], died), ("backend-died", Confirmed));
+}
+
+#[test]
+fn what_the_backend_did_may_be_told_after_the_exchange() {
+    let mut lab = Lab::new();
+    let open = Backend { read: 40, ..reader() };
+    lab.see(Event::Line(line(1, ms(30), "recv() failed", Some(104))));
+    lab.end(reset(
+        Exchange {
+            line: Some(LineId(1)),
+            backend: Some(open.clone()),
+            ..sent(APP, ms(30))
+        },
+        ms(30),
+    ));
+    assert_eq!(lab.attempts().len(), 0, "the backend's close is on its way");
+    let edge = Backend {
+        unread: 60,
+        aborted: true,
+        closed_at: Some(ms(30)),
+        closed_by: Some(task(4242, "node")),
+        ..open
+    };
+    lab.tell(
+        ms(31),
+        Input::Kernel(Event::BackendEdge {
+            at: ms(30),
+            exchange: id(1, 1),
+            backend: Box::new(edge),
+        }),
+    );
+    assert_eq!(lab.attempts().len(), 1, "it is written at once");
+    assert_eq!(verdict(lab.attempts()[0]), ("closed-unread", Confirmed));
+}
+
+#[test]
+fn a_success_is_no_failure_whatever_follows() {
+    let ok = || Exchange {
+        received: 500,
+        first_received_at: Some(ms(9)),
+        last_received_at: Some(ms(9)),
+        ..sent(APP, us(9020))
+    };
+    let stories = [
+        ok(),
+        Exchange {
+            end: EndKind::NextExchange,
+            ..ok()
+        },
+        Exchange {
+            end: EndKind::Idle,
+            ..ok()
+        },
+        // The backend closed with its last bytes.
+        closed(
+            Exchange {
+                ended_at: us(9020),
+                ..ok()
+            },
+            us(8990),
+        ),
+        // An early 413: much of the body never acknowledged, a reset on its way.
+        Exchange {
+            sent: 278_000,
+            acked: 93_000,
+            ..ok()
+        },
+        // nginx's keepalive_timeout closes a kept connection a minute later.
+        Exchange {
+            ended_at: ms(60_000),
+            ..ok()
+        },
+        // The worker exits with an idle connection in its pool.
+        Exchange {
+            end: EndKind::WorkerGone,
+            ended_at: ms(60_000),
+            ..ok()
+        },
+    ];
+    for missing in [&[][..], &["nginx-log"][..]] {
+        for story in &stories {
+            let mut lab = Lab::with_hooks(missing);
+            lab.end(story.clone());
+            let attempt = lab.only();
+            assert_eq!(
+                (attempt.outcome, attempt.cause),
+                (Outcome::Ok, None),
+                "{story:#?}"
+            );
+        }
+    }
+    // An idle connection that closes is no attempt at all.
+    let mut lab = Lab::new();
+    let idle = Exchange {
+        first_sent_at: None,
+        last_sent_at: None,
+        sent: 0,
+        acked: 0,
+        ..closed(sent_again(APP, ms(30)), ms(30))
+    };
+    lab.end(idle);
+    assert_eq!(lab.summary().attempts, 0);
+}
+
+#[test]
+fn a_worker_killed_in_mid_request_cancels_it() {
+    let mut lab = Lab::new();
+    lab.see(exited(ms(30), ending(WORKER.0, "nginx", Exit::Signal(9))));
+    lab.end(Exchange {
+        end: EndKind::WorkerGone,
+        ..sent(APP, ms(31))
+    });
+    let attempt = lab.only();
+    assert_eq!(
+        (attempt.outcome, verdict(&attempt)),
+        (Outcome::Cancelled, ("worker-died", Confirmed))
+    );
+}
+
+fn walked(
+    components: Vec<PathComponent>,
+    stopped: Option<(String, Errno)>,
+    sockets: Vec<UnixSocket>,
+) -> Answer {
+    Answer::UnixPath(UnixPath {
+        components,
+        stopped,
+        credentials: (33, 33, vec![33], false),
+        sockets,
+    })
+}
+
+fn component(path: &str, kind: &str, allowed: bool) -> PathComponent {
+    PathComponent {
+        path: path.to_owned(),
+        kind: kind.to_owned(),
+        mode: 0o600,
+        uid: 0,
+        gid: 0,
+        inode: (1, 2),
+        allowed,
+    }
+}
+
+#[test]
+fn a_unix_failure_is_told_by_errno_and_path() {
+    const PATH: &str = "/run/app.sock";
+    let asked = |errno, answer| {
+        let mut lab = Lab::new();
+        lab.see(Event::Line(at_once("unix:/run/app.sock", errno)));
+        lab.answer(answer);
+        verdict(&lab.only())
+    };
+    let file = || component(PATH, "socket", true);
+    let bound = |listening| UnixSocket {
+        listening,
+        kind: "stream".to_owned(),
+        file: Some((1, 2)),
+        queue: Some((5, 4)),
+        owners: vec![(Pid(9), "app".to_owned())],
+    };
+    assert_eq!(
+        asked(2, walked(vec![], Some((PATH.to_owned(), Errno(2))), vec![])),
+        ("unix-missing", Confirmed)
+    );
+    assert_eq!(
+        asked(111, walked(vec![file()], None, vec![])),
+        ("unix-stale-socket", Confirmed)
+    );
+    assert_eq!(
+        asked(111, walked(vec![file()], None, vec![bound(false)])),
+        ("unix-not-listening", Confirmed)
+    );
+    assert_eq!(
+        asked(111, walked(vec![component(PATH, "file", true)], None, vec![])),
+        ("unix-not-listening", Confirmed)
+    );
+    assert_eq!(
+        asked(11, walked(vec![file()], None, vec![bound(true)])),
+        ("unix-backlog-full", Confirmed)
+    );
+    assert_eq!(
+        asked(13, walked(vec![component(PATH, "socket", false)], None, vec![])),
+        ("unix-permission", Confirmed)
+    );
+    // Everything allows it, and yet it was denied: somebody else's doing.
+    assert_eq!(asked(13, walked(vec![file()], None, vec![])).0, "unknown");
+    // Somebody listens on it again: not merely left behind.
+    assert_eq!(
+        asked(111, walked(vec![file()], None, vec![bound(true)])).0,
+        "unknown"
+    );
+}
+
+#[test]
+fn a_stale_socket_says_who_served_it_and_how_it_ended() {
+    let mut lab = Lab::new();
+    lab.see(Event::ListenerFound {
+        at: ms(-9000),
+        listener: listener("unix:/run/app.sock", task(55, "php-fpm")),
+    });
+    lab.see(exited(ms(-4000), ending(55, "php-fpm", Exit::Signal(11))));
+    lab.see(Event::Line(at_once("unix:/run/app.sock", 111)));
+    lab.answer(walked(
+        vec![component("/run/app.sock", "socket", true)],
+        None,
+        vec![],
+    ));
+    assert_eq!(
+        lab.only().cause.expect("a cause").summary,
+        "/run/app.sock is a socket file that nobody serves any more. php-fpm (pid 55), which had served it, was ended by \
+         SIGSEGV 4.0 s before."
+    );
+}
+
+#[test]
+fn a_route_is_told_by_its_lookup() {
+    let looked_up = |errno, lookup| {
+        let mut lab = Lab::new();
+        let destination = "192.0.2.7".parse().expect("an address");
+        let route = Some(RouteError {
+            at: us(0),
+            errno: Errno(lookup),
+            destination,
+        });
+        lab.see(Event::Line(Line {
+            route,
+            ..at_once(FAR, errno)
+        }));
+        let attempt = lab.only();
+        (attempt.outcome, verdict(&attempt).0)
+    };
+    assert_eq!(looked_up(101, 11), (Outcome::Unreachable, "route-missing"));
+    assert_eq!(looked_up(113, 113), (Outcome::Unreachable, "route-forbids"));
+    assert_eq!(looked_up(13, 13), (Outcome::Denied, "route-forbids"));
+    assert_eq!(looked_up(22, 22), (Outcome::Unreachable, "route-forbids"));
+    // Denied without any failed lookup: a security module, and no name for it yet.
+    assert_eq!(looked_up(13, 11), (Outcome::Denied, "unknown"));
+}
+
+#[test]
+fn exhausted_ports_are_one_attempt_from_line_and_socket() {
+    let mut lab = Lab::new();
+    lab.see(Event::Line(at_once(APP, 99)));
+    let portless = Exchange {
+        local: None,
+        line: Some(LineId(1)),
+        closed_in: Some(TcpState::Close),
+        ..connect(APP, us(40))
+    };
+    lab.end(portless.clone());
+    lab.answer(Answer::Ports {
+        range: (50_000, 50_003),
+        by_state: vec![("TIME_WAIT".to_owned(), 4)],
+    });
+    let attempt = lab.only();
+    assert_eq!(
+        (attempt.outcome, verdict(&attempt)),
+        (Outcome::Exhausted, ("ports-exhausted", Confirmed))
+    );
+    assert_eq!(attempt.connection, Some(id(1, 1)));
+
+    // Without nginx's voice the kernel alone says the same.
+    let mut lab = Lab::with_hooks(&["nginx-log"]);
+    lab.end(Exchange {
+        line: None,
+        ..portless
+    });
+    assert_eq!(verdict(&lab.only()), ("ports-exhausted", Confirmed));
+}
+
+#[test]
+fn other_limits_are_told_by_nginx_s_own_call() {
+    let mut lab = Lab::new();
+    let bind = Line {
+        argument: Some("192.0.2.9:0".to_owned()),
+        ..line(1, ms(0), "bind(%V) failed", Some(99))
+    };
+    lab.see(Event::Line(bind));
+    let attempt = lab.only();
+    assert_eq!(
+        (attempt.peer.clone(), attempt.outcome),
+        (None, Outcome::Invalid),
+        "its argument is the local address"
+    );
+    assert_eq!(verdict(&attempt), ("source-address-missing", Confirmed));
+
+    let mut lab = Lab::new();
+    lab.see(Event::Line(Line {
+        level: 2,
+        ..line(1, ms(0), "socket() failed", Some(24))
+    }));
+    lab.answer(Answer::Descriptors {
+        open: 64,
+        limit: 64,
+        system: (900, 90_000),
+    });
+    assert_eq!(verdict(&lab.only()), ("fd-limit", Confirmed));
+}
+
+fn configured(upstream: &str, address: &str) -> ConfiguredPeer {
+    ConfiguredPeer {
+        peer: peer(address),
+        upstream: upstream.to_owned(),
+        server: address.to_owned(),
+        via: Some("http".to_owned()),
+        limits: Limits {
+            read_timeout_ms: Some(60_000),
+            ..Limits::default()
+        },
+    }
+}
+
+fn configure(lab: &mut Lab, since: Ktime, peers: Vec<ConfiguredPeer>) {
+    let config = Config {
+        peers,
+        ..Config::default()
+    };
+    lab.tell(
+        since,
+        Input::Config {
+            master: Pid(800),
+            since,
+            config,
+        },
+    );
+}
+
+#[test]
+fn old_workers_keep_the_names_they_started_with() {
+    let mut lab = Lab::new();
+    configure(&mut lab, ms(-8000), vec![configured("old", APP)]);
+    lab.tell(
+        ms(-7000),
+        Input::Worker {
+            worker: WORKER,
+            master: Pid(800),
+            started: ms(-9500),
+        },
+    );
+    configure(
+        &mut lab,
+        ms(-100),
+        vec![configured("new", APP), configured("both", APP)],
+    );
+    lab.tell(
+        ms(-90),
+        Input::Worker {
+            worker: Pid(812),
+            master: Pid(800),
+            started: ms(-95),
+        },
+    );
+    lab.see(no_socket(APP));
+    lab.end(refused(APP));
+    lab.end(Exchange {
+        worker: Pid(812),
+        id: id(2, 1),
+        ..refused(APP)
+    });
+    lab.tell(ms(500), Input::Tick);
+    let names: Vec<_> = lab
+        .attempts()
+        .iter()
+        .map(|attempt| (attempt.upstream.clone(), attempt.upstreams.clone()))
+        .collect();
+    let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    assert_eq!(
+        names,
+        [
+            (Some("old".to_owned()), set(&["old"])),
+            (None, set(&["both", "new"]))
+        ]
+    );
+    let kinds = lab.outputs.iter().filter_map(|output| match output {
+        Output::Event(event) => Some(event.kind),
+        _ => None,
+    });
+    assert_eq!(kinds.collect::<Vec<_>>(), ["reload", "config", "worker-start"]);
+}
+
+#[test]
+fn no_live_upstreams_names_the_failures_behind_it() {
+    let mut lab = Lab::new();
+    configure(&mut lab, ms(-8000), vec![configured("api", APP)]);
+    lab.see(no_socket(APP));
+    lab.see(Event::Line(line(1, us(150), "connect() failed", Some(111))));
+    lab.end(Exchange {
+        line: Some(LineId(1)),
+        ..refused(APP)
+    });
+    lab.tell(
+        us(300),
+        Input::Kernel(Event::Line(line(2, us(300), "no live upstreams", None))),
+    );
+    lab.tell(ms(400), Input::Tick);
+    let attempts = lab.attempts();
+    let last = attempts.last().expect("two attempts");
+    assert_eq!(
+        (last.outcome, last.peer.clone(), last.upstream.as_deref()),
+        (Outcome::NoLiveUpstreams, None, Some("api"))
+    );
+    assert_eq!(verdict(last), ("no-live-upstreams", Confirmed));
+    assert!(
+        last.cause
+            .as_ref()
+            .is_some_and(|cause| cause.summary.contains("no-listener")),
+        "{last:#?}"
+    );
+    assert_eq!(last.retry, Some((1, 2)));
+}
+
+#[test]
+fn a_retry_names_the_attempt_it_retried() {
+    let mut lab = Lab::new();
+    lab.see(no_socket(APP));
+    lab.see(Event::Line(line(1, us(150), "connect() failed", Some(111))));
+    lab.end(Exchange {
+        line: Some(LineId(1)),
+        ..refused(APP)
+    });
+    let answered = Exchange {
+        received: 9,
+        first_received_at: Some(ms(9)),
+        last_received_at: Some(ms(9)),
+        ..sent(FAR, us(9020))
+    };
+    lab.end(Exchange {
+        id: id(2, 1),
+        retry_of: Some(RetryOf::Exchange(id(1, 1))),
+        ..answered
+    });
+    let summary = lab.summary();
+    let retries: Vec<_> = lab
+        .attempts()
+        .iter()
+        .map(|attempt| (attempt.number, attempt.retry))
+        .collect();
+    assert_eq!(retries, [(1, None), (2, Some((1, 2)))]);
+    assert_eq!(
+        (summary.attempts, summary.failures, summary.complete),
+        (2, 1, true)
+    );
+    let findings: Vec<&Finding> = lab
+        .outputs
+        .iter()
+        .filter_map(|output| match output {
+            Output::Finding(finding) => Some(finding),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        findings.iter().map(|finding| finding.id).collect::<Vec<_>>(),
+        ["failures-hidden-by-retries"]
+    );
+}
+
+#[test]
+fn a_late_log_line_still_finds_its_attempt() {
+    let mut lab = Lab::new();
+    lab.tell(
+        ms(-10),
+        Input::LogLine(logged("connect() failed", Some(111), FAR)),
+    );
+    lab.see(no_socket(APP));
+    lab.see(Event::Line(Line {
+        connection: Some(8),
+        ..line(1, us(150), "connect() failed", Some(111))
+    }));
+    lab.end(Exchange {
+        line: Some(LineId(1)),
+        ..refused(APP)
+    });
+    assert_eq!(lab.attempts().len(), 0, "its log line is awaited");
+    lab.tell(
+        ms(40),
+        Input::LogLine(LogLine {
+            connection: Some(8),
+            ..logged("connect() failed", Some(111), APP)
+        }),
+    );
+    let attempts = lab.attempts();
+    assert_eq!(attempts.len(), 1, "it is written as soon as the line is there");
+    assert_eq!(attempts[0].log.as_ref().and_then(|log| log.connection), Some(8));
+    assert_eq!(
+        attempts[0]
+            .request
+            .as_ref()
+            .and_then(|request| request.path.as_deref()),
+        Some("/a")
+    );
+    assert_eq!(
+        attempts[0].nginx_says.as_deref(),
+        Some("connect() failed (111: Connection refused) while connecting to upstream")
+    );
+}
+
+#[test]
+fn nothing_waits_longer_than_its_bound() {
+    let mut lab = Lab::new();
+    lab.tell(
+        ms(-10),
+        Input::LogLine(logged("connect() failed", Some(111), FAR)),
+    );
+    lab.see(no_socket(APP));
+    lab.see(Event::Line(Line {
+        connection: Some(8),
+        ..line(1, us(150), "connect() failed", Some(111))
+    }));
+    lab.end(Exchange {
+        line: Some(LineId(1)),
+        ..refused(APP)
+    });
+    lab.tell(ms(299), Input::Tick);
+    assert_eq!(lab.attempts().len(), 0);
+    lab.tell(ms(301), Input::Tick);
+    let attempts = lab.attempts();
+    assert_eq!(attempts.len(), 1);
+    assert!(
+        attempts[0]
+            .unseen
+            .iter()
+            .any(|text| text.starts_with("error-log-file")),
+        "{:?}",
+        attempts[0].unseen
+    );
+}
+
+#[test]
+fn without_nginx_s_voice_the_file_tells_what_it_can() {
+    let mut lab = Lab::with_hooks(&["nginx-log"]);
+    // The line came first, the kernel's record after it.
+    lab.tell(
+        us(250),
+        Input::LogLine(logged("connect() failed", Some(111), APP)),
+    );
+    lab.see(no_socket(APP));
+    lab.end(refused(APP));
+    lab.tell(
+        ms(1),
+        Input::LogLine(LogLine {
+            level: "crit".to_owned(),
+            ..logged("connect() to unix:/x failed", Some(2), "unix:/x")
+        }),
+    );
+    lab.tell(ms(400), Input::Tick);
+    let attempts = lab.attempts();
+    assert_eq!(attempts.len(), 2);
+    assert_eq!(verdict(attempts[0]), ("no-listener", Confirmed));
+    assert!(attempts[0].log.is_some());
+    assert_eq!(
+        (attempts[1].peer.clone(), verdict(attempts[1]).0),
+        (Some(peer("unix:/x")), "unix-missing")
+    );
+}
+
+#[test]
+fn a_loss_lowers_what_is_said() {
+    let mut lab = Lab::new();
+    lab.tell(
+        ms(0),
+        Input::Lost {
+            class: LossClass::Ring,
+            count: 3,
+        },
+    );
+    lab.see(no_socket(APP));
+    lab.end(refused(APP));
+    let summary = lab.summary();
+    assert_eq!(verdict(lab.attempts()[0]), ("no-listener", Likely));
+    assert_eq!(
+        (summary.lost.get(&LossClass::Ring), summary.complete),
+        (Some(&3), false)
+    );
+}
+
+#[test]
+fn races_at_one_idle_time_make_a_finding() {
+    let races = |spread: i64| {
+        let mut lab = Lab::new();
+        configure(&mut lab, ms(-8000), vec![configured("api", FAR)]);
+        for n in 0..6 {
+            let race = Exchange {
+                fin_before_request: true,
+                acked: 0,
+                ..closed(sent_again(FAR, ms(2)), us(900))
+            };
+            lab.end(Exchange {
+                id: id(n, 2),
+                previous_at: Some(ms(-5000 - spread * i64::try_from(n).expect("small"))),
+                ..race
+            });
+        }
+        lab.summary();
+        lab.outputs.iter().filter(|output| matches!(output, Output::Finding(finding) if finding.id == "keepalive-races-at-one-idle-time")).count()
+    };
+    assert_eq!((races(5), races(500)), (1, 0));
+}
