@@ -3,7 +3,7 @@
 //! Everything here is a snapshot, read without changing anything; a process that is gone or a system that refuses
 //! yields [`Answer::Unavailable`], never a guess.
 
-use std::{collections::BTreeSet, fs, io, net::IpAddr};
+use std::{collections::BTreeSet, fs, io, net::IpAddr, time::Duration};
 
 use nix::{
     sys::utsname::uname,
@@ -23,8 +23,8 @@ mod netlink;
 
 pub use process::{inner_pid, netns_of};
 
-/// How long one search for the holders of sockets may take.
-const OWNER_SEARCH: std::time::Duration = std::time::Duration::from_millis(80);
+/// How much processor time one search for the holders of sockets may take.
+const OWNER_SEARCH: Duration = Duration::from_millis(300);
 
 /// Answers a question of the engine.
 #[must_use]
@@ -196,3 +196,6 @@ pub fn wall_clock_offset() -> i64 {
 fn nanoseconds(clock: ClockId) -> i64 {
     clock_gettime(clock).map_or(0, |time| time.tv_sec() * 1_000_000_000 + time.tv_nsec())
 }
+
+#[cfg(test)]
+mod tests;

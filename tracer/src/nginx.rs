@@ -4,3 +4,6 @@ pub mod config;
 pub mod error_log;
 pub mod find;
 pub mod tail;
+
+#[cfg(test)]
+mod tests;

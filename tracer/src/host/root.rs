@@ -32,15 +32,16 @@ pub struct Root {
 impl Root {
     /// The root of process `pid`.
     pub fn of(pid: Pid) -> io::Result<Self> {
-        Self::at(Path::new(&format!("/proc/{pid}/root")))
+        Self::below(Path::new(&format!("/proc/{pid}/root")))
     }
 
     /// This program's own root.
     pub fn own() -> io::Result<Self> {
-        Self::at(Path::new("/"))
+        Self::below(Path::new("/"))
     }
 
-    fn at(path: &Path) -> io::Result<Self> {
+    /// This directory as if it were a root.
+    pub fn below(path: &Path) -> io::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let directory = open(path, flags, Mode::empty())?;
         Ok(Self { directory })

@@ -29,7 +29,7 @@ const MAX_SYMLINKS: u32 = 40;
 /// A path of 107 bytes has no more components, but symlinks may lengthen it.
 const MAX_COMPONENTS: usize = 256;
 /// Other namespaces are searched for this long.
-const NAMESPACE_SEARCH: Duration = Duration::from_millis(50);
+const NAMESPACE_SEARCH: Duration = Duration::from_millis(500);
 
 /// The answer to [`crate::event::Question::UnixPath`].
 pub fn look_at(pid: Pid, path: &str) -> io::Result<UnixPath> {
@@ -249,7 +249,7 @@ impl Walk {
             // The kernel asks nobody's leave to follow one.
             true
         } else {
-            let acl = xattr::get(
+            let acl = xattr::get_deref(
                 format!("/proc/self/fd/{}", file.as_raw_fd()),
                 "system.posix_acl_access",
             );

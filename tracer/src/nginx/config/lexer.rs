@@ -347,10 +347,7 @@ mod tests {
                 "<a><${b}><$c>{1 ! unexpected end of file, expecting \";\" or \"}\" in line 1",
             ),
             ("a ${{b};", "<a><${{b}>;1"),
-            (
-                "location ~ a{2}$ {",
-                "<location><~><a>{1 ! unexpected end of file, expecting \";\" or \"}\" in line 1",
-            ),
+            ("location ~ a{2}$ {", "<location><~><a>{1 <2}$>{1"),
             ("if ($a = 'b') {", "<if><($a><=><b><)>{1"),
             ("a 'b')c;", "<a><b><)c>;1"),
             ("a 'b'c;", "! unexpected \"c\" in line 1"),

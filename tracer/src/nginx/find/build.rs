@@ -49,7 +49,7 @@ pub fn read(pid: Pid) -> io::Result<Option<Build>> {
 /// there, so that a program that merely mentions nginx is not taken for one.
 fn parse(text: &[u8]) -> Option<Build> {
     let version = find_version(text)?;
-    find(text, b"worker_connections", 0)?;
+    has_string(text, b"worker_connections").then_some(())?;
     let configured = find(text, b"configure arguments:", 0).map(|at| {
         let rest = &text[at + b"configure arguments:".len()..];
         let end = rest
@@ -90,11 +90,19 @@ fn find_version(text: &[u8]) -> Option<String> {
         let is_product = ["nginx", "openresty", "angie", "tengine", "freenginx"]
             .iter()
             .any(|known| known.eq_ignore_ascii_case(product));
-        if is_product && number.starts_with(|c: char| c.is_ascii_digit()) {
+        // The text goes on with a new line, the build's name, or ends; anything else is another program's.
+        let is_end = matches!(text.get(from + length), Some(b'\n' | b' ' | 0));
+        if is_product && is_end && number.starts_with(|c: char| c.is_ascii_digit()) {
             return Some(version.into_owned());
         }
     }
     None
+}
+
+/// Whether the text is there as a C string of its own; other programs only mention it.
+fn has_string(text: &[u8], string: &[u8]) -> bool {
+    let is_zero = |at: usize| text.get(at) == Some(&0);
+    memchr::memmem::find_iter(text, string).any(|at| at > 0 && is_zero(at - 1) && is_zero(at + string.len()))
 }
 
 fn find(text: &[u8], needle: &[u8], from: usize) -> Option<usize> {
@@ -122,10 +130,10 @@ mod tests {
 
     #[test]
     fn the_version_and_the_paths_are_in_the_text() {
-        let text = b"\x7fELF\0worker_connections\0nginx version: nginx/1.22.1\n\0\
-            configure arguments: --with-cc-opt='-g -O2 --prefix=/no' --prefix=/usr/share/nginx --conf-path=/etc/n.conf\n\0";
+        let configured = "configure arguments: --with-cc-opt='-g -O2 --prefix=/no' --prefix=/usr/share/nginx \
+            --conf-path=/etc/n.conf\n";
         assert_eq!(
-            parse(text),
+            parse(&executable(&["nginx", "nginx/1.22.1"], configured)),
             Some(Build {
                 version: Some("nginx/1.22.1".into()),
                 prefix: Some("/usr/share/nginx".into()),
@@ -135,34 +143,37 @@ mod tests {
         );
     }
 
+    /// Put together when it runs, so that this program does not look like an nginx itself.
+    fn executable(version: &[&str], rest: &str) -> Vec<u8> {
+        let texts = ["\x7fELF", "worker_connections", &version.join(" version: "), rest];
+        texts.join("\0").into_bytes()
+    }
+
     #[test]
     fn forks_are_known_and_other_programs_are_not() {
-        let cases: &[(&str, Option<&str>)] = &[
+        for (version, rest, expected) in [
+            (["nginx", "openresty/1.25.3.1"], "", Some("openresty/1.25.3.1")),
+            (["Angie", "Angie/1.13.0"], "", Some("Angie/1.13.0")),
             (
-                "nginx version: openresty/1.25.3.1\n worker_connections",
-                Some("openresty/1.25.3.1"),
-            ),
-            (
-                "Angie version: Angie/1.13.0\n worker_connections",
-                Some("Angie/1.13.0"),
-            ),
-            (
-                "Tengine version: Tengine/3.2.0\nnginx version: nginx/1.24.0\n worker_connections",
+                ["Tengine", "Tengine/3.2.0"],
+                "nginx version: nginx/1.24.0",
                 Some("Tengine/3.2.0"),
             ),
-            (
-                "freenginx version: freenginx/1.27.2 worker_connections",
-                Some("freenginx/1.27.2"),
-            ),
-            ("nginx version: nginx/%s worker_connections", None),
-            ("haproxy version: haproxy/2.6 worker_connections", None),
-            ("nginx version: nginx/1.22.1", None),
-            ("", None),
-        ];
-        for (text, expected) in cases {
-            let version = parse(text.as_bytes()).and_then(|build| build.version);
-            assert_eq!(version.as_deref(), *expected, "{text}");
+            (["freenginx", "freenginx/1.27.2"], "", Some("freenginx/1.27.2")),
+            (["nginx", "nginx/%s"], "", None),
+            (["haproxy", "haproxy/2.6"], "", None),
+        ] {
+            let build = parse(&executable(&version, rest));
+            assert_eq!(
+                build.and_then(|build| build.version).as_deref(),
+                expected,
+                "{version:?}"
+            );
         }
+        let mentions = executable(&["nginx", "nginx/1.22.1"], "");
+        let mentions = String::from_utf8_lossy(&mentions).replace('\0', " ");
+        assert_eq!(parse(mentions.as_bytes()), None);
+        assert_eq!(parse(b""), None);
     }
 
     #[test]
