@@ -1,10 +1,11 @@
 //! Is this task, or this socket, ours?
 
-use tracer_ebpf::{BackendLink, Conn, Endpoint, Worker, counter};
+use tracer_ebpf::{BackendLink, Conn, Endpoint, Worker, conn, counter};
 
 use crate::{
     maps::{BACKENDS, CONNECTIONS, ENDPOINTS, OWNERS, WORKERS},
     output::{count, counted},
+    sock::{AF_UNIX, Sock},
 };
 
 /// The nginx process with this id.
@@ -21,7 +22,33 @@ pub fn worker(pid: u32) -> Option<&'static mut Worker> {
 #[inline(always)]
 pub fn connection(sock: u64) -> Option<&'static mut Conn> {
     // SAFETY: as for `worker`.
-    CONNECTIONS.get_ptr_mut(sock).map(|value| unsafe { &mut *value })
+    let entry = CONNECTIONS
+        .get_ptr_mut(sock)
+        .map(|value| unsafe { &mut *value })?;
+    if entry.flags & (conn::PREEXISTING | conn::CONFIRMED) == conn::PREEXISTING && !is_confirmed(entry) {
+        return None;
+    }
+    Some(entry)
+}
+
+/// Whether the socket that user space found open is still that socket at its first event. Between being found and being
+/// put into the table it can be destroyed, and its address be another's.
+#[inline(never)]
+fn is_confirmed(entry: &mut Conn) -> bool {
+    let sock = Sock(entry.sock);
+    let is_same = if entry.family == AF_UNIX {
+        sock.family() == AF_UNIX && sock.unix_peer() == entry.backend_sock
+    } else {
+        // A closed socket's ports may be 0 already: that is no contradiction.
+        let (local, peer) = (sock.local_port(), sock.peer_port());
+        (local == entry.sport || local == 0) && (peer == entry.dport || peer == 0)
+    };
+    if is_same {
+        entry.flags |= conn::CONFIRMED;
+    } else {
+        let _ = CONNECTIONS.remove(entry.sock);
+    }
+    is_same
 }
 
 /// nginx's connection on this socket, if it is still the generation `since`.

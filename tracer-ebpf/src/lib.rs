@@ -75,6 +75,8 @@ pub mod conn {
     pub const ICMP_SEEN: u32 = 512;
     /// A process touched the backend's socket.
     pub const BACKEND_TASK: u32 = 1024;
+    /// A connection that was there before: the socket has been seen to be still the one that was found.
+    pub const CONFIRMED: u32 = 2048;
 }
 
 /// [`Conn::end`].
