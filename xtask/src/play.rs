@@ -1,6 +1,11 @@
 //! `cargo xtask scenario`: runs scenarios by name and shows where to look.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    fmt::Write as _,
+    path::PathBuf,
+    process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use xtask::{
@@ -19,6 +24,9 @@ pub struct Args {
     /// Judge nginx's own log alone: does the fault really happen?
     #[arg(long)]
     without_tracer: bool,
+    /// How many at the same time.
+    #[arg(long, default_value_t = 4)]
+    jobs: usize,
     /// Further arguments for `tracer attach`.
     #[arg(last = true)]
     arguments: Vec<String>,
@@ -35,41 +43,56 @@ pub fn run(args: &Args) -> Result<()> {
     let is_wanted = |scenario: &Scenario| {
         args.names.is_empty() || args.names.iter().any(|name| scenario.name.starts_with(name))
     };
-    let mut wrong = 0;
-    let mut n_run = 0;
-    for scenario in Scenario::read_all(&root().join("tests/scenarios"))? {
-        if !is_wanted(&scenario) {
-            continue;
-        }
-        n_run += 1;
-        let keep = target_folder().join("scenarios").join(&scenario.name);
-        let setup = Setup {
-            tracer: tracer.clone(),
-            nginx: find_nginx()?,
-            keep: keep.clone(),
-            arguments: args.arguments.clone(),
-        };
-        match xtask::scenario::run::run(&run, &scenario, &setup) {
-            Ok(Outcome::AsExpected) => println!("ok       {}", scenario.name),
-            Ok(Outcome::Skipped(why)) => println!("skipped  {}: {why}", scenario.name),
-            Ok(Outcome::Wrong(problems)) => {
-                wrong += 1;
-                println!("wrong    {} ({})", scenario.name, keep.display());
-                for problem in problems {
-                    println!("         {problem}");
+    let scenarios: Vec<Scenario> = Scenario::read_all(&root().join("tests/scenarios"))?
+        .into_iter()
+        .filter(is_wanted)
+        .collect();
+    ensure!(
+        !scenarios.is_empty(),
+        "no scenario is called so: see tests/scenarios"
+    );
+    let nginx = find_nginx()?;
+    let next = AtomicUsize::new(0);
+    let wrong = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..args.jobs {
+            scope.spawn(|| {
+                while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let setup = Setup {
+                        tracer: tracer.clone(),
+                        nginx: nginx.clone(),
+                        keep: target_folder().join("scenarios").join(&scenario.name),
+                        arguments: args.arguments.clone(),
+                    };
+                    let (report, is_wrong) = report(&run, scenario, &setup);
+                    print!("{report}");
+                    wrong.fetch_add(usize::from(is_wrong), Ordering::Relaxed);
                 }
-            }
-            Err(error) => {
-                wrong += 1;
-                println!("error    {}: {error:#}", scenario.name);
-            }
+            });
         }
-    }
-    ensure!(n_run > 0, "no scenario is called so: see tests/scenarios");
+    });
+    let wrong = wrong.into_inner();
     if wrong > 0 {
-        bail!("{wrong} of {n_run} scenarios are wrong");
+        bail!("{wrong} of {} scenarios are wrong", scenarios.len());
     }
     Ok(())
+}
+
+/// Runs one scenario and says how it went, and whether it went wrong.
+fn report(run: &Run, scenario: &Scenario, setup: &Setup) -> (String, bool) {
+    let name = &scenario.name;
+    match xtask::scenario::run::run(run, scenario, setup) {
+        Ok(Outcome::AsExpected) => (format!("ok       {name}\n"), false),
+        Ok(Outcome::Skipped(why)) => (format!("skipped  {name}: {why}\n"), false),
+        Ok(Outcome::Wrong(problems)) => {
+            let mut text = format!("wrong    {name} ({})\n", setup.keep.display());
+            for problem in problems {
+                let _ = writeln!(text, "         {problem}");
+            }
+            (text, true)
+        }
+        Err(error) => (format!("error    {name}: {error:#}\n"), true),
+    }
 }
 
 /// Builds the tracer and yields its path.
