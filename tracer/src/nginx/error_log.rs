@@ -329,3 +329,237 @@ fn without_queries(text: &str) -> String {
     }
     kept
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn context() -> Context {
+        Context {
+            zone: Zone::utc(),
+            pids: BTreeMap::from([(7, Pid(4007))]),
+            unix_paths: vec!["/run/a".into(), "/run/a.sock".into()],
+        }
+    }
+
+    /// The parts of a line, `-` for what it does not have.
+    fn shown(line: &str) -> String {
+        let Some(line) = parse(line, &context()) else {
+            return "no log line".to_owned();
+        };
+        let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+        format!(
+            "{} {} {} | {} | {} {} | {} {} | {} {} {}",
+            line.pid,
+            or_dash(line.connection.map(|number| number.to_string())),
+            line.level,
+            line.message,
+            or_dash(line.errno.map(|errno| errno.0.to_string())),
+            or_dash(line.action),
+            or_dash(line.upstream),
+            or_dash(line.peer.map(|peer| peer.to_string())),
+            or_dash(line.client),
+            or_dash(line.host),
+            or_dash(line.request.map(|(method, path)| format!("{method} {path}"))),
+        )
+    }
+
+    const HEAD: &str = "2026/11/22 01:02:03 [error] 7#7: ";
+
+    fn check(rest: &str, expected: &str) {
+        assert_eq!(shown(&format!("{HEAD}{rest}")), expected, "{rest}");
+    }
+
+    #[test]
+    fn lines_are_taken_apart() {
+        check(
+            "*45 connect() failed (111: Connection refused) while connecting to upstream, client: 127.0.0.1, server: , \
+             request: \"GET /a?x=1 HTTP/1.1\", upstream: \"http://127.0.0.1:3000/a?x=1\", host: \"localhost:80\", \
+             referrer: \"http://r/?y\"",
+            "4007 45 error | connect() failed | 111 connecting to upstream | http://127.0.0.1:3000/a 127.0.0.1:3000 | \
+             127.0.0.1 localhost:80 GET /a",
+        );
+        check(
+            "*1 no live upstreams while connecting to upstream, client: ::1, server: s, request: \"POST / HTTP/2.0\", \
+             upstream: \"http://be/\", host: \"h\"",
+            "4007 1 error | no live upstreams | - connecting to upstream | http://be/ - | ::1 h POST /",
+        );
+        check(
+            "*2 SSL_do_handshake() failed (SSL: error:0A00010B:SSL routines::wrong version number) while SSL handshaking \
+             to upstream, client: 10.0.0.1, server: _, request: \"GET / HTTP/1.0\", upstream: \"https://[::1]:8443/\"",
+            "4007 2 error | SSL_do_handshake() failed (SSL: error:0A00010B:SSL routines::wrong version number) | - \
+             SSL handshaking to upstream | https://[::1]:8443/ [::1]:8443 | 10.0.0.1 - GET /",
+        );
+        check(
+            "*3 SSL_read() failed (SSL: error:x) (104: Connection reset by peer) while reading upstream, client: c",
+            "4007 3 error | SSL_read() failed (SSL: error:x) | 104 reading upstream | - - | c - -",
+        );
+        check(
+            "*4 upstream prematurely closed connection while reading response header from upstream, client: unix:, \
+             server: , request: \"GET /s HTTP/1.1\", subrequest: \"/auth?t\", upstream: \"uwsgi://[::ffff:10.0.0.1]:1\"",
+            "4007 4 error | upstream prematurely closed connection | - reading response header from upstream | \
+             uwsgi://[::ffff:10.0.0.1]:1 10.0.0.1:1 | unix: - GET /s",
+        );
+    }
+
+    #[test]
+    fn lines_without_a_client_or_a_phase_are_lines_too() {
+        check(
+            "api.example could not be resolved (3: Host not found)",
+            "4007 - error | api.example could not be resolved | 3 - | - - | - - -",
+        );
+        check(
+            "worker process 811 exited on signal 11 (core dumped)",
+            "4007 - error | worker process 811 exited on signal 11 (core dumped) | - - | - - | - - -",
+        );
+        check(
+            "*9 recv() failed (104: x), upstream: \"fastcgi://127.0.0.1:9000\"",
+            "4007 9 error | recv() failed | 104 - | fastcgi://127.0.0.1:9000 127.0.0.1:9000 | - - -",
+        );
+        check("*x", "4007 - error | *x | - - | - - | - - -");
+        check("", "4007 - error |  | - - | - - | - - -");
+    }
+
+    #[test]
+    fn unix_peers_end_where_their_path_does() {
+        let line = |message: &str, upstream: &str| {
+            let line = format!("{HEAD}*1 {message}, client: c, server: s, upstream: \"{upstream}\"");
+            parse(&line, &context())
+                .expect("a line")
+                .peer
+                .map(|peer| peer.to_string())
+        };
+        for (upstream, expected) in [
+            ("http://unix:/run/a.sock:/uri", Some("unix:/run/a.sock")),
+            ("http://unix:/run/a.sock/uri", Some("unix:/run/a.sock")),
+            ("http://unix:/run/a/uri:x", Some("unix:/run/a")),
+            ("fastcgi://unix:/run/php.sock:", Some("unix:/run/php.sock")),
+            ("http://unix:/run/b.sock:/uri:x", Some("unix:/run/b.sock")),
+            ("unix:/run/stream.sock", Some("unix:/run/stream.sock")),
+            ("http://unix:/run/none", None),
+        ] {
+            assert_eq!(
+                line("connect() failed", upstream).as_deref(),
+                expected,
+                "{upstream}"
+            );
+        }
+        let timed_out =
+            "upstream timed out (110: Connection timed out) while reading response header from upstream";
+        assert_eq!(
+            line(timed_out, "http://unix:/run/a.sock/uri").as_deref(),
+            Some("unix:/run/a.sock")
+        );
+        assert_eq!(line(timed_out, "http://unix:/run/b.sock/uri:x"), None);
+    }
+
+    #[test]
+    fn stream_lines_have_a_bare_peer_and_counts() {
+        let line = format!(
+            "{HEAD}*3 connect() failed (111: Connection refused) while connecting to upstream, client: 127.0.0.1, \
+             server: 0.0.0.0:9000, upstream: \"[::1]:5432\", bytes from/to client:0/0, bytes from/to upstream:0/0"
+        );
+        assert_eq!(
+            shown(&line),
+            "4007 3 error | connect() failed | 111 connecting to upstream | [::1]:5432 [::1]:5432 | 127.0.0.1 - -"
+        );
+        assert_eq!(
+            parse(&line, &context()).expect("a line").text,
+            line,
+            "nothing in it is secret"
+        );
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_keeps_what_is_there() {
+        let whole = format!(
+            "{HEAD}*45 recv() failed (104: x) while reading upstream, client: 127.0.0.1, server: s, request: \
+             \"GET /a?secret HTTP/1.1\", upstream: \"http://127.0.0.1:3000/a?secret\", host: \"h\""
+        );
+        for end in (HEAD.len()..whole.len()).filter(|end| whole.is_char_boundary(*end)) {
+            let line = parse(&whole[..end], &context()).expect("its head is whole");
+            assert!(!line.text.contains("secret"), "{}", line.text);
+            assert!(line.text.len() <= end + 1, "{}", line.text);
+        }
+        assert_eq!(
+            shown(&whole[..whole.find("/a?secret\", host").expect("there") + 4]),
+            "4007 45 error | recv() failed | 104 reading upstream | http://127.0.0.1:3000/a 127.0.0.1:3000 | 127.0.0.1 - \
+             GET /a"
+        );
+    }
+
+    #[test]
+    fn a_client_cannot_write_fields_of_its_own() {
+        check(
+            "*1 m while reading upstream, client: c, server: s, request: \"GET /\", upstream: \"http://9.9.9.9:9/ HTTP/1.1\", \
+             upstream: \"http://127.0.0.1:1/\", host: \"h\"",
+            "4007 1 error | m | - reading upstream | http://127.0.0.1:1/ 127.0.0.1:1 | c h GET /\", upstream: \
+             \"http://9.9.9.9:9/",
+        );
+    }
+
+    #[test]
+    fn other_lines_are_no_log_lines() {
+        for line in [
+            "",
+            "PHP message: x",
+            "2026/11/22 01:02:03 error",
+            "2026/13/22 01:02:03 [error] 7#7: x",
+            "2026/11/22 01:02:03 [error] x#7: x",
+            "2026/11/22 01:02:03 [error] 7: x",
+            "2026/11/22 01:02:03ä[error] 7#7: x",
+        ] {
+            assert_eq!(shown(line), "no log line", "{line}");
+        }
+    }
+
+    #[test]
+    fn local_time_is_told_in_its_zone() {
+        let zone = |posix: &str| Context {
+            zone: Zone(TimeZone::posix(posix).expect("a zone")),
+            ..context()
+        };
+        let time = |line: &str, context: &Context| {
+            parse(&format!("{line} [error] 1#1: x"), context).map(|line| line.time)
+        };
+        assert_eq!(time("1970/01/01 00:00:10", &context()), Some(10));
+        let berlin = zone("CET-1CEST,M3.5.0,M10.5.0/3");
+        assert_eq!(time("1970/01/01 01:00:10", &berlin), Some(10));
+        assert_eq!(time("2026/07/01 02:00:00", &berlin), Some(1_782_864_000));
+        // An hour that the clock skipped, and one that it showed twice, are still times.
+        assert!(time("2026/03/29 02:30:00", &berlin).is_some());
+        assert!(time("2026/10/25 02:30:00", &berlin).is_some());
+        let own = Zone::of(Pid(std::process::id()));
+        assert!(own.to_epoch(civil::date(1970, 1, 1).at(0, 0, 0, 0)).is_some());
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_makes_it_panic(rest in "\\PC{0,200}", line in "\\PC{0,80}") {
+            let _ = parse(&line, &context());
+            let parsed = parse(&format!("{HEAD}{rest}"), &context()).expect("its head is whole");
+            prop_assert!(parsed.text.len() <= HEAD.len() + rest.len() + 1);
+        }
+
+        #[test]
+        fn no_query_and_no_referrer_is_kept(
+            before in "[a-z/\",:. ?]{0,12}",
+            after in "[a-z/\",:. ?]{0,12}",
+            field in 0_usize..5,
+        ) {
+            let secret = format!("{before}?SECRET{after}");
+            let value = |index: usize| if index == field { secret.replace(' ', "") } else { "/plain".to_owned() };
+            let line = format!(
+                "{HEAD}*1 m \"{}\" while reading upstream, client: c, server: s, request: \"GET {} HTTP/1.1\", \
+                 subrequest: \"{}\", upstream: \"http://127.0.0.1:1{}\", host: \"h\", referrer: \"{}\"",
+                value(0), value(1), value(2), value(3), value(4),
+            );
+            let parsed = parse(&line, &context()).expect("a line");
+            prop_assert!(!parsed.text.contains("SECRET"), "{line}\n{}", parsed.text);
+            let kept = format!("{parsed:?}");
+            prop_assert!(!kept.contains("SECRET"), "{line}\n{kept}");
+        }
+    }
+}

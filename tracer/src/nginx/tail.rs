@@ -281,3 +281,205 @@ impl Open {
         self.is_skipping = false;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Write, path::PathBuf, time::Duration};
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    use super::*;
+
+    struct Logs {
+        directory: tempfile::TempDir,
+    }
+
+    impl Logs {
+        fn new() -> Self {
+            Self {
+                directory: tempfile::tempdir().expect("a temporary directory"),
+            }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.directory.path().join(name)
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            let mut file = File::options()
+                .append(true)
+                .create(true)
+                .open(self.path(name))
+                .expect("a log");
+            file.write_all(text.as_bytes()).expect("space");
+        }
+
+        fn follow(&self, names: &[&str]) -> Tail {
+            let target = |name: &&str| match name.contains(':') || *name == "stderr" || name.starts_with('/')
+            {
+                true => (*name).to_owned(),
+                false => self.path(name).to_string_lossy().into_owned(),
+            };
+            Tail::open(
+                Pid(std::process::id()),
+                &names.iter().map(target).collect::<Vec<_>>(),
+            )
+        }
+    }
+
+    #[test]
+    fn only_new_and_whole_lines_are_read() {
+        let logs = Logs::new();
+        logs.write("a", "old\n");
+        let mut tail = logs.follow(&["a"]);
+        assert_eq!(tail.poll_lines(), [""; 0]);
+        logs.write("a", "one\ntwo\nthr");
+        assert_eq!(tail.poll_lines(), ["one", "two"]);
+        logs.write("a", "ee\n\n");
+        assert_eq!(tail.poll_lines(), ["three", ""]);
+        assert_eq!(tail.poll_lines(), [""; 0]);
+    }
+
+    #[test]
+    fn the_rest_of_a_line_from_before_is_left_out() {
+        let logs = Logs::new();
+        logs.write("a", "old, half");
+        let mut tail = logs.follow(&["a"]);
+        logs.write("a", " and half\nnew\n");
+        assert_eq!(tail.poll_lines(), ["new"]);
+    }
+
+    #[test]
+    fn a_renamed_log_is_read_until_nginx_leaves_it() {
+        let logs = Logs::new();
+        logs.write("a", "old\n");
+        let mut tail = logs.follow(&["a"]);
+        fs::rename(logs.path("a"), logs.path("a.1")).expect("a log");
+        logs.write("a.1", "still here\n");
+        assert_eq!(tail.poll_lines(), ["still here"]);
+        logs.write("a", "new\n");
+        logs.write("a.1", "last\n");
+        assert_eq!(tail.poll_lines(), ["last", "new"]);
+        logs.write("a.1", "late\n");
+        logs.write("a", "newer\n");
+        assert_eq!(tail.poll_lines(), ["late", "newer"]);
+        for turn in 0..10 {
+            fs::rename(logs.path("a"), logs.path(&format!("a.{turn}"))).expect("a log");
+            logs.write("a", &format!("{turn}\n"));
+            assert_eq!(tail.poll_lines(), [turn.to_string()]);
+        }
+        assert!(tail.logs[0].older.len() <= MAX_OLDER);
+    }
+
+    #[test]
+    fn a_log_that_is_copied_and_cut_begins_anew() {
+        let logs = Logs::new();
+        logs.write("a", "a long old line\n");
+        let mut tail = logs.follow(&["a"]);
+        logs.write("a", "one\nhalf");
+        assert_eq!(tail.poll_lines(), ["one"]);
+        File::options()
+            .write(true)
+            .open(logs.path("a"))
+            .and_then(|file| file.set_len(0))
+            .expect("cut");
+        logs.write("a", "two\n");
+        assert_eq!(tail.poll_lines(), ["two"]);
+        assert_eq!(tail.take_lost(), 1, "the half line is gone");
+        assert_eq!(tail.take_lost(), 0);
+    }
+
+    #[test]
+    fn a_log_that_appears_later_is_read_from_its_beginning() {
+        let logs = Logs::new();
+        let mut tail = logs.follow(&["a", "later/b"]);
+        assert_eq!(tail.unseen(), [""; 0]);
+        assert_eq!(tail.poll_lines(), [""; 0]);
+        logs.write("a", "one\n");
+        fs::create_dir(logs.path("later")).expect("a directory");
+        logs.write("later/b", "two\n");
+        assert_eq!(tail.poll_lines(), ["one", "two"]);
+        fs::remove_file(logs.path("a")).expect("a log");
+        assert_eq!(tail.poll_lines(), [""; 0]);
+        logs.write("a", "three\n");
+        assert_eq!(tail.poll_lines(), ["three"]);
+    }
+
+    #[test]
+    fn targets_that_are_no_files_are_told() {
+        let logs = Logs::new();
+        nix::unistd::mkfifo(&logs.path("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+        let tail = logs.follow(&[
+            "stderr",
+            "syslog:server=unix:/dev/log",
+            "memory:32m",
+            "pipe",
+            "/dev/null",
+        ]);
+        let directory = logs.directory.path().display();
+        assert_eq!(
+            tail.unseen(),
+            [
+                "error_log stderr: no file to read".to_owned(),
+                "error_log syslog:server=unix:/dev/log: no file to read".to_owned(),
+                "error_log memory:32m: no file to read".to_owned(),
+                format!("error_log {directory}/pipe: not a regular file"),
+                "error_log /dev/null: not a regular file".to_owned(),
+            ]
+        );
+        // Through such a link a container's log leads to whatever the reader has there: it must not be followed.
+        std::os::unix::fs::symlink("/proc/self/fd/2", logs.path("link")).expect("a link");
+        let tail = logs.follow(&["link"]);
+        assert_eq!(tail.unseen().len(), 1, "{:?}", tail.unseen());
+    }
+
+    #[test]
+    fn one_file_under_two_names_is_read_once() {
+        let logs = Logs::new();
+        logs.write("a", "");
+        std::os::unix::fs::symlink("a", logs.path("b")).expect("a link");
+        let mut tail = logs.follow(&["a", "b"]);
+        logs.write("a", "one\n");
+        assert_eq!(tail.poll_lines(), ["one"]);
+    }
+
+    #[test]
+    fn too_much_at_once_comes_in_turns_and_too_long_a_line_is_counted() {
+        let logs = Logs::new();
+        logs.write("a", "");
+        let mut tail = logs.follow(&["a"]);
+        logs.write("a", &format!("{}\nshort\n", "x".repeat(MAX_LINE + 10)));
+        assert_eq!(tail.poll_lines(), ["short"]);
+        assert_eq!(tail.take_lost(), 1);
+        let line = "y".repeat(1023) + "\n";
+        logs.write("a", &line.repeat(5000));
+        let mut count = 0;
+        let mut turns = 0;
+        while count < 5000 && turns < 10 {
+            count += tail.poll_lines().len();
+            turns += 1;
+            assert_eq!(tail.has_more(), count < 5000, "{count}");
+        }
+        assert_eq!((count, turns), (5000, 2));
+    }
+
+    #[test]
+    fn it_wakes_its_reader() {
+        let logs = Logs::new();
+        logs.write("a", "");
+        let mut tail = logs.follow(&["a", "b"]);
+        let wake = tail.wake_fd().expect("Linux has inotify");
+        let is_woken = |patience: Duration| {
+            let mut waited = [PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
+            poll(&mut waited, PollTimeout::try_from(patience).expect("short")).expect("it can be waited for")
+                == 1
+        };
+        let _ = tail.poll_lines();
+        assert!(!is_woken(Duration::ZERO));
+        for name in ["a", "b", "a"] {
+            logs.write(name, "x\n");
+            assert!(is_woken(Duration::from_secs(10)), "{name}");
+            assert_eq!(tail.poll_lines(), ["x"]);
+        }
+    }
+}
