@@ -12,7 +12,7 @@ use crate::{
     filter::{backend, connection, connection_of},
     maps::{BACKENDS, CONNECTIONS, NO_CONN, SEQUENCES, UNCUT, setting},
     output::{count, counted, header, now, write, write_exchange},
-    sock::{AF_UNIX, CLOSE_WAIT, Sock, current_task},
+    sock::{AF_UNIX, CLOSE_WAIT, Sock, current_pid, current_task},
 };
 
 /// Makes the entry of a connection; `None` when the table is full.
@@ -99,6 +99,10 @@ pub fn finish(entry: &mut Conn, how: u8, at: u64) {
             entry.saddr = sock.local_addr();
         }
         entry.una = sock.snd_una();
+        if entry.sent == 0 && entry.number == 1 && entry.established_at != 0 {
+            // Where sends cannot be seen, what lies in the stream was sent; the FIN is not in it yet.
+            entry.sent = u64::from(sock.write_seq().wrapping_sub(entry.start_seq));
+        }
         entry.rtt_us = sock.srtt_us();
         entry.window = sock.send_window();
         entry.flags |= conn::WINDOW_KNOWN;
@@ -326,6 +330,16 @@ pub fn backend_read(link: &BackendLink, sock: Sock, bytes: u32, at: u64) {
         entry.backend_read += u64::from(bytes);
     } else {
         entry.backend_copied = sock.copied_seq();
+    }
+}
+
+/// A process took the backend's socket with accept().
+#[inline(always)]
+pub fn backend_accepted(link: &BackendLink, at: u64) {
+    if let Some(entry) = connection_of(link.conn_sock, link.conn_since) {
+        entry.flags |= conn::ACCEPTED;
+        entry.backend_accepted_at = at;
+        crate::filter::remember_owner(current_pid());
     }
 }
 

@@ -1,6 +1,7 @@
 //! One file per kind of moment; each program reads its arguments and calls the shared handler.
 
 mod bytes;
+mod connect;
 mod listen;
 mod nginx_log;
 mod packet;

@@ -14,6 +14,11 @@ pub const COMM_LEN: usize = 16;
 pub const ABSENT: u32 = u32::MAX;
 /// Most drop reasons a kernel may know (6.18 knows 129).
 pub const DROP_REASONS: usize = 256;
+/// Functions whose drops matter on kernels without drop reasons; those of the first [`SYN_PLACES`] only for a SYN,
+/// which there means that nobody listens.
+pub const DROP_PLACES: [&str; 4] = ["tcp_v4_rcv", "tcp_v6_rcv", "nf_hook_slow", "neigh_invalidate"];
+/// See [`DROP_PLACES`].
+pub const SYN_PLACES: usize = 2;
 /// Listeners kept per port: several namespaces, addresses and `SO_REUSEPORT` sockets share one.
 pub const LISTENERS_PER_PORT: u32 = 64;
 
@@ -49,6 +54,8 @@ pub mod kind {
     pub const EXECUTED: u16 = 14;
     /// [`crate::SnapshotSocket`], written by the iterator, never to the ring.
     pub const SNAPSHOT: u16 = 15;
+    /// [`crate::ConnectFailed`].
+    pub const CONNECT_FAILED: u16 = 16;
 }
 
 /// Bits of [`Conn::flags`].
@@ -269,6 +276,8 @@ pub struct Conn {
     pub isn_key: u64,
     /// The backend's socket, 0: not on this host.
     pub backend_sock: u64,
+    /// A process took the backend's socket with accept().
+    pub backend_accepted_at: u64,
     /// The backend's first read.
     pub backend_first_read_at: u64,
     /// Its last read.
@@ -291,8 +300,8 @@ pub struct Conn {
     pub backend_closer: TaskInfo,
     /// unix only: the path as the listener was bound.
     pub path: [u8; PATH_LEN],
-    /// Padding.
-    pub pad2: u32,
+    /// `copied_seq` at nginx's last read, where nothing but it shows reads; stays in the table.
+    pub copied: u32,
 }
 
 /// Bytes of a [`Conn`] written for TCP: all but the path.
@@ -456,6 +465,26 @@ pub struct Process {
     pub sender: TaskInfo,
 }
 
+/// A worker's connect() that failed at once.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct ConnectFailed {
+    /// When, and which worker.
+    pub header: Header,
+    /// What connect() returned, positive.
+    pub errno: i32,
+    /// 2 IPv4, 10 IPv6, 1 unix.
+    pub family: u16,
+    /// Port.
+    pub port: u16,
+    /// Address.
+    pub addr: [u8; 16],
+    /// unix: the path as nginx gave it.
+    pub path: [u8; PATH_LEN],
+    /// Padding.
+    pub pad: u32,
+}
+
 /// One socket as the iterator over all open files saw it.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -520,6 +549,8 @@ pub struct Worker {
     pub unix_ended: u64,
     /// The client socket whose end the worker read last: its close is ordinary.
     pub client_ended: u64,
+    /// The socket the worker connected last.
+    pub connecting: u64,
     /// The last failed route lookup.
     pub route_at: u64,
     /// Its error, positive.
@@ -694,9 +725,35 @@ offsets! {
 }
 
 /// What user space decides before the programs are loaded.
+///
+/// `slot_*`: where an fexit program finds what the function returned, which is behind its last argument; functions
+/// lose and gain arguments even within a stable series, and a wrong slot reads garbage silently.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Settings {
+    /// Where a kernel without drop reasons drops what is of interest: begin and end of each function of
+    /// [`DROP_PLACES`].
+    pub drop_places: [u64; 2 * DROP_PLACES.len()],
+    /// See above.
+    pub slot_tcp_sendmsg: u32,
+    /// See above.
+    pub slot_tcp_sendpage: u32,
+    /// See above.
+    pub slot_tcp_recvmsg: u32,
+    /// The argument of `tcp_recvmsg` that holds the flags.
+    pub flags_tcp_recvmsg: u32,
+    /// See above.
+    pub slot_unix_sendmsg: u32,
+    /// See above.
+    pub slot_unix_recvmsg: u32,
+    /// See above.
+    pub slot_inet_connect: u32,
+    /// See above.
+    pub slot_unix_connect: u32,
+    /// See above.
+    pub slot_accept: u32,
+    /// Padding.
+    pub pad: u32,
     /// 1: `tcp_send_reset` has a third argument, the reason.
     pub reset_has_reason: u32,
     /// 1: `kfree_skb` has a third argument, the reason.

@@ -7,7 +7,7 @@ use aya_ebpf::{
     maps::{HashMap, PerCpuArray, RingBuf},
 };
 use tracer_ebpf::{
-    BackendLink, Conn, DROP_REASONS, Endpoint, ListenerSlot, Offsets, PortSlot, Settings, SignalSent,
+    BackendLink, Conn, Endpoint, ListenerSlot, Offsets, PortSlot, Settings, SignalSent,
     SnapshotSocket, Worker, counter,
 };
 
@@ -78,14 +78,9 @@ pub static OFFSETS: Offsets = {
 
 /// Overridden before load.
 #[unsafe(no_mangle)]
-pub static SETTINGS: Settings = Settings {
-    reset_has_reason: 0,
-    drop_has_reason: 0,
-    ipv6only_bit: 0,
-    lines_heard: 0,
-    verbose: 0,
-    own_pid: 0,
-    drop_wanted: [0; DROP_REASONS],
+pub static SETTINGS: Settings = {
+    // SAFETY: plain integers, for which all zeroes is a value.
+    unsafe { core::mem::zeroed() }
 };
 
 /// A whole connection of zeroes: too large for the stack, so entries are made from it and filled in place.

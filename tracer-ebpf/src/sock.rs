@@ -1,9 +1,12 @@
 //! Typed reads of kernel structures through the offsets of the running kernel. All unsafe reads of kernel memory
 //! are here: each goes through `bpf_probe_read_kernel`, which returns an error for a bad address and never faults.
 
-use aya_ebpf::helpers::{
-    bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel,
-    bpf_probe_read_kernel_str_bytes,
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel,
+        bpf_probe_read_kernel_str_bytes,
+    },
 };
 use tracer_ebpf::{ABSENT, COMM_LEN, PATH_LEN, TaskInfo, task};
 
@@ -280,6 +283,33 @@ pub fn skb_netns(skb: u64) -> u32 {
     } else {
         inum(read(dev, offset!(dev_net)))
     }
+}
+
+/// The sequence number of a TCP segment over IPv4 or IPv6.
+#[inline(always)]
+pub fn segment_seq(skb: u64) -> u32 {
+    let head: u64 = read(skb, offset!(skb_head));
+    let ip = head + u64::from(read::<u16>(skb, offset!(skb_network_header)));
+    let first: u8 = read(ip, 0);
+    let tcp = if first >> 4 == 4 {
+        ip + u64::from(first & 15) * 4
+    } else {
+        ip + 40
+    };
+    u32::from_be(read(tcp, 4))
+}
+
+/// The `n`th 8 bytes of an fentry or fexit program's context: an argument, or behind the last of them the return
+/// value. Through a helper, since the verifier wants the place of a direct read to be in the instruction.
+#[inline(always)]
+pub fn slot<T: Copy + Default>(ctx: &impl EbpfContext, n: u32) -> T {
+    read(ctx.as_ptr() as u64, n * 8)
+}
+
+/// The `struct sock` of a `struct socket`.
+#[inline(always)]
+pub fn sock_of(socket: u64) -> Sock {
+    Sock(read(socket, offset!(socket_sk)))
 }
 
 /// The current process (thread group).

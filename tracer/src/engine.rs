@@ -437,7 +437,7 @@ impl Engine {
                 }
             }
             // Membership was decided in the kernel; what an unknown record meant, the source counts.
-            Event::Executed { .. } | Event::Unknown { .. } => {}
+            Event::ConnectFailed { .. } | Event::Executed { .. } | Event::Unknown { .. } => {}
         }
     }
 
@@ -642,10 +642,10 @@ impl Engine {
         let sent_at = exchange
             .last_sent_at
             .filter(|sent| exchange.first_received_at.is_none_or(|first| *sent <= first));
-        let backend_read = exchange
+        let backend_accepted = exchange
             .backend
             .as_ref()
-            .and_then(|backend| backend.first_read_at);
+            .and_then(|backend| backend.accepted_at.or(backend.first_read_at));
         Attempt {
             number: self.new_number(),
             began_at: exchange.began_at,
@@ -666,7 +666,7 @@ impl Engine {
             exchange: exchange.id.number,
             idle_us: since(Some(exchange.began_at), exchange.previous_at).filter(|_| reused),
             connect_us: since(exchange.established_at, exchange.connect_at).filter(|_| !is_unix),
-            accept_us: since(backend_read, exchange.connect_at),
+            accept_us: since(backend_accepted, exchange.connect_at),
             first_byte_us: since(exchange.first_received_at, sent_at.or(exchange.first_sent_at)),
             total_us: ended_at.micros_since(exchange.began_at),
             bytes_sent: Some(exchange.sent),
@@ -1317,6 +1317,7 @@ fn merged(before: Backend, after: Backend) -> Backend {
         netns: after.netns,
         task: after.task.or(before.task),
         accepted: after.accepted || before.accepted,
+        accepted_at: before.accepted_at.or(after.accepted_at),
         first_read_at: before.first_read_at.or(after.first_read_at),
         last_read_at: after.last_read_at.max(before.last_read_at),
         read: after.read.max(before.read),

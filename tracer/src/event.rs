@@ -192,6 +192,9 @@ pub struct Backend {
     pub task: Option<Task>,
     /// Whether a process had called `accept()` by the end of the exchange (the socket has a file).
     pub accepted: bool,
+    /// When a process took the connection with `accept()`; `None` where only later reads show it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accepted_at: Option<Ktime>,
     /// The first read on the connection, an upper bound for `accept()`.
     pub first_read_at: Option<Ktime>,
     /// The last read with data in this exchange.
@@ -455,6 +458,13 @@ pub enum Event {
         at: Ktime,
         exchange: ExchangeId,
         backend: Box<Backend>,
+    },
+    /// A worker's `connect()` failed at once; where nginx's lines are heard, one of them says the same.
+    ConnectFailed {
+        at: Ktime,
+        worker: Pid,
+        peer: Peer,
+        errno: Errno,
     },
     /// nginx closed the client's connection right after it closed the exchange: the client had left before.
     ClientLeft {

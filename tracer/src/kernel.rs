@@ -5,6 +5,7 @@ pub mod layout;
 pub mod plan;
 pub mod ring;
 pub mod snapshot;
+pub mod symbols;
 pub mod table;
 
 use std::{
@@ -16,9 +17,9 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{HashMap, MapData, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, Iter, Program, ProgramError, UProbe, uprobe::UProbeScope},
+    programs::{BtfTracePoint, FExit, Iter, KProbe, Program, ProgramError, UProbe, uprobe::UProbeScope},
 };
-use tracer_ebpf::{COMM_LEN, DROP_REASONS, Endpoint, Settings, SignalSent, Worker, counter};
+use tracer_ebpf::{COMM_LEN, DROP_PLACES, DROP_REASONS, Endpoint, Settings, SignalSent, Worker, counter};
 use zerocopy::IntoBytes as _;
 
 use self::{
@@ -48,6 +49,8 @@ pub struct Kernel {
     ebpf: Ebpf,
     /// What the running kernel looks like.
     pub layout: Layout,
+    /// Kernel functions by their first address, an empty name behind each: only where drops have no reasons.
+    pub symbols: BTreeMap<u64, String>,
     status: Vec<HookStatus>,
     uprobe_loaded: bool,
     missed: BTreeMap<String, u64>,
@@ -102,7 +105,12 @@ impl Kernel {
             );
         }
         let layout = Layout::read()?;
-        let settings = settings(&layout, options);
+        let places = if layout.drop_reasons.is_empty() {
+            symbols::read(&DROP_PLACES)?
+        } else {
+            BTreeMap::new()
+        };
+        let settings = settings(&layout, options, &places);
         let btf = Btf::from_sys_fs().context("reading the kernel's BTF")?;
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))
@@ -119,6 +127,10 @@ impl Kernel {
         let mut kernel = Self {
             ebpf,
             layout,
+            symbols: places
+                .iter()
+                .flat_map(|(name, (begin, end))| [(*begin, (*name).to_owned()), (*end, String::new())])
+                .collect(),
             status: Vec::new(),
             uprobe_loaded: false,
             missed: BTreeMap::new(),
@@ -127,6 +139,8 @@ impl Kernel {
         for hook in PLAN {
             let status = if options.without.contains(hook.sees) {
                 Err("left out with --without".to_owned())
+            } else if hook.sees == "drops" && kernel.layout.drop_reasons.is_empty() && kernel.symbols.is_empty() {
+                Err("this kernel gives no reasons for drops and hides their places (sysctl kernel.kptr_restrict)".to_owned())
             } else {
                 kernel.attach_hook(hook, &btf, &options.executables)
             };
@@ -160,17 +174,18 @@ impl Kernel {
     }
 
     fn attach_hook(&mut self, hook: &Hook, btf: &Btf, executables: &[PathBuf]) -> Result<String, String> {
-        let mut why = String::new();
+        let mut whys: Vec<String> = Vec::new();
         for way in hook.ways {
             match self.attach_way(way, btf, executables) {
                 Ok(()) => {
                     let points: Vec<String> = way.iter().map(|(_, attach)| attach.describe()).collect();
                     return Ok(points.join(", "));
                 }
-                Err(error) => why = error,
+                Err(why) if whys.contains(&why) => {}
+                Err(why) => whys.push(why),
             }
         }
-        Err(why)
+        Err(whys.join("; "))
     }
 
     fn attach_way(
@@ -185,6 +200,11 @@ impl Kernel {
             {
                 return Err(format!("this kernel has no tracepoint {name}"));
             }
+            if let Attach::Fexit(name) = attach
+                && !self.layout.functions.contains_key(*name)
+            {
+                return Err(format!("this kernel's BTF has no function {name}"));
+            }
         }
         let mut attached: Vec<&'static str> = Vec::new();
         for (program, attach) in way {
@@ -192,7 +212,7 @@ impl Kernel {
                 for program in attached {
                     self.unload(program);
                 }
-                return Err(format!("{}: {}", attach.describe(), one_line(&error)));
+                return Err(format!("{}: {}", attach.describe(), one_line(program, &error)));
             }
             attached.push(program);
         }
@@ -215,6 +235,16 @@ impl Kernel {
                 let program: &mut BtfTracePoint = program.try_into()?;
                 program.load(point, btf)?;
                 program.attach()?;
+            }
+            Attach::Fexit(function) => {
+                let program: &mut FExit = program.try_into()?;
+                program.load(function, btf)?;
+                program.attach()?;
+            }
+            Attach::Kprobe(function) => {
+                let program: &mut KProbe = program.try_into()?;
+                program.load()?;
+                program.attach(function, 0)?;
             }
             Attach::Iterator(point) => {
                 let program: &mut Iter = program.try_into()?;
@@ -246,6 +276,8 @@ impl Kernel {
         if let Some(program) = self.ebpf.program_mut(name) {
             let _ = match program {
                 Program::BtfTracePoint(program) => program.unload(),
+                Program::FExit(program) => program.unload(),
+                Program::KProbe(program) => program.unload(),
                 Program::Iter(program) => program.unload(),
                 Program::UProbe(program) => program.unload(),
                 _ => Ok(()),
@@ -412,7 +444,7 @@ fn take<'a, K: aya::Pod, V: aya::Pod>(
     Ok(HashMap::try_from(map)?)
 }
 
-fn settings(layout: &Layout, options: &KernelOptions) -> Settings {
+fn settings(layout: &Layout, options: &KernelOptions, places: &BTreeMap<&str, (u64, u64)>) -> Settings {
     let arity = |name: &str| layout.tracepoints.get(name).copied().unwrap_or(0);
     let reset_has_reason = arity("tcp_send_reset") >= 3;
     // The reset that follows says the same of a segment nobody listens for.
@@ -426,7 +458,28 @@ fn settings(layout: &Layout, options: &KernelOptions) -> Settings {
             *wanted = 1;
         }
     }
+    let mut drop_places = [0; 2 * DROP_PLACES.len()];
+    for (range, name) in drop_places.chunks_exact_mut(2).zip(DROP_PLACES) {
+        if let Some((begin, end)) = places.get(name) {
+            range.copy_from_slice(&[*begin, *end]);
+        }
+    }
+    // What an fexit program's function returned lies behind its last argument. No program whose function is missing
+    // is loaded.
+    let slot = |name: &str| layout.functions.get(name).map_or(0, |arity| *arity as u32);
     Settings {
+        drop_places,
+        slot_tcp_sendmsg: slot("tcp_sendmsg"),
+        slot_tcp_sendpage: slot("tcp_sendpage"),
+        slot_tcp_recvmsg: slot("tcp_recvmsg"),
+        // An argument `nonblock` stands before the flags where there are six.
+        flags_tcp_recvmsg: if slot("tcp_recvmsg") >= 6 { 4 } else { 3 },
+        slot_unix_sendmsg: slot("unix_stream_sendmsg"),
+        slot_unix_recvmsg: slot("unix_stream_recvmsg"),
+        slot_inet_connect: slot("inet_stream_connect"),
+        slot_unix_connect: slot("unix_stream_connect"),
+        slot_accept: slot("inet_csk_accept"),
+        pad: 0,
         reset_has_reason: u32::from(reset_has_reason),
         drop_has_reason: u32::from(arity("kfree_skb") >= 3),
         ipv6only_bit: layout.ipv6only_bit,
@@ -454,8 +507,8 @@ pub fn mapped(addr: std::net::IpAddr) -> [u8; 16] {
     }
 }
 
-/// The last line of a verifier log or an error chain, which says what is wrong.
-fn one_line(error: &anyhow::Error) -> String {
+/// The last lines of a verifier log, or an error chain: what is wrong, in one line.
+fn one_line(program: &str, error: &anyhow::Error) -> String {
     if let Some(ProgramError::LoadError {
         io_error,
         verifier_log,
@@ -469,7 +522,8 @@ fn one_line(error: &anyhow::Error) -> String {
             .take(4)
             .collect();
         let tail: Vec<&str> = tail.into_iter().rev().collect();
-        return format!("the kernel refused to load it ({io_error}): {}", tail.join(" | "));
+        let tail = if tail.is_empty() { String::new() } else { format!(": {}", tail.join(" | ")) };
+        return format!("the kernel refused to load program {program} ({io_error}){tail}");
     }
     let chain: Vec<String> = error.chain().map(ToString::to_string).collect();
     chain.join(": ").replace('\n', " ")

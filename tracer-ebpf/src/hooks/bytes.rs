@@ -1,13 +1,17 @@
 //! What is sent and read, on both ends: exchanges begin and progress here, and unix connections altogether.
 
-use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{
+    macros::{btf_tracepoint, fexit},
+    programs::{BtfTracePointContext, FExitContext},
+};
 use tracer_ebpf::{Conn, Worker, conn, end};
 
 use crate::{
     exchange::{backend_read, begin_next, create, finish, link_backend, is_waiting, own_begin, own_other, remove},
     filter::{backend, connection, connection_of, worker},
+    maps::setting,
     output::now,
-    sock::{AF_UNIX, LISTEN, Sock, current_pid, is_main_thread},
+    sock::{AF_UNIX, LISTEN, Sock, current_pid, is_main_thread, slot, sock_of},
 };
 
 /// `MSG_PEEK`: how nginx looks at an idle connection.
@@ -19,15 +23,39 @@ const CLOSE_NOTIFY_MAX: i32 = 64;
 /// `trace_sock_send_length(struct sock *sk, int ret, int flags)`, 6.3 to 7.2.
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn bytes_sent(ctx: BtfTracePointContext) -> i32 {
-    let sock = Sock(ctx.arg::<u64>(0));
-    let ret = ctx.arg::<i32>(1);
+    on_send(Sock(ctx.arg::<u64>(0)), ctx.arg::<i32>(1));
+    0
+}
+
+/// `int tcp_sendmsg(struct sock *sk, struct msghdr *msg, size_t size)`, 5.10 to 7.2.
+#[fexit]
+pub fn tcp_sent(ctx: FExitContext) -> i32 {
+    on_send(Sock(ctx.arg::<u64>(0)), slot(&ctx, setting!(slot_tcp_sendmsg)));
+    0
+}
+
+/// `int tcp_sendpage(struct sock *sk, struct page *page, int offset, size_t size, int flags)`, to 6.4: sendfile().
+#[fexit]
+pub fn tcp_page_sent(ctx: FExitContext) -> i32 {
+    on_send(Sock(ctx.arg::<u64>(0)), slot(&ctx, setting!(slot_tcp_sendpage)));
+    0
+}
+
+/// `int unix_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)`, 5.10 to 7.2.
+#[fexit]
+pub fn unix_sent(ctx: FExitContext) -> i32 {
+    on_send(sock_of(ctx.arg::<u64>(0)), slot(&ctx, setting!(slot_unix_sendmsg)));
+    0
+}
+
+#[inline(always)]
+fn on_send(sock: Sock, ret: i32) {
     if let Some(owner) = worker(current_pid()) {
         match connection(sock.0) {
             Some(entry) => sent(owner, entry, sock, ret),
             None => other_send(owner, sock, ret),
         }
     }
-    0
 }
 
 #[inline(always)]
@@ -121,13 +149,39 @@ fn other_send(owner: &mut Worker, sock: Sock, ret: i32) {
 /// `trace_sock_recv_length(struct sock *sk, int ret, int flags)`, 6.3 to 7.2.
 #[btf_tracepoint(function = "sock_recv_length")]
 pub fn bytes_received(ctx: BtfTracePointContext) -> i32 {
-    let sock = Sock(ctx.arg::<u64>(0));
-    let ret = ctx.arg::<i32>(1);
-    let flags = ctx.arg::<i32>(2);
+    on_receive(Sock(ctx.arg::<u64>(0)), ctx.arg::<i32>(1), ctx.arg::<i32>(2));
+    0
+}
+
+/// `int tcp_recvmsg(struct sock *sk, struct msghdr *msg, size_t len, int nonblock, int flags, int *addr_len)`;
+/// without nonblock from 5.19, without addr_len from 6.18.
+#[fexit]
+pub fn tcp_received(ctx: FExitContext) -> i32 {
+    on_receive(
+        Sock(ctx.arg::<u64>(0)),
+        slot(&ctx, setting!(slot_tcp_recvmsg)),
+        slot(&ctx, setting!(flags_tcp_recvmsg)),
+    );
+    0
+}
+
+/// `int unix_stream_recvmsg(struct socket *sock, struct msghdr *msg, size_t size, int flags)`, 5.10 to 7.2.
+#[fexit]
+pub fn unix_received(ctx: FExitContext) -> i32 {
+    on_receive(
+        sock_of(ctx.arg::<u64>(0)),
+        slot(&ctx, setting!(slot_unix_recvmsg)),
+        ctx.arg::<i32>(3),
+    );
+    0
+}
+
+#[inline(always)]
+fn on_receive(sock: Sock, ret: i32, flags: i32) {
     if let Some(owner) = worker(current_pid()) {
         if let Some(entry) = connection(sock.0) {
             received(owner, entry, ret, flags);
-            return 0;
+            return;
         }
         // nginx may be a backend of itself: then the socket is the other end of one.
         if backend(sock.0).is_none() {
@@ -139,7 +193,7 @@ pub fn bytes_received(ctx: BtfTracePointContext) -> i32 {
             if is_waiting(owner) && sock.is_stream() && is_main_thread() {
                 own_other(owner);
             }
-            return 0;
+            return;
         }
     }
     if let Some(link) = backend(sock.0) {
@@ -157,6 +211,28 @@ pub fn bytes_received(ctx: BtfTracePointContext) -> i32 {
                 }
             }
         }
+    }
+}
+
+/// `trace_tcp_rcv_space_adjust(struct sock *sk)`, 5.10 to 7.2: fires in the reader's task for every read that took
+/// data. The last way: sends, ends of streams and unix sockets are not seen, so there is one exchange per connection.
+#[btf_tracepoint(function = "tcp_rcv_space_adjust")]
+pub fn tcp_data_read(ctx: BtfTracePointContext) -> i32 {
+    let sock = Sock(ctx.arg::<u64>(0));
+    if let Some(entry) = connection(sock.0) {
+        let copied = sock.copied_seq();
+        let bytes = copied.wrapping_sub(entry.copied);
+        entry.flags |= conn::UNCUT;
+        // What was there before was read to an unknown place.
+        if entry.copied != 0
+            && bytes != 0
+            && let Some(owner) = worker(current_pid())
+        {
+            received(owner, entry, bytes as i32, 0);
+        }
+        entry.copied = copied;
+    } else if let Some(link) = backend(sock.0) {
+        backend_read(link, sock, 0, now());
     }
     0
 }
@@ -213,6 +289,20 @@ pub fn unix_connected(ctx: BtfTracePointContext) -> i32 {
     if let Some(owner) = worker(current_pid()) {
         owner.unix_at = now();
         owner.unix_listener = sock.0;
+    }
+    0
+}
+
+/// `int unix_stream_connect(struct socket *sock, struct sockaddr *uaddr, int addr_len, int flags)`, 5.10 to 7.2
+/// (there `struct sockaddr_unsized`).
+#[fexit]
+pub fn unix_connect_returned(ctx: FExitContext) -> i32 {
+    if slot::<i32>(&ctx, setting!(slot_unix_connect)) != 0 {
+        return 0;
+    }
+    if let Some(owner) = worker(current_pid()) {
+        owner.unix_at = now();
+        owner.unix_listener = sock_of(ctx.arg::<u64>(0)).unix_peer();
     }
     0
 }

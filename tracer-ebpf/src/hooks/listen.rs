@@ -1,12 +1,17 @@
 //! Listening TCP sockets of the whole host, and their accept queues when a connection meets silence.
 
+use aya_ebpf::{
+    macros::{fexit, kprobe},
+    programs::{FExitContext, ProbeContext},
+};
 use tracer_ebpf::{Conn, LISTENERS_PER_PORT, Listener, ListenerSlot, PortSlot, TaskInfo, counter, kind};
 
 use crate::{
-    filter::remember_owner,
-    maps::LISTENERS,
+    exchange::backend_accepted,
+    filter::{backend, connection, remember_owner, worker},
+    maps::{LISTENERS, setting},
     output::{count, header, now, write},
-    sock::{LISTEN, Sock, current_task},
+    sock::{LISTEN, SYN_SENT, Sock, current_pid, current_task, segment_seq, slot},
 };
 
 #[inline(always)]
@@ -120,4 +125,73 @@ pub fn sample(conn: &Conn, at: u64) {
             at,
         );
     }
+}
+
+/// `struct sock *inet_csk_accept(struct sock *sk, int flags, int *err, bool kern)`; from 6.10 `(sk, struct
+/// proto_accept_arg *)`.
+#[fexit]
+pub fn connection_accepted(ctx: FExitContext) -> i32 {
+    let sock: u64 = slot(&ctx, setting!(slot_accept));
+    if let Some(link) = backend(sock) {
+        backend_accepted(link, now());
+    }
+    0
+}
+
+/// `int tcp_conn_request(struct request_sock_ops *rsk_ops, const struct tcp_request_sock_ops *af_ops, struct sock *sk,
+/// struct sk_buff *skb)`, 5.10 to 7.2.
+#[fexit]
+pub fn syn_answered(ctx: FExitContext) -> i32 {
+    syn(Sock(ctx.arg::<u64>(2)), ctx.arg::<u64>(3));
+    0
+}
+
+/// The same at the function's entry.
+#[kprobe]
+pub fn syn_arrived(ctx: ProbeContext) -> u32 {
+    if let (Some(sock), Some(skb)) = (ctx.arg::<u64>(2), ctx.arg::<u64>(3)) {
+        syn(Sock(sock), skb);
+    }
+    0
+}
+
+/// A listener of this host gets a SYN. With a full queue it is dropped without any other sign. The first one arrives
+/// inside nginx's connect(); later ones are seen as retransmissions.
+#[inline(always)]
+fn syn(listener: Sock, skb: u64) {
+    if listener.queue() <= listener.queue_limit() {
+        return;
+    }
+    let Some(owner) = worker(current_pid()) else { return };
+    let Some(entry) = connection(owner.connecting) else {
+        return;
+    };
+    let sock = Sock(entry.sock);
+    if sock.state() != SYN_SENT || sock.snd_una() != segment_seq(skb) {
+        return;
+    }
+    let port = listener.bound_port();
+    let mut task = TaskInfo {
+        pid: 0,
+        flags: 0,
+        exit_code: 0,
+        pad: 0,
+        comm: [0; 16],
+    };
+    for slot in 0..LISTENERS_PER_PORT {
+        let key = PortSlot {
+            port: u32::from(port),
+            slot,
+        };
+        if let Some(value) = LISTENERS.get_ptr(key) {
+            // SAFETY: a value of a preallocated map.
+            let value = unsafe { *value };
+            if value.sock == listener.0 {
+                task.pid = value.pid;
+                task.comm = value.comm;
+                break;
+            }
+        }
+    }
+    record(kind::LISTENER_QUEUE, listener, port, task, (entry.sock, entry.since), now());
 }

@@ -1,7 +1,7 @@
 //! Packets of upstream connections that this host answered with a reset, freed, or answered with an ICMP error.
 
 use aya_ebpf::{EbpfContext as _, macros::btf_tracepoint, programs::BtfTracePointContext};
-use tracer_ebpf::{DROP_REASONS, Packet, conn, kind};
+use tracer_ebpf::{DROP_PLACES, DROP_REASONS, Packet, SYN_PLACES, conn, kind};
 
 use crate::{
     exchange::edge,
@@ -11,6 +11,7 @@ use crate::{
     sock::{LISTEN, NEW_SYN_RECV, Segment, Sock, TIME_WAIT, current_task, read, segment, skb_netns},
 };
 
+const SYN: u8 = 2;
 const BY_NONE: u8 = 0;
 const BY_LISTENER: u8 = 1;
 const BY_TIME_WAIT: u8 = 2;
@@ -106,9 +107,16 @@ pub fn dropped(ctx: BtfTracePointContext) -> i32 {
         }
         reason = number + 1;
     }
+    let mut syn_only = false;
+    if setting!(drop_has_reason) == 0 {
+        match drop_place(ctx.arg::<u64>(1)) {
+            Some(place) => syn_only = place < SYN_PLACES,
+            None => return 0,
+        }
+    }
     let skb = ctx.arg::<u64>(0);
     let Some(freed) = segment(skb) else { return 0 };
-    if !concerns_upstream(&freed) {
+    if !concerns_upstream(&freed) || (syn_only && freed.flags & SYN == 0) {
         return 0;
     }
     let mut record = packet(kind::DROPPED, &freed, skb_netns(skb), reason, BY_OTHER);
@@ -126,6 +134,13 @@ pub fn dropped(ctx: BtfTracePointContext) -> i32 {
     }
     write(&record);
     0
+}
+
+/// Which of [`DROP_PLACES`] this return address lies in.
+#[inline(always)]
+fn drop_place(location: u64) -> Option<usize> {
+    let places = setting!(drop_places);
+    (0..DROP_PLACES.len()).find(|n| location > places[2 * n] && location <= places[2 * n + 1])
 }
 
 /// `trace_icmp_send(const struct sk_buff *skb, int type, int code)`, 6.11 to 7.2 (and in some older kernels): an

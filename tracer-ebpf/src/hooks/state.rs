@@ -47,6 +47,7 @@ fn connecting(sock: Sock) {
         return;
     };
     remember_endpoint(entry.daddr, entry.dport, at);
+    owner.connecting = sock.0;
     own_begin(owner, entry, at);
 }
 
@@ -58,7 +59,8 @@ fn established(sock: Sock) {
     entry.sport = sock.local_port();
     let first = sock.snd_nxt();
     entry.start_seq = first;
-    let key = u64::from(first) << 32 | u64::from(sock.rcv_nxt());
+    entry.copied = sock.rcv_nxt();
+    let key = u64::from(first) << 32 | u64::from(entry.copied);
     // 0 means "none" in the entry; a connection with both sequence numbers 0 goes without its other end.
     if key != 0 {
         entry.isn_key = key;

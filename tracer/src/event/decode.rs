@@ -21,7 +21,7 @@ pub struct Decoder {
     pub drop_reasons: BTreeMap<u32, String>,
     /// `enum sk_rst_reason` by number.
     pub reset_reasons: BTreeMap<u32, String>,
-    /// Kernel functions by address, where the kernel shows them.
+    /// Kernel functions by their first address, where the kernel shows them; an empty name ends the one before.
     pub symbols: BTreeMap<u64, String>,
 }
 
@@ -102,7 +102,8 @@ impl Decoder {
                         .symbols
                         .range(..=packet.location)
                         .next_back()
-                        .map(|(_, name)| name.clone()),
+                        .map(|(_, name)| name.clone())
+                        .filter(|name| !name.is_empty()),
                     conn: (packet.conn_sock != 0).then_some(ConnId {
                         sock: Sock(packet.conn_sock),
                         since: Ktime(packet.conn_since),
@@ -158,6 +159,19 @@ impl Decoder {
                         number: left.number,
                     }),
                     reset: left.reset != 0,
+                }
+            }
+            kind::CONNECT_FAILED => {
+                let failed: wire::ConnectFailed = record(bytes)?;
+                Event::ConnectFailed {
+                    at,
+                    worker: Pid(header.pid),
+                    peer: if failed.family == 1 {
+                        Peer::Unix(text(&failed.path))
+                    } else {
+                        Peer::Tcp(socket_addr(failed.addr, failed.port))
+                    },
+                    errno: Errno(failed.errno),
                 }
             }
             kind::PROCESS_EXITED => {
@@ -220,6 +234,7 @@ pub fn exchange(c: &wire::Conn) -> Exchange {
         netns: Netns(c.backend_netns),
         task: (c.flags & conn::BACKEND_TASK != 0).then(|| process(&c.backend_task)),
         accepted: c.flags & conn::ACCEPTED != 0,
+        accepted_at: time(c.backend_accepted_at),
         first_read_at: time(c.backend_first_read_at),
         last_read_at: time(c.backend_last_read_at).filter(|last| last.0 >= c.began_at),
         read: if is_unix {

@@ -6,6 +6,8 @@ use anyhow::{Context as _, Result, anyhow};
 use btfparse::{Integer32Value, Offset, Readable, TypeInformation, TypeVariant};
 use tracer_ebpf::{ABSENT, Offsets};
 
+use super::plan;
+
 /// Where the kernel shows its BTF.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
@@ -18,6 +20,8 @@ pub struct Layout {
     pub ipv6only_bit: u32,
     /// Number of arguments of each tracepoint that exists, by name.
     pub tracepoints: BTreeMap<String, usize>,
+    /// Number of arguments of those functions of the plan that exist, by name.
+    pub functions: BTreeMap<String, usize>,
     /// `enum skb_drop_reason` by number; empty before 5.17.
     pub drop_reasons: BTreeMap<u32, String>,
     /// `enum sk_rst_reason` by number; empty before 6.10.
@@ -66,6 +70,8 @@ impl Layout {
         let types = TypeInformation::new(&Bytes(bytes)).map_err(|error| anyhow!("{VMLINUX}: {error:?}"))?;
         let mut structs = BTreeMap::new();
         let mut tracepoints = BTreeMap::new();
+        let mut functions = BTreeMap::new();
+        let wanted = plan::functions();
         let mut enums = BTreeMap::new();
         for (id, variant) in types.get() {
             match variant {
@@ -82,6 +88,13 @@ impl Layout {
                         && let Some(arity) = arity(&types, *found.tid())
                     {
                         tracepoints.insert(name.to_owned(), arity);
+                    }
+                }
+                TypeVariant::Func(found) => {
+                    if let Some(name) = found.name().as_deref().and_then(|name| wanted.get(name))
+                        && let Some(TypeVariant::FuncProto(prototype)) = types.from_id(*found.prototype_tid())
+                    {
+                        functions.insert((*name).to_owned(), prototype.parameter_list().len());
                     }
                 }
                 TypeVariant::Enum(found) => {
@@ -119,6 +132,7 @@ impl Layout {
             offsets: Offsets::from_list(&list).expect("one offset per path"),
             ipv6only_bit,
             tracepoints,
+            functions,
             drop_reasons: enums.remove("skb_drop_reason").unwrap_or_default(),
             reset_reasons: enums.remove("sk_rst_reason").unwrap_or_default(),
         })

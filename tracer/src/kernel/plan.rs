@@ -1,10 +1,16 @@
 //! The hook plan is data: what we want to see, the ways to see it (best first), and what is lost without any.
 
+use std::collections::BTreeSet;
+
 /// How a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attach {
     /// A BTF tracepoint by name.
     Tracepoint(&'static str),
+    /// The return of a kernel function, with its arguments.
+    Fexit(&'static str),
+    /// The entry of a kernel function, by a breakpoint: for what may be missed now and then.
+    Kprobe(&'static str),
     /// An iterator by name; it is run when a snapshot is taken.
     Iterator(&'static str),
     /// A uprobe on an exported function of nginx's executable.
@@ -17,6 +23,8 @@ impl Attach {
     pub fn describe(self) -> String {
         match self {
             Self::Tracepoint(name) => format!("tp_btf {name}"),
+            Self::Fexit(name) => format!("fexit {name}"),
+            Self::Kprobe(name) => format!("kprobe {name}"),
             Self::Iterator(name) => format!("iter {name}"),
             Self::Uprobe(name) => format!("uprobe {name}"),
         }
@@ -38,7 +46,19 @@ pub struct Hook {
     pub ways: &'static [&'static [(&'static str, Attach)]],
 }
 
-use Attach::{Iterator, Tracepoint, Uprobe};
+/// The kernel functions of the plan.
+#[must_use]
+pub fn functions() -> BTreeSet<&'static str> {
+    PLAN.iter()
+        .flat_map(|hook| hook.ways.iter().copied().flatten())
+        .filter_map(|(_, attach)| match attach {
+            Fexit(name) | Kprobe(name) => Some(*name),
+            Tracepoint(_) | Iterator(_) | Uprobe(_) => None,
+        })
+        .collect()
+}
+
+use Attach::{Fexit, Iterator, Kprobe, Tracepoint, Uprobe};
 
 /// The plan, in the order of attaching.
 pub static PLAN: &[Hook] = &[
@@ -75,17 +95,63 @@ pub static PLAN: &[Hook] = &[
         shows: "requests on kept connections, what each side sent and read",
         without: "one attempt per connection, no times of request and response, no unix upstreams",
         required: false,
-        ways: &[&[
-            ("bytes_sent", Tracepoint("sock_send_length")),
-            ("bytes_received", Tracepoint("sock_recv_length")),
-        ]],
+        ways: &[
+            &[
+                ("bytes_sent", Tracepoint("sock_send_length")),
+                ("bytes_received", Tracepoint("sock_recv_length")),
+            ],
+            &[
+                ("tcp_sent", Fexit("tcp_sendmsg")),
+                ("tcp_page_sent", Fexit("tcp_sendpage")),
+                ("tcp_received", Fexit("tcp_recvmsg")),
+                ("unix_sent", Fexit("unix_stream_sendmsg")),
+                ("unix_received", Fexit("unix_stream_recvmsg")),
+            ],
+            &[
+                ("tcp_sent", Fexit("tcp_sendmsg")),
+                ("tcp_received", Fexit("tcp_recvmsg")),
+                ("unix_sent", Fexit("unix_stream_sendmsg")),
+                ("unix_received", Fexit("unix_stream_recvmsg")),
+            ],
+            &[("tcp_data_read", Tracepoint("tcp_rcv_space_adjust"))],
+        ],
     },
     Hook {
         sees: "unix-connects",
         shows: "when a unix upstream was connected",
         without: "a unix attempt begins at its first send",
         required: false,
-        ways: &[&[("unix_connected", Tracepoint("sk_data_ready"))]],
+        ways: &[
+            &[("unix_connected", Tracepoint("sk_data_ready"))],
+            &[("unix_connect_returned", Fexit("unix_stream_connect"))],
+        ],
+    },
+    Hook {
+        sees: "connect-errno",
+        shows: "connect() calls that fail at once",
+        without: "such a failure is known from nginx's own line only",
+        required: false,
+        ways: &[&[
+            ("tcp_connect_returned", Fexit("inet_stream_connect")),
+            ("unix_connect_failed", Fexit("unix_stream_connect")),
+        ]],
+    },
+    Hook {
+        sees: "accept",
+        shows: "when a backend of this host accepts a connection",
+        without: "a backend's accept is known by its first read",
+        required: false,
+        ways: &[&[("connection_accepted", Fexit("inet_csk_accept"))]],
+    },
+    Hook {
+        sees: "accept-queue",
+        shows: "a full accept queue at the first SYN",
+        without: "a full accept queue is read at the SYN's retransmission, or when nginx gives up",
+        required: false,
+        ways: &[
+            &[("syn_answered", Fexit("tcp_conn_request"))],
+            &[("syn_arrived", Kprobe("tcp_conn_request"))],
+        ],
     },
     Hook {
         sees: "resets-received",

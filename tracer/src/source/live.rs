@@ -140,7 +140,7 @@ impl Live {
         let decoder = Decoder {
             drop_reasons: kernel.layout.drop_reasons.clone(),
             reset_reasons: kernel.layout.reset_reasons.clone(),
-            symbols: BTreeMap::new(),
+            symbols: kernel.symbols.clone(),
         };
         let mut live = Self {
             kernel,
