@@ -146,7 +146,7 @@ fn is_backend_of(peer: u64, entry: &Conn) -> bool {
 #[inline(always)]
 pub fn close_mark(entry: &mut Conn, own: Option<&mut Worker>, at: u64) {
     entry.flags |= conn::MARKED;
-    let in_progress = entry.began_at != 0;
+    let mut in_progress = entry.began_at != 0;
     let Some(worker) = own else {
         if in_progress {
             finish(entry, end::WORKER_GONE, at);
@@ -155,6 +155,19 @@ pub fn close_mark(entry: &mut Conn, own: Option<&mut Worker>, at: u64) {
     };
     end_unix(worker, 0, at);
     if worker.pending_line != 0 && (worker.pending_sock == 0 || worker.pending_sock == entry.sock) {
+        let is_kept = entry.began_at == 0 || entry.received > 0;
+        if worker.pending_connecting != 0 && is_kept && entry.flags & conn::UNCUT == 0 {
+            // nginx took a kept connection for a new request and found it broken before it sent anything.
+            if in_progress {
+                let ended = entry.last_received_at;
+                finish(entry, end::NEXT, ended);
+            }
+            begin_next(entry, worker.pending_line);
+            in_progress = true;
+            if entry.family != AF_UNIX {
+                entry.start_seq = Sock(entry.sock).write_seq();
+            }
+        }
         entry.line = worker.pending_line;
     }
     worker.pending_line = 0;
@@ -221,13 +234,14 @@ fn forget(worker: &mut Worker) {
 
 /// nginx logs a line.
 #[inline(always)]
-pub fn own_line(worker: &mut Worker, id: u64) {
+pub fn own_line(worker: &mut Worker, id: u64, is_connecting: bool) {
     if worker.unix_ended != 0 {
         end_unix(worker, id, id);
         worker.pending_line = 0;
         return;
     }
     worker.pending_line = id;
+    worker.pending_connecting = u32::from(is_connecting);
     worker.pending_sock = 0;
     worker.previous_kind = previous::LINE;
     worker.previous_sock = 0;

@@ -17,8 +17,12 @@ pub const DROP_REASONS: usize = 256;
 /// Functions whose drops matter on kernels without drop reasons; those of the first [`SYN_PLACES`] only for a SYN,
 /// which there means that nobody listens.
 pub const DROP_PLACES: [&str; 4] = ["tcp_v4_rcv", "tcp_v6_rcv", "nf_hook_slow", "neigh_invalidate"];
+/// The one of [`DROP_PLACES`] that matters on every kernel: IPv6 gives no reason for a silent neighbour.
+pub const NEIGHBOUR_PLACE: &str = DROP_PLACES[3];
 /// See [`DROP_PLACES`].
 pub const SYN_PLACES: usize = 2;
+/// In [`Settings::drop_wanted`]: of interest only in one of [`DROP_PLACES`].
+pub const WANTED_BY_PLACE: u8 = 2;
 /// Listeners kept per port: several namespaces, addresses and `SO_REUSEPORT` sockets share one.
 pub const LISTENERS_PER_PORT: u32 = 64;
 
@@ -557,6 +561,10 @@ pub struct Worker {
     pub route_errno: i32,
     /// 1: the process is ending.
     pub exiting: u32,
+    /// 1: the line that waits says that nginx was connecting.
+    pub pending_connecting: u32,
+    /// Padding.
+    pub pad: u32,
     /// Where to.
     pub route_daddr: [u8; 16],
 }

@@ -939,6 +939,10 @@ impl Engine {
             status: None,
             client: log.client.clone(),
         });
+        // What nginx formatted into its message is in the file alone.
+        if attempt.nginx_says.as_ref().is_some_and(|text| text.contains('%')) {
+            attempt.nginx_says = Some(Said::logged(&log).text);
+        }
         attempt.log = Some(log);
         pending.settled = None;
         self.find_upstream_peers(number);

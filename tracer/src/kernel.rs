@@ -19,7 +19,10 @@ use aya::{
     maps::{HashMap, MapData, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, FExit, Iter, KProbe, Program, ProgramError, UProbe, uprobe::UProbeScope},
 };
-use tracer_ebpf::{COMM_LEN, DROP_PLACES, DROP_REASONS, Endpoint, Settings, SignalSent, Worker, counter};
+use tracer_ebpf::{
+    COMM_LEN, DROP_PLACES, DROP_REASONS, Endpoint, NEIGHBOUR_PLACE, Settings, SignalSent, WANTED_BY_PLACE, Worker,
+    counter,
+};
 use zerocopy::IntoBytes as _;
 
 use self::{
@@ -108,7 +111,8 @@ impl Kernel {
         let places = if layout.drop_reasons.is_empty() {
             symbols::read(&DROP_PLACES)?
         } else {
-            BTreeMap::new()
+            // Reasons say more than places, but for a silent IPv6 neighbour the kernel gives none.
+            symbols::read(&[NEIGHBOUR_PLACE]).unwrap_or_default()
         };
         let settings = settings(&layout, options, &places);
         let btf = Btf::from_sys_fs().context("reading the kernel's BTF")?;
@@ -456,6 +460,12 @@ fn settings(layout: &Layout, options: &KernelOptions, places: &BTreeMap<&str, (u
             && let Some(wanted) = drop_wanted.get_mut(*number as usize)
         {
             *wanted = 1;
+        }
+        if name == "NOT_SPECIFIED"
+            && places.contains_key(NEIGHBOUR_PLACE)
+            && let Some(wanted) = drop_wanted.get_mut(*number as usize)
+        {
+            *wanted = WANTED_BY_PLACE;
         }
     }
     let mut drop_places = [0; 2 * DROP_PLACES.len()];

@@ -20,7 +20,10 @@ use crate::{
 /// How often the ring is looked at. The programs never wake the tracer: a wake-up per record would cost the machine
 /// more than the record, and a person does not see a fortieth of a second.
 const POLL: Duration = Duration::from_millis(25);
-/// Questions under way at once; each may take some tens of milliseconds of a thread of its own.
+/// Questions are answered at once, before time moves on for the engine, for at most this long in each second; what is
+/// asked beyond (a storm of failures) is answered on other threads.
+const AT_ONCE: Duration = Duration::from_millis(200);
+/// Questions under way on other threads.
 const MAX_QUESTIONS: usize = 8;
 
 /// When to stop by itself.
@@ -118,7 +121,7 @@ pub async fn run(
 ) -> Result<Closed> {
     let mut stop = Stop::new()?;
     let (answer_to, mut answers) = mpsc::unbounded_channel::<(Question, Answer)>();
-    let mut asked = 0usize;
+    let mut asking = Asking { asked: 0, spent: Duration::ZERO, since: Instant::now(), answer_to };
     let deadline = limits.duration.map(|duration| Instant::now() + duration);
     let mut poll = interval(POLL);
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -132,7 +135,7 @@ pub async fn run(
         tokio::select! {
             _ = poll.tick() => {}
             Some((question, answer)) = answers.recv() => {
-                asked -= 1;
+                asking.asked -= 1;
                 live.answered(question, answer);
             }
             () = stop.requested() => break,
@@ -141,7 +144,7 @@ pub async fn run(
             Ok(inputs) => {
                 for stamped in inputs {
                     for question in pipeline.step(stamped) {
-                        ask(&mut live, question, &mut asked, &answer_to);
+                        asking.ask(&mut live, question);
                     }
                 }
             }
@@ -165,10 +168,10 @@ pub async fn run(
     tokio::task::yield_now().await;
     // What the host still has to say about failures at hand is waited for, within the engine's own bound.
     let patience = Instant::now() + Duration::from_millis(300);
-    while asked > 0
+    while asking.asked > 0
         && let Ok(Some((question, answer))) = tokio::time::timeout_at(patience, answers.recv()).await
     {
-        asked -= 1;
+        asking.asked -= 1;
         live.answered(question, answer);
     }
     match live.detach() {
@@ -184,23 +187,38 @@ pub async fn run(
     failed.map(|()| closed)
 }
 
-fn ask(
-    live: &mut Live,
-    question: Question,
-    asked: &mut usize,
-    answer_to: &mpsc::UnboundedSender<(Question, Answer)>,
-) {
-    if *asked >= MAX_QUESTIONS {
-        let why = "too many questions at once".to_owned();
-        live.answered(question, Answer::Unavailable { why });
-        return;
-    }
-    *asked += 1;
-    let answer_to = answer_to.clone();
-    tokio::task::spawn_blocking(move || {
-        let answer = host::answer(&question);
-        // Nobody listens any more when the trace has ended.
-        let _ = answer_to.send((question, answer));
-    });
+/// Questions of the engine on their way to the host.
+struct Asking {
+    asked: usize,
+    spent: Duration,
+    since: Instant,
+    answer_to: mpsc::UnboundedSender<(Question, Answer)>,
 }
 
+impl Asking {
+    fn ask(&mut self, live: &mut Live, question: Question) {
+        let now = Instant::now();
+        if now.duration_since(self.since) >= Duration::from_secs(1) {
+            self.since = now;
+            self.spent = Duration::ZERO;
+        }
+        if self.spent < AT_ONCE {
+            let answer = host::answer(&question);
+            self.spent += now.elapsed();
+            live.answered(question, answer);
+            return;
+        }
+        if self.asked >= MAX_QUESTIONS {
+            let why = "too many questions at once".to_owned();
+            live.answered(question, Answer::Unavailable { why });
+            return;
+        }
+        self.asked += 1;
+        let answer_to = self.answer_to.clone();
+        tokio::task::spawn_blocking(move || {
+            let answer = host::answer(&question);
+            // Nobody listens any more when the trace has ended.
+            let _ = answer_to.send((question, answer));
+        });
+    }
+}

@@ -61,20 +61,20 @@ fn on_send(sock: Sock, ret: i32) {
 #[inline(always)]
 fn sent(owner: &mut Worker, entry: &mut Conn, sock: Sock, ret: i32) {
     let at = now();
-    if ret <= 0 {
-        if ret == -EAGAIN {
+    if ret == 0 || ret == -EAGAIN {
+        if ret != 0 {
             entry.send_blocked_at = at;
-        } else if ret < 0 && entry.send_error == 0 {
-            entry.send_error = -ret;
         }
         own_other(owner);
         return;
     }
-    if owner.pending_line != 0 && ret <= CLOSE_NOTIFY_MAX && entry.received + entry.sent > 0 {
+    if ret > 0 && owner.pending_line != 0 && ret <= CLOSE_NOTIFY_MAX && entry.flags & conn::UNCUT != 0 {
         // Between a line and its close TLS sends one close_notify on the same socket.
         owner.pending_sock = entry.sock;
         return;
     }
+    let bytes = if ret > 0 { ret as u32 } else { 0 };
+    // A send that fails on a kept connection is the beginning of a request too.
     let first_of_next = entry.began_at == 0 || (entry.received > 0 && entry.flags & conn::UNCUT == 0);
     if first_of_next {
         if entry.began_at != 0 {
@@ -83,7 +83,7 @@ fn sent(owner: &mut Worker, entry: &mut Conn, sock: Sock, ret: i32) {
         }
         begin_next(entry, at);
         if entry.family != AF_UNIX {
-            entry.start_seq = sock.write_seq().wrapping_sub(ret as u32);
+            entry.start_seq = sock.write_seq().wrapping_sub(bytes);
         }
         own_begin(owner, entry, at);
     } else {
@@ -91,10 +91,20 @@ fn sent(owner: &mut Worker, entry: &mut Conn, sock: Sock, ret: i32) {
             // Found idle when the tracer came: the exchange begins here.
             entry.began_at = at;
             if entry.family != AF_UNIX {
-                entry.start_seq = sock.write_seq().wrapping_sub(ret as u32);
+                entry.start_seq = sock.write_seq().wrapping_sub(bytes);
             }
         }
         own_other(owner);
+    }
+    if ret < 0 {
+        if entry.send_error == 0 {
+            entry.send_error = -ret;
+        }
+        if entry.family == AF_UNIX {
+            entry.flags |= conn::UNIX_ENDED;
+            owner.unix_ended = entry.sock;
+        }
+        return;
     }
     if entry.first_sent_at == 0 {
         entry.first_sent_at = at;

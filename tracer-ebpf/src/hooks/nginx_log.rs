@@ -36,14 +36,16 @@ pub fn nginx_logs(ctx: ProbeContext) -> u32 {
     let pid = current_pid();
     let Some(owner) = worker(pid) else { return 0 };
     let at = now();
-    if level < WARN && is_main_thread() {
-        own_line(owner, at);
-    }
     say!(&ctx, "nginx {} logs at level {}", pid, level);
+    let is_own = level < WARN && is_main_thread();
     let Some(mut slot) = RECORDS.reserve::<Line>(0) else {
         count(counter::RING_FULL);
+        if is_own {
+            own_line(owner, at, false);
+        }
         return 0;
     };
+    let is_connecting;
     let line = slot.as_mut_ptr();
     // SAFETY: every field of the reserved record is written before it is submitted; user memory is read through
     // helpers that check the address, and a page that is not mapped leaves zeroes.
@@ -61,6 +63,8 @@ pub fn nginx_logs(ctx: ProbeContext) -> u32 {
         if action != 0 {
             let _ = bpf_probe_read_user_str_bytes(action as *const u8, &mut (*line).action);
         }
+        // Two letters tell "connecting to upstream" from every other phase.
+        is_connecting = (*line).action[0] == b'c' && (*line).action[3] == b'n';
         let text = argument(&ctx, &(*line).format);
         if let Some((data, len)) = text {
             let len = if len > 127 { 127 } else { len };
@@ -73,6 +77,10 @@ pub fn nginx_logs(ctx: ProbeContext) -> u32 {
     }
     slot.submit(u64::from(aya_ebpf::bindings::BPF_RB_NO_WAKEUP));
     count(counter::RECORDS);
+    // The line's record comes before that of the exchange it ends.
+    if is_own {
+        own_line(owner, at, is_connecting);
+    }
     0
 }
 

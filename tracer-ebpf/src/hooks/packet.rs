@@ -1,7 +1,7 @@
 //! Packets of upstream connections that this host answered with a reset, freed, or answered with an ICMP error.
 
 use aya_ebpf::{EbpfContext as _, macros::btf_tracepoint, programs::BtfTracePointContext};
-use tracer_ebpf::{DROP_PLACES, DROP_REASONS, Packet, SYN_PLACES, conn, kind};
+use tracer_ebpf::{DROP_PLACES, DROP_REASONS, Packet, SYN_PLACES, WANTED_BY_PLACE, conn, kind};
 
 use crate::{
     exchange::edge,
@@ -102,7 +102,7 @@ pub fn dropped(ctx: BtfTracePointContext) -> i32 {
                     .add(number as usize & (DROP_REASONS - 1)),
             )
         };
-        if wanted == 0 {
+        if wanted == 0 || (wanted == WANTED_BY_PLACE && drop_place(ctx.arg::<u64>(1)).is_none()) {
             return 0;
         }
         reason = number + 1;
