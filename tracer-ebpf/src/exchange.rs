@@ -324,12 +324,22 @@ pub fn link_backend(entry: &mut Conn, sock: Sock) {
     ));
 }
 
+/// The other end of a connection that was there before is known to its link alone, until it does something.
+#[inline(always)]
+fn know_backend(entry: &mut Conn, sock: Sock) {
+    if entry.backend_sock == 0 {
+        entry.backend_sock = sock.0;
+        entry.backend_netns = sock.netns();
+    }
+}
+
 /// Data of this connection was read by a process of this host.
 #[inline(always)]
 pub fn backend_read(link: &BackendLink, sock: Sock, bytes: u32, at: u64) {
     let Some(entry) = connection_of(link.conn_sock, link.conn_since) else {
         return;
     };
+    know_backend(entry, sock);
     entry.flags |= conn::ACCEPTED;
     if entry.flags & conn::BACKEND_TASK == 0 {
         entry.flags |= conn::BACKEND_TASK;
@@ -364,6 +374,7 @@ pub fn backend_closed(link: &mut BackendLink, sock: Sock, aborted: bool, fin_rec
     let unread = sock.unread(fin_received);
     let accepted = if sock.has_file() { conn::ACCEPTED } else { 0 };
     if let Some(entry) = connection_of(link.conn_sock, link.conn_since) {
+        know_backend(entry, sock);
         entry.backend_closed_at = at;
         entry.backend_closer = task;
         entry.backend_unread = unread;

@@ -5,7 +5,7 @@ use tracer_ebpf::{BackendLink, Conn, Endpoint, Worker, conn, counter};
 use crate::{
     maps::{BACKENDS, CONNECTIONS, ENDPOINTS, OWNERS, WORKERS},
     output::{count, counted},
-    sock::{AF_UNIX, Sock},
+    sock::Sock,
 };
 
 /// The nginx process with this id.
@@ -22,33 +22,7 @@ pub fn worker(pid: u32) -> Option<&'static mut Worker> {
 #[inline(always)]
 pub fn connection(sock: u64) -> Option<&'static mut Conn> {
     // SAFETY: as for `worker`.
-    let entry = CONNECTIONS
-        .get_ptr_mut(sock)
-        .map(|value| unsafe { &mut *value })?;
-    if entry.flags & (conn::PREEXISTING | conn::CONFIRMED) == conn::PREEXISTING && !is_confirmed(entry) {
-        return None;
-    }
-    Some(entry)
-}
-
-/// Whether the socket that user space found open is still that socket at its first event. Between being found and being
-/// put into the table it can be destroyed, and its address be another's.
-#[inline(never)]
-fn is_confirmed(entry: &mut Conn) -> bool {
-    let sock = Sock(entry.sock);
-    let is_same = if entry.family == AF_UNIX {
-        sock.family() == AF_UNIX && sock.unix_peer() == entry.backend_sock
-    } else {
-        // A closed socket's ports may be 0 already: that is no contradiction.
-        let (local, peer) = (sock.local_port(), sock.peer_port());
-        (local == entry.sport || local == 0) && (peer == entry.dport || peer == 0)
-    };
-    if is_same {
-        entry.flags |= conn::CONFIRMED;
-    } else {
-        let _ = CONNECTIONS.remove(entry.sock);
-    }
-    is_same
+    CONNECTIONS.get_ptr_mut(sock).map(|value| unsafe { &mut *value })
 }
 
 /// nginx's connection on this socket, if it is still the generation `since`.
@@ -61,7 +35,25 @@ pub fn connection_of(sock: u64, since: u64) -> Option<&'static mut Conn> {
 #[inline(always)]
 pub fn backend(sock: u64) -> Option<&'static mut BackendLink> {
     // SAFETY: as for `worker`.
-    BACKENDS.get_ptr_mut(sock).map(|value| unsafe { &mut *value })
+    let link = BACKENDS.get_ptr_mut(sock).map(|value| unsafe { &mut *value })?;
+    if link.flags & (conn::PREEXISTING | conn::CONFIRMED) == conn::PREEXISTING && !is_still(Sock(sock), link) {
+        return None;
+    }
+    Some(link)
+}
+
+/// Whether a backend's socket that user space found by its ports is still that one at its first event: between being
+/// found and being put into the table it can be destroyed, and its address be another's.
+#[inline(never)]
+fn is_still(sock: Sock, link: &mut BackendLink) -> bool {
+    let is_same = matches!(connection_of(link.conn_sock, link.conn_since),
+        Some(entry) if sock.local_port() == entry.dport && sock.peer_port() == entry.sport);
+    if is_same {
+        link.flags |= conn::CONFIRMED;
+    } else {
+        let _ = BACKENDS.remove(sock.0);
+    }
+    is_same
 }
 
 /// Remembers that the end of this process matters.

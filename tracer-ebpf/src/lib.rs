@@ -86,7 +86,7 @@ pub mod conn {
     pub const ICMP_SEEN: u32 = 512;
     /// A process touched the backend's socket.
     pub const BACKEND_TASK: u32 = 1024;
-    /// A connection that was there before: the socket has been seen to be still the one that was found.
+    /// A backend's socket that was there before: it has been seen to be still the one that was found.
     pub const CONFIRMED: u32 = 2048;
 }
 
@@ -497,8 +497,6 @@ pub struct SnapshotSocket {
     pub header: Header,
     /// The socket.
     pub sock: u64,
-    /// Its peer (unix).
-    pub peer_sock: u64,
     /// Local address.
     pub saddr: [u8; 16],
     /// Peer's address.
@@ -525,8 +523,8 @@ pub struct SnapshotSocket {
     pub comm: [u8; COMM_LEN],
     /// unix: its own path.
     pub path: [u8; PATH_LEN],
-    /// unix: its peer's path.
-    pub peer_path: [u8; PATH_LEN],
+    /// Padding.
+    pub pad: u32,
 }
 
 /// An nginx process, kept by its process id.

@@ -46,6 +46,9 @@ const LEAST_PATIENCE: u64 = 100_000_000;
 /// How long a line waits for the exchange that it belongs to, and the reverse.
 const JOIN_MEMORY: u64 = 150 * SECOND;
 
+/// Lines kept that no exchange has claimed; the oldest can matter to nothing that still runs.
+const MAX_UNCLAIMED: usize = 4096;
+
 /// What an engine is told once.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
@@ -81,6 +84,8 @@ pub struct Engine {
     log_join: LogJoin,
     /// Lines heard, until the exchange they end arrives.
     lines: Keyed<LineId, Line>,
+    /// Lines about an upstream that no exchange has claimed.
+    unclaimed: BTreeMap<LineId, Pid>,
     /// Texts of lines whose attempt is not there yet.
     texts: Keyed<LineId, LogLine>,
     /// Clients that left before their exchange's record arrived.
@@ -182,6 +187,7 @@ impl Engine {
             around: Surroundings::new(capacity),
             log_join: LogJoin::new(capacity.min(8192)),
             lines: Keyed::new(capacity, JOIN_MEMORY),
+            unclaimed: BTreeMap::new(),
             texts: Keyed::new(capacity, 2 * SECOND),
             early_leavers: Keyed::new(capacity.min(1024), SECOND),
             unix_leavers: Keyed::new(capacity.min(1024), 10 * SECOND),
@@ -280,6 +286,7 @@ impl Engine {
             + self.around.len()
             + self.log_join.len()
             + self.lines.len()
+            + self.unclaimed.len()
             + self.texts.len()
             + self.early_leavers.len()
             + self.unix_leavers.len()
@@ -452,11 +459,22 @@ impl Engine {
     fn unix_pending_at(&self, worker: Pid, at: Ktime) -> Option<u64> {
         let mut fits = self.pending.iter().filter(|(_, pending)| {
             pending.exchange.as_deref().is_some_and(|exchange| {
-                exchange.worker == worker && pending.client_left.is_none() && may_end_unix(exchange, at)
+                exchange.worker == worker
+                    && pending.client_left.is_none()
+                    && may_end_unix(exchange, at)
+                    && !self.may_have_line(exchange)
             })
         });
         let (number, _) = fits.next()?;
         fits.next().is_none().then_some(*number)
+    }
+
+    /// nginx logged something while this exchange was under way that no exchange has claimed: it may be its line.
+    fn may_have_line(&self, exchange: &Exchange) -> bool {
+        let begin = exchange.last_sent_at.unwrap_or(exchange.began_at);
+        self.unclaimed
+            .range(LineId(begin.0)..=LineId(exchange.ended_at.0))
+            .any(|(_, worker)| *worker == exchange.worker)
     }
 
     fn worker(&mut self, worker: Pid, master: Pid, started: Ktime, outputs: &mut Vec<Output>) {
@@ -523,7 +541,10 @@ impl Engine {
         let client_left = self
             .early_leavers
             .last(&exchange.id)
-            .or_else(|| self.unix_leavers.last(&exchange.worker).filter(|(at, _)| may_end_unix(&exchange, *at)))
+            .or_else(|| {
+                let left = self.unix_leavers.last(&exchange.worker);
+                left.filter(|(at, _)| may_end_unix(&exchange, *at) && !self.may_have_line(&exchange))
+            })
             .copied();
         let names = self.configurations.names(exchange.worker, &exchange.peer, None);
         let heard = self.heard(said.as_ref(), &exchange);
@@ -578,6 +599,7 @@ impl Engine {
             _ => line.worker == exchange.worker,
         };
         if fits {
+            self.unclaimed.remove(&line.id);
             self.lines_joined += u64::from(!said.meaning.stands_alone());
             (Some(line.clone()), Some(said))
         } else {
@@ -744,6 +766,10 @@ impl Engine {
             );
         } else {
             self.lines_heard += 1;
+            self.unclaimed.insert(line.id, line.worker);
+            if self.unclaimed.len() > MAX_UNCLAIMED {
+                self.unclaimed.pop_first();
+            }
             if let Some(log) = log {
                 self.texts.push(self.now, line.id, log);
             }

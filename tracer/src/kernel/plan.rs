@@ -213,7 +213,10 @@ pub static PLAN: &[Hook] = &[
         shows: "listeners and connections that were there before",
         without: "what existed before the tracer is unknown to it",
         required: false,
-        ways: &[&[("sockets_snapshot", Iterator("task_file"))]],
+        ways: &[&[
+            ("sockets_snapshot", Iterator("task_file")),
+            ("connections_adopted", Iterator("task_file")),
+        ]],
     },
     Hook {
         sees: "nginx-log",

@@ -1,6 +1,6 @@
 //! Sockets that were there before the tracer: listeners of the whole host, and nginx's open connections.
 //!
-//! The hooks are attached first and the iterator runs afterwards; entries are merged by socket, and what a hook has
+//! The hooks are attached first and the iterators run afterwards; entries are merged by socket, and what a hook has
 //! seen already wins.
 
 use std::{
@@ -10,10 +10,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use aya::{Ebpf, programs::Iter};
-use tracer_ebpf::{
-    BackendLink, COMM_LEN, Conn, LISTENERS_PER_PORT, ListenerSlot, PortSlot, SnapshotSocket, conn,
-};
-use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
+use tracer_ebpf::{BackendLink, COMM_LEN, LISTENERS_PER_PORT, ListenerSlot, PortSlot, SnapshotSocket, conn};
+use zerocopy::FromBytes as _;
 
 use super::{Kernel, take};
 use crate::event::{
@@ -21,24 +19,22 @@ use crate::event::{
     decode::{bound, text},
 };
 
-const ESTABLISHED: u8 = 1;
-const CLOSE_WAIT: u8 = 8;
 const LISTEN: u8 = 10;
 const AF_UNIX: u16 = 1;
 /// `BPF_NOEXIST`: never overwrite what a hook has put there.
 const NOEXIST: u64 = 1;
 
-/// Every socket some process holds, one row per holder.
+/// Sockets that some process holds, one row per holder.
 #[derive(Debug, Default)]
 pub struct Snapshot {
     rows: Vec<SnapshotSocket>,
 }
 
 impl Snapshot {
-    /// Runs the iterator.
-    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
+    /// Runs an iterator.
+    fn take(ebpf: &mut Ebpf, name: &str) -> Result<Self> {
         let program: &mut Iter =
-            ebpf.program_mut("sockets_snapshot").context("no program sockets_snapshot in the object")?.try_into()?;
+            ebpf.program_mut(name).with_context(|| format!("no program {name} in the object"))?.try_into()?;
         let link = program.attach().context("starting the iterator over open files")?;
         let mut file = program.take_link(link)?.into_file()?;
         let mut bytes = Vec::new();
@@ -50,12 +46,6 @@ impl Snapshot {
         Ok(Self { rows })
     }
 
-    /// The sockets nginx's processes hold.
-    #[must_use]
-    pub fn held_by_nginx(&self) -> HashSet<u64> {
-        self.rows.iter().filter(|row| row.is_nginx != 0).map(|row| row.sock).collect()
-    }
-
     /// Listeners, each once, with the first of its holders.
     #[must_use]
     pub fn listeners(&self) -> Vec<Event> {
@@ -64,30 +54,6 @@ impl Snapshot {
             .iter()
             .filter(|row| row.state == LISTEN && seen.insert(row.sock))
             .map(|row| Event::ListenerFound { at: Ktime(row.header.at), listener: listener(row) })
-            .collect()
-    }
-
-    /// nginx's connections to upstreams: TCP whose local port nobody listens on in that namespace, and unix sockets
-    /// without a name whose peer has one.
-    fn upstream_connections(&self) -> Vec<&SnapshotSocket> {
-        let listening: HashSet<(u32, u16)> = self
-            .rows
-            .iter()
-            .filter(|row| row.state == LISTEN && row.family != AF_UNIX)
-            .map(|row| (row.netns, row.sport))
-            .collect();
-        let mut seen = HashSet::new();
-        self.rows
-            .iter()
-            .filter(|row| row.is_nginx != 0)
-            .filter(|row| match row.family {
-                AF_UNIX => row.state == ESTABLISHED && row.path[0] == 0 && row.peer_path[0] != 0,
-                _ => {
-                    matches!(row.state, ESTABLISHED | CLOSE_WAIT)
-                        && !listening.contains(&(row.netns, row.sport))
-                }
-            })
-            .filter(|row| seen.insert(row.sock))
             .collect()
     }
 }
@@ -112,20 +78,22 @@ impl Kernel {
     /// Takes a snapshot, fills the kernel's tables with what was there before, and says which listeners there are.
     ///
     /// # Errors
-    /// The iterator cannot run, or a table is full.
+    /// An iterator cannot run, or a table is full.
     pub fn adopt(&mut self) -> Result<Vec<Event>> {
-        let snapshot = self.snapshot()?;
+        let snapshot = Snapshot::take(&mut self.ebpf, "sockets_snapshot")?;
+        // The second iterator knows by the listeners which of nginx's connections are its clients'.
         self.adopt_listeners(&snapshot)?;
         self.adopt_connections(&snapshot)?;
         Ok(snapshot.listeners())
     }
 
-    /// Looks which sockets there are now.
+    /// The TCP sockets that exist now and have an owner, and nginx's unix connections.
     ///
     /// # Errors
-    /// The iterator cannot run.
-    pub fn snapshot(&mut self) -> Result<Snapshot> {
-        Snapshot::take(&mut self.ebpf)
+    /// An iterator cannot run.
+    pub(super) fn alive(&mut self) -> Result<HashSet<u64>> {
+        let snapshot = Snapshot::take(&mut self.ebpf, "sockets_snapshot")?;
+        Ok(snapshot.rows.iter().map(|row| row.sock).collect())
     }
 
     fn adopt_listeners(&mut self, snapshot: &Snapshot) -> Result<()> {
@@ -165,10 +133,7 @@ impl Kernel {
     }
 
     fn adopt_connections(&mut self, snapshot: &Snapshot) -> Result<()> {
-        let upstream = snapshot.upstream_connections();
-        if upstream.is_empty() {
-            return Ok(());
-        }
+        let adopted = Snapshot::take(&mut self.ebpf, "connections_adopted")?;
         // Both ends of a TCP connection of this host, by (local, remote); namespaces may differ.
         let ends: StdHashMap<_, u64> = snapshot
             .rows
@@ -177,43 +142,24 @@ impl Kernel {
             .map(|row| ((row.saddr, row.sport, row.daddr, row.dport), row.sock))
             .collect();
         let mut links = Vec::new();
-        let mut connections = take::<u64, [u8; size_of::<Conn>()]>(&mut self.ebpf, "CONNECTIONS")?;
-        for row in upstream {
-            let mut entry = Conn::new_zeroed();
-            entry.sock = row.sock;
-            entry.since = row.header.at;
-            entry.began_at = row.header.at;
-            entry.number = 1;
-            entry.worker = row.header.pid;
-            entry.netns = row.netns;
-            entry.family = row.family;
-            entry.flags = conn::PREEXISTING;
-            if row.family == AF_UNIX {
-                entry.path = row.peer_path;
-                entry.backend_sock = row.peer_sock;
-            } else {
-                entry.saddr = row.saddr;
-                entry.daddr = row.daddr;
-                entry.sport = row.sport;
-                entry.dport = row.dport;
-                entry.backend_sock =
-                    ends.get(&(row.daddr, row.dport, row.saddr, row.sport)).copied().unwrap_or(0);
+        for row in adopted.rows.iter().filter(|row| row.family != AF_UNIX) {
+            if let Some(sock) = ends.get(&(row.daddr, row.dport, row.saddr, row.sport)) {
+                links.push((*sock, row.sock));
             }
-            if entry.backend_sock != 0 {
-                links.push((
-                    entry.backend_sock,
-                    BackendLink { conn_sock: row.sock, conn_since: entry.since, closed_at: 0, unread: 0, flags: 0 },
-                ));
-            }
-            let mut value = [0; size_of::<Conn>()];
-            value.copy_from_slice(entry.as_bytes());
-            // Refused when a hook was faster, or when the table is full; the latter shows in the next insert of the
-            // programs too, which count it.
-            let _ = connections.insert(row.sock, value, NOEXIST);
         }
+        let since = self.generations(links.iter().map(|(_, conn_sock)| *conn_sock))?;
         let mut backends = take::<u64, [u8; size_of::<BackendLink>()]>(&mut self.ebpf, "BACKENDS")?;
-        for (sock, link) in links {
+        for (sock, conn_sock) in links {
+            let Some(conn_since) = since.get(&conn_sock) else { continue };
+            let link = BackendLink {
+                conn_sock,
+                conn_since: *conn_since,
+                closed_at: 0,
+                unread: 0,
+                flags: conn::PREEXISTING,
+            };
             let value: [u8; size_of::<BackendLink>()] = zerocopy::transmute!(link);
+            // Refused when a hook was faster.
             let _ = backends.insert(sock, value, NOEXIST);
         }
         Ok(())
