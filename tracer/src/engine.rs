@@ -283,6 +283,7 @@ impl Engine {
                     self.join_unix_line(number);
                     self.evaluate(number, &mut outputs);
                 }
+                self.write_overdue(now, &mut outputs);
             }
             Input::Detach { in_flight } => self.detach(in_flight, &mut outputs),
         }
@@ -442,6 +443,8 @@ impl Engine {
                 signalled_by,
                 is_nginx: _,
             } => {
+                // A fault is a signal that a process sends itself.
+                let signalled_by = signalled_by.filter(|sender| sender.pid != task.pid);
                 let death = Death {
                     at,
                     task,
@@ -988,26 +991,34 @@ impl Engine {
             }
             return;
         }
-        if said.meaning.stands_alone() {
-            let (worker, connection) = (log.pid, log.connection);
-            self.lone_attempt(self.now, worker, connection, said, None, Some(log), outputs);
-            return;
-        }
-        let fitting = self
-            .pending
-            .iter()
-            .find(|(_, pending)| pending.fits(&log, &said))
-            .map(|(number, _)| *number);
-        match fitting {
+        match self.fitting(&log, &said) {
             Some(number) => {
                 self.set_log(number, log);
                 self.read_again(number);
                 self.evaluate(number, outputs);
             }
+            None if said.meaning.stands_alone() => {
+                let (worker, connection) = (log.pid, log.connection);
+                self.lone_attempt(self.now, worker, connection, said, None, Some(log), outputs);
+            }
             None => {
                 self.log_join.read(self.now, &log);
             }
         }
+    }
+
+    /// The pending attempt that a line of the log file is about, where only the file tells what nginx said: the oldest
+    /// failure that fits, or the only answered attempt that does.
+    fn fitting(&self, log: &LogLine, said: &Said) -> Option<u64> {
+        let mut fits = self.pending.iter().filter(|(_, pending)| pending.fits(log, said));
+        let failed = fits
+            .clone()
+            .find(|(_, pending)| pending.attempt.outcome != Outcome::Ok);
+        if let Some((number, _)) = failed {
+            return Some(*number);
+        }
+        let (number, _) = fits.next()?;
+        fits.next().is_none().then_some(*number)
     }
 
     /// A line written before the trace began explains nothing in it.
@@ -1357,11 +1368,9 @@ impl Engine {
     }
 
     fn expire(&mut self) {
-        // Line numbers are the times at which they were heard.
-        let oldest = LineId(self.now.0.saturating_sub(JOIN_MEMORY));
-        self.unclaimed = self.unclaimed.split_off(&oldest);
         self.log_join.expire(self.now);
         self.lines.expire(self.now);
+        self.unclaimed.retain(|id| self.lines.last(id).is_some());
         self.texts.expire(self.now);
         self.early_leavers.expire(self.now);
         self.tries.expire(self.now);
@@ -1398,19 +1407,25 @@ impl Pending {
         if attempt.log.is_some() || attempt.worker != log.pid || !is_peer {
             return false;
         }
+        let Some(exchange) = self.exchange.as_deref() else {
+            return false;
+        };
+        let is_answered = attempt.outcome == Outcome::Ok;
         match said.meaning {
             Meaning::Connect => attempt.phase == Phase::Connecting && attempt.errno == said.errno,
-            Meaning::TimedOut => matches!(
-                attempt.outcome,
-                Outcome::TimedOut | Outcome::Cancelled | Outcome::Ok
-            ),
-            Meaning::ClosedEarly | Meaning::HandshakeClosed => {
-                matches!(attempt.outcome, Outcome::Closed | Outcome::Ok | Outcome::Reset)
+            // The one errno at once that leaves a socket behind.
+            Meaning::ConnectAtOnce => attempt.phase == Phase::Connecting && attempt.errno == said.errno,
+            Meaning::TimedOut if is_answered => socket::has_waited(exchange),
+            Meaning::TimedOut => matches!(attempt.outcome, Outcome::TimedOut | Outcome::Cancelled),
+            Meaning::ClosedEarly | Meaning::HandshakeClosed if is_answered => {
+                exchange.eof_read_at.or(exchange.fin_at).is_some()
             }
-            Meaning::Io => attempt.errno == said.errno || attempt.outcome == Outcome::Ok,
+            Meaning::ClosedEarly | Meaning::HandshakeClosed => {
+                matches!(attempt.outcome, Outcome::Closed | Outcome::Reset)
+            }
+            Meaning::Io => attempt.errno == said.errno,
             Meaning::Unacceptable | Meaning::Other => true,
-            Meaning::ConnectAtOnce
-            | Meaning::Bind
+            Meaning::Bind
             | Meaning::Socket
             | Meaning::WorkerConnections
             | Meaning::NoLiveUpstreams

@@ -162,6 +162,15 @@ pub fn may_end_silently(exchange: &Exchange, line: &Line, meaning: Meaning, limi
     }
 }
 
+/// nginx closed the connection some time after the last thing that happened on it.
+pub fn has_waited(exchange: &Exchange) -> bool {
+    let last = exchange
+        .last_received_at
+        .max(exchange.last_sent_at)
+        .max(exchange.eof_read_at);
+    last.is_some_and(|last| exchange.ended_at.since(last) > EARLY)
+}
+
 /// The outcome an errno stands for.
 pub fn outcome_of(errno: Errno) -> Outcome {
     match errno.0 {
@@ -267,7 +276,8 @@ fn after_an_answer(
     match (heard, exchange.recv_error.or(exchange.send_error)) {
         // Only an error that nginx fetched can have hurt: resets of orphans are healthy ends.
         (Heard::Deaf, Some(errno)) => (outcome_of(errno), Some(errno), false),
-        _ => (Outcome::Ok, None, was_complete || !matches!(heard, Heard::Deaf)),
+        // Whether an answer was whole, only nginx knows: a line of the log file may still say that it was not.
+        _ => (Outcome::Ok, None, !matches!(heard, Heard::Deaf)),
     }
 }
 
