@@ -1036,8 +1036,11 @@ impl Engine {
         let Some(pending) = self.pending.get_mut(&number) else {
             return;
         };
-        if pending.said.is_none() {
-            pending.said = Some(Said::logged(&log));
+        let logged = Said::logged(&log);
+        match &mut pending.said {
+            // The file has the arguments that a format string heard at its source leaves open.
+            Some(said) => said.text = logged.text,
+            None => pending.said = Some(logged),
         }
         let attempt = &mut pending.attempt;
         let meaning = pending.said.as_ref().map(|said| said.meaning);
@@ -1059,6 +1062,7 @@ impl Engine {
             attempt.via = correlate::scheme(&log).map(str::to_owned);
         }
         let (method, path) = log.request.clone().unzip();
+        attempt.nginx_says = pending.said.as_ref().map(|said| said.text.clone());
         attempt.request = Some(Request {
             method,
             path,
