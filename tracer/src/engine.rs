@@ -22,8 +22,8 @@ use self::{
 };
 use crate::{
     event::{
-        Backend, ConnId, EndKind, Errno, Event, Exchange, ExchangeId, Input, Ktime, Limits, Line, LineId, LogLine,
-        LossClass, Output, Peer, Pid, Question, RetryOf,
+        Backend, ConnId, EndKind, Errno, Event, Exchange, ExchangeId, Input, Ktime, Limits, Line, LineId,
+        LogLine, LossClass, Output, Peer, Pid, Question, RetryOf,
     },
     model::{Attempt, NoteEvent, Outcome, Phase, Request},
 };
@@ -43,11 +43,10 @@ mod text;
 const PATIENCE: u64 = 300_000_000;
 /// An attempt whose record came late still waits this long, so that a question can be answered.
 const LEAST_PATIENCE: u64 = 100_000_000;
+/// The clock must have ticked this often before an attempt is written unsettled.
+const LEAST_TICKS: u8 = 2;
 /// How long a line waits for the exchange that it belongs to, and the reverse.
 const JOIN_MEMORY: u64 = 150 * SECOND;
-
-/// Lines kept that no exchange has claimed; the oldest can matter to nothing that still runs.
-const MAX_UNCLAIMED: usize = 4096;
 
 /// What an engine is told once.
 #[derive(Clone, Debug)]
@@ -84,8 +83,6 @@ pub struct Engine {
     log_join: LogJoin,
     /// Lines heard, until the exchange they end arrives.
     lines: Keyed<LineId, Line>,
-    /// Lines about an upstream that no exchange has claimed.
-    unclaimed: BTreeMap<LineId, Pid>,
     /// Texts of lines whose attempt is not there yet.
     texts: Keyed<LineId, LogLine>,
     /// Clients that left before their exchange's record arrived.
@@ -98,6 +95,10 @@ pub struct Engine {
     by_deadline: BTreeSet<(Ktime, u64)>,
     by_exchange: BTreeMap<ExchangeId, u64>,
     by_line: BTreeMap<LineId, u64>,
+    /// Exchanges whose line is known by its number and has not arrived, and until when they wait.
+    awaiting_line: BTreeMap<LineId, (Ktime, Box<Exchange>)>,
+    /// Lines that no exchange has claimed: those of unix sockets, whose close the kernel does not show.
+    unclaimed: BTreeSet<LineId>,
     /// Failed attempts by what a retry names: number and which try it was.
     tries: Keyed<Origin, (u64, u32)>,
     /// The last lined attempt of each client connection, by worker and `*N`.
@@ -136,8 +137,9 @@ struct ClientTry {
 }
 
 /// Whether a client that left at `at` may be why nginx closed this exchange over a unix socket: nginx closes it in the
-/// same handler, and the record is written when the backend has read the end.
+/// same handler, and the record is written when the backend has read the end, mostly soon after.
 fn may_end_unix(exchange: &Exchange, at: Ktime) -> bool {
+    const SOON: u64 = 50_000_000;
     matches!(exchange.peer, Peer::Unix(_))
         && exchange.line.is_none()
         && exchange.end == EndKind::Closed
@@ -146,6 +148,7 @@ fn may_end_unix(exchange: &Exchange, at: Ktime) -> bool {
         && exchange.last_sent_at.is_some_and(|sent| sent < at)
         && exchange.last_received_at.is_none_or(|received| received < at)
         && at.since(exchange.ended_at) < 1_000_000
+        && exchange.ended_at.since(at) < SOON
 }
 
 /// A port or path, without the address.
@@ -167,6 +170,8 @@ struct Pending {
     /// The peers of its upstream, for an attempt without a peer.
     upstream_peers: BTreeSet<Peer>,
     deadline: Ktime,
+    /// How often the clock ticked since: a tracer that was starved reads its sources late, and all at once.
+    ticks: u8,
     asked: Vec<Question>,
     /// Only a client that left, or a line not yet read, could still change the outcome.
     is_final: bool,
@@ -187,8 +192,7 @@ impl Engine {
             around: Surroundings::new(capacity),
             log_join: LogJoin::new(capacity.min(8192)),
             lines: Keyed::new(capacity, JOIN_MEMORY),
-            unclaimed: BTreeMap::new(),
-            texts: Keyed::new(capacity, 2 * SECOND),
+            texts: Keyed::new(capacity, JOIN_MEMORY),
             early_leavers: Keyed::new(capacity.min(1024), SECOND),
             unix_leavers: Keyed::new(capacity.min(1024), 10 * SECOND),
             early_edges: Keyed::new(capacity, 10 * SECOND),
@@ -196,6 +200,8 @@ impl Engine {
             by_deadline: BTreeSet::new(),
             by_exchange: BTreeMap::new(),
             by_line: BTreeMap::new(),
+            awaiting_line: BTreeMap::new(),
+            unclaimed: BTreeSet::new(),
             tries: Keyed::new(capacity, JOIN_MEMORY),
             clients: Keyed::new(capacity.min(16_384), 60 * SECOND),
             asked: Keyed::new(capacity.min(4096), SECOND / 4),
@@ -267,10 +273,17 @@ impl Engine {
             Input::Clock { unix_ns } => self.wall_offset = Some(i128::from(unix_ns) - i128::from(at.0)),
             Input::Tick => {
                 self.expire();
+                let now = self.now;
+                self.stop_awaiting_lines(|until| until <= now, &mut outputs);
                 let open: Vec<u64> = self.pending.keys().copied().collect();
                 for number in open {
+                    if let Some(pending) = self.pending.get_mut(&number) {
+                        pending.ticks = pending.ticks.saturating_add(1);
+                    }
+                    self.join_unix_line(number);
                     self.evaluate(number, &mut outputs);
                 }
+                self.write_overdue(now, &mut outputs);
             }
             Input::Detach { in_flight } => self.detach(in_flight, &mut outputs),
         }
@@ -286,7 +299,6 @@ impl Engine {
             + self.around.len()
             + self.log_join.len()
             + self.lines.len()
-            + self.unclaimed.len()
             + self.texts.len()
             + self.early_leavers.len()
             + self.unix_leavers.len()
@@ -295,6 +307,8 @@ impl Engine {
             + self.by_deadline.len()
             + self.by_exchange.len()
             + self.by_line.len()
+            + self.awaiting_line.len()
+            + self.unclaimed.len()
             + self.tries.len()
             + self.clients.len()
             + self.asked.len()
@@ -429,6 +443,8 @@ impl Engine {
                 signalled_by,
                 is_nginx: _,
             } => {
+                // A fault is a signal that a process sends itself.
+                let signalled_by = signalled_by.filter(|sender| sender.pid != task.pid);
                 let death = Death {
                     at,
                     task,
@@ -459,22 +475,11 @@ impl Engine {
     fn unix_pending_at(&self, worker: Pid, at: Ktime) -> Option<u64> {
         let mut fits = self.pending.iter().filter(|(_, pending)| {
             pending.exchange.as_deref().is_some_and(|exchange| {
-                exchange.worker == worker
-                    && pending.client_left.is_none()
-                    && may_end_unix(exchange, at)
-                    && !self.may_have_line(exchange)
+                exchange.worker == worker && pending.client_left.is_none() && may_end_unix(exchange, at)
             })
         });
         let (number, _) = fits.next()?;
         fits.next().is_none().then_some(*number)
-    }
-
-    /// nginx logged something while this exchange was under way that no exchange has claimed: it may be its line.
-    fn may_have_line(&self, exchange: &Exchange) -> bool {
-        let begin = exchange.last_sent_at.unwrap_or(exchange.began_at);
-        self.unclaimed
-            .range(LineId(begin.0)..=LineId(exchange.ended_at.0))
-            .any(|(_, worker)| *worker == exchange.worker)
     }
 
     fn worker(&mut self, worker: Pid, master: Pid, started: Ktime, outputs: &mut Vec<Output>) {
@@ -506,13 +511,41 @@ impl Engine {
 
     // Exchanges.
 
-    fn exchange(&mut self, mut exchange: Box<Exchange>, outputs: &mut Vec<Output>) {
+    fn exchange(&mut self, exchange: Box<Exchange>, outputs: &mut Vec<Output>) {
         if let Peer::Tcp(address) = exchange.peer
             && self.configurations.is_resolver(exchange.worker, address)
         {
             self.resolver_connections += 1;
             return;
         }
+        // The record of an exchange and that of the line that ended it may come in either order.
+        if let Some(line) = exchange.line.filter(|id| self.lines.last(id).is_none())
+            && self.awaiting_line.len() < self.options.capacity
+            && !self.awaiting_line.contains_key(&line)
+        {
+            let until = Ktime(self.now.0.saturating_add(LEAST_PATIENCE));
+            self.awaiting_line.insert(line, (until, exchange));
+            return;
+        }
+        self.read_exchange(exchange, outputs);
+    }
+
+    /// Goes on with exchanges whose line did not come in time, and at the end of the trace with all.
+    fn stop_awaiting_lines(&mut self, is_due: impl Fn(Ktime) -> bool, outputs: &mut Vec<Output>) {
+        let due: Vec<LineId> = self
+            .awaiting_line
+            .iter()
+            .filter(|(_, (until, _))| is_due(*until))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            if let Some((_, exchange)) = self.awaiting_line.remove(&id) {
+                self.read_exchange(exchange, outputs);
+            }
+        }
+    }
+
+    fn read_exchange(&mut self, mut exchange: Box<Exchange>, outputs: &mut Vec<Output>) {
         self.remember_place(&exchange.peer);
         if let Some(task) = exchange
             .backend
@@ -531,6 +564,12 @@ impl Engine {
             // connect() began and failed in one call: the line made the attempt, the socket adds what it knows.
             return self.merge_into_line(line.id, exchange, outputs);
         }
+        if said.as_ref().is_some_and(|said| said.meaning == Meaning::Connect) && exchange.received > 0 {
+            // nginx took the kept connection for its next request and found it dead before it sent a byte.
+            let (answered, unsent) = socket::split_at_reuse(*exchange);
+            self.read_exchange(Box::new(answered), outputs);
+            exchange = Box::new(unsent);
+        }
         if let Some(early) = self.early_edges.last(&exchange.id.conn) {
             let early = early.clone();
             exchange.backend = Some(match exchange.backend.take() {
@@ -542,8 +581,9 @@ impl Engine {
             .early_leavers
             .last(&exchange.id)
             .or_else(|| {
-                let left = self.unix_leavers.last(&exchange.worker);
-                left.filter(|(at, _)| may_end_unix(&exchange, *at) && !self.may_have_line(&exchange))
+                self.unix_leavers
+                    .last(&exchange.worker)
+                    .filter(|(at, _)| may_end_unix(&exchange, *at))
             })
             .copied();
         let names = self.configurations.names(exchange.worker, &exchange.peer, None);
@@ -556,7 +596,9 @@ impl Engine {
             exchange.line = exchange.line.filter(|_| said.is_some());
         }
         let attempt = self.attempt_of(&exchange, &ending, &names, said.as_ref());
-        let is_done = attempt.outcome == Outcome::Ok && (ending.is_final || !self.has_tail);
+        let may_have_stalled = socket::may_have_stalled(&exchange, &names.limits);
+        let is_final = ending.is_final && !may_have_stalled;
+        let is_done = attempt.outcome == Outcome::Ok && (is_final || !(self.has_tail || may_have_stalled));
         if is_done {
             return self.write(attempt, outputs);
         }
@@ -577,11 +619,55 @@ impl Engine {
             limits: names.limits,
             upstream_peers: BTreeSet::new(),
             deadline,
+            ticks: 0,
             asked: Vec::new(),
-            is_final: ending.is_final,
+            is_final,
             settled: None,
         };
         self.add_pending(number, pending, log, outputs);
+    }
+
+    /// Gives an exchange over a unix socket, whose close the kernel does not show, the oldest line of its worker that
+    /// fits and that no other exchange claimed.
+    fn join_unix_line(&mut self, number: u64) {
+        let Some(pending) = self.pending.get(&number) else {
+            return;
+        };
+        let (None, Some(exchange)) = (&pending.said, pending.exchange.as_deref()) else {
+            return;
+        };
+        if !matches!(exchange.peer, Peer::Unix(_)) {
+            return;
+        }
+        let candidates = self
+            .unclaimed
+            .iter()
+            .filter_map(|id| self.lines.last(id))
+            .filter(|line| {
+                let text = self.texts.last(&line.id);
+                text.is_none_or(|text| correlate::names_peer(text, &exchange.peer))
+                    && socket::may_end_silently(exchange, line, Said::heard(line).meaning, &pending.limits)
+            });
+        let Some(line) = candidates.min_by_key(|line| line.at).cloned() else {
+            return;
+        };
+        self.unclaimed.remove(&line.id);
+        self.lines_joined += 1;
+        self.by_line.insert(line.id, number);
+        let log = self.texts.last(&line.id).cloned();
+        if let Some(pending) = self.pending.get_mut(&number) {
+            // nginx closed right after this line; the record came when the backend noticed.
+            if let Some(exchange) = &mut pending.exchange {
+                exchange.ended_at = exchange.ended_at.min(line.at);
+                exchange.line = Some(line.id);
+            }
+            pending.said = Some(Said::heard(&line));
+            pending.line = Some(line);
+        }
+        if let Some(log) = log {
+            self.set_log(number, log);
+        }
+        self.read_again(number);
     }
 
     /// The line that the kernel half joined to an exchange, when it is one that can belong to it.
@@ -599,8 +685,8 @@ impl Engine {
             _ => line.worker == exchange.worker,
         };
         if fits {
-            self.unclaimed.remove(&line.id);
             self.lines_joined += u64::from(!said.meaning.stands_alone());
+            self.unclaimed.remove(&line.id);
             (Some(line.clone()), Some(said))
         } else {
             (None, None)
@@ -745,34 +831,40 @@ impl Engine {
 
     fn line(&mut self, line: Line, outputs: &mut Vec<Output>) {
         let said = Said::heard(&line);
+        let id = line.id;
         self.hears_errors |= line.level == 4;
-        if said.meaning == Meaning::Nothing {
-            return;
+        self.lines.push(self.now, id, line.clone());
+        if said.meaning != Meaning::Nothing {
+            self.upstream_line(line, said, outputs);
         }
-        self.lines.push(self.now, line.id, line.clone());
+        if let Some((_, exchange)) = self.awaiting_line.remove(&id) {
+            self.read_exchange(exchange, outputs);
+        }
+    }
+
+    fn upstream_line(&mut self, line: Line, said: Said, outputs: &mut Vec<Output>) {
         let log = self.log_join.heard(self.now, &line);
         if said.meaning.stands_alone() {
-            if self.is_resolver_line(&line, &said) {
-                return;
+            if !self.is_resolver_line(&line, &said) {
+                self.lone_attempt(
+                    line.at,
+                    line.worker,
+                    line.connection,
+                    said,
+                    Some(line),
+                    log,
+                    outputs,
+                );
             }
-            self.lone_attempt(
-                line.at,
-                line.worker,
-                line.connection,
-                said,
-                Some(line),
-                log,
-                outputs,
-            );
-        } else {
-            self.lines_heard += 1;
-            self.unclaimed.insert(line.id, line.worker);
-            if self.unclaimed.len() > MAX_UNCLAIMED {
-                self.unclaimed.pop_first();
-            }
-            if let Some(log) = log {
-                self.texts.push(self.now, line.id, log);
-            }
+            return;
+        }
+        self.lines_heard += 1;
+        self.unclaimed.insert(line.id);
+        if self.unclaimed.len() > self.options.capacity {
+            self.unclaimed.pop_first();
+        }
+        if let Some(log) = log {
+            self.texts.push(self.now, line.id, log);
         }
     }
 
@@ -872,6 +964,7 @@ impl Engine {
             limits: names.limits,
             upstream_peers: BTreeSet::new(),
             deadline: self.deadline(at),
+            ticks: 0,
             asked: Vec::new(),
             is_final: true,
             settled: None,
@@ -898,26 +991,34 @@ impl Engine {
             }
             return;
         }
-        if said.meaning.stands_alone() {
-            let (worker, connection) = (log.pid, log.connection);
-            self.lone_attempt(self.now, worker, connection, said, None, Some(log), outputs);
-            return;
-        }
-        let fitting = self
-            .pending
-            .iter()
-            .find(|(_, pending)| pending.fits(&log, &said))
-            .map(|(number, _)| *number);
-        match fitting {
+        match self.fitting(&log, &said) {
             Some(number) => {
                 self.set_log(number, log);
                 self.read_again(number);
                 self.evaluate(number, outputs);
             }
+            None if said.meaning.stands_alone() => {
+                let (worker, connection) = (log.pid, log.connection);
+                self.lone_attempt(self.now, worker, connection, said, None, Some(log), outputs);
+            }
             None => {
                 self.log_join.read(self.now, &log);
             }
         }
+    }
+
+    /// The pending attempt that a line of the log file is about, where only the file tells what nginx said: the oldest
+    /// failure that fits, or the only answered attempt that does.
+    fn fitting(&self, log: &LogLine, said: &Said) -> Option<u64> {
+        let mut fits = self.pending.iter().filter(|(_, pending)| pending.fits(log, said));
+        let failed = fits
+            .clone()
+            .find(|(_, pending)| pending.attempt.outcome != Outcome::Ok);
+        if let Some((number, _)) = failed {
+            return Some(*number);
+        }
+        let (number, _) = fits.next()?;
+        fits.next().is_none().then_some(*number)
     }
 
     /// A line written before the trace began explains nothing in it.
@@ -935,8 +1036,11 @@ impl Engine {
         let Some(pending) = self.pending.get_mut(&number) else {
             return;
         };
-        if pending.said.is_none() {
-            pending.said = Some(Said::logged(&log));
+        let logged = Said::logged(&log);
+        match &mut pending.said {
+            // The file has the arguments that a format string heard at its source leaves open.
+            Some(said) => said.text = logged.text,
+            None => pending.said = Some(logged),
         }
         let attempt = &mut pending.attempt;
         let meaning = pending.said.as_ref().map(|said| said.meaning);
@@ -958,6 +1062,7 @@ impl Engine {
             attempt.via = correlate::scheme(&log).map(str::to_owned);
         }
         let (method, path) = log.request.clone().unzip();
+        attempt.nginx_says = pending.said.as_ref().map(|said| said.text.clone());
         attempt.request = Some(Request {
             method,
             path,
@@ -965,10 +1070,6 @@ impl Engine {
             status: None,
             client: log.client.clone(),
         });
-        // What nginx formatted into its message is in the file alone.
-        if attempt.nginx_says.as_ref().is_some_and(|text| text.contains('%')) {
-            attempt.nginx_says = Some(Said::logged(&log).text);
-        }
         attempt.log = Some(log);
         pending.settled = None;
         self.find_upstream_peers(number);
@@ -1095,11 +1196,17 @@ impl Engine {
 
     /// Writes what has waited long enough by `now`, each as its surroundings were known then.
     fn write_overdue(&mut self, now: Ktime, outputs: &mut Vec<Output>) {
-        while let Some((deadline, number)) = self.by_deadline.first().copied() {
-            if deadline > now {
-                break;
-            }
-            self.by_deadline.pop_first();
+        let overdue: Vec<u64> = self
+            .by_deadline
+            .iter()
+            .take_while(|(deadline, _)| *deadline <= now)
+            .filter(|(deadline, number)| {
+                let ticks = self.pending.get(number).map_or(u8::MAX, |pending| pending.ticks);
+                ticks >= LEAST_TICKS || now.since(*deadline) > SECOND
+            })
+            .map(|(_, number)| *number)
+            .collect();
+        for number in overdue {
             self.finish(number, outputs);
         }
     }
@@ -1207,8 +1314,10 @@ impl Engine {
     }
 
     fn detach(&mut self, in_flight: u64, outputs: &mut Vec<Output>) {
+        self.stop_awaiting_lines(|_| true, outputs);
         let open: Vec<u64> = self.pending.keys().copied().collect();
         for number in open {
+            self.join_unix_line(number);
             self.finish(number, outputs);
         }
         let evicted = self.take_evicted();
@@ -1265,6 +1374,7 @@ impl Engine {
     fn expire(&mut self) {
         self.log_join.expire(self.now);
         self.lines.expire(self.now);
+        self.unclaimed.retain(|id| self.lines.last(id).is_some());
         self.texts.expire(self.now);
         self.early_leavers.expire(self.now);
         self.tries.expire(self.now);
@@ -1294,26 +1404,32 @@ impl Pending {
     /// Whether a log line can be this attempt's, where nothing but the file tells what nginx said.
     fn fits(&self, log: &LogLine, said: &Said) -> bool {
         let attempt = &self.attempt;
-        if attempt.log.is_some()
-            || attempt.worker != log.pid
-            || log.peer.is_none()
-            || attempt.peer != log.peer
-        {
+        let is_peer = attempt
+            .peer
+            .as_ref()
+            .is_some_and(|peer| correlate::names_peer(log, peer));
+        if attempt.log.is_some() || attempt.worker != log.pid || !is_peer {
             return false;
         }
+        let Some(exchange) = self.exchange.as_deref() else {
+            return false;
+        };
+        let is_answered = attempt.outcome == Outcome::Ok;
         match said.meaning {
             Meaning::Connect => attempt.phase == Phase::Connecting && attempt.errno == said.errno,
-            Meaning::TimedOut => matches!(
-                attempt.outcome,
-                Outcome::TimedOut | Outcome::Cancelled | Outcome::Ok
-            ),
-            Meaning::ClosedEarly | Meaning::HandshakeClosed => {
-                matches!(attempt.outcome, Outcome::Closed | Outcome::Ok | Outcome::Reset)
+            // The one errno at once that leaves a socket behind.
+            Meaning::ConnectAtOnce => attempt.phase == Phase::Connecting && attempt.errno == said.errno,
+            Meaning::TimedOut if is_answered => socket::has_waited(exchange),
+            Meaning::TimedOut => matches!(attempt.outcome, Outcome::TimedOut | Outcome::Cancelled),
+            Meaning::ClosedEarly | Meaning::HandshakeClosed if is_answered => {
+                exchange.eof_read_at.or(exchange.fin_at).is_some()
             }
-            Meaning::Io => attempt.errno == said.errno || attempt.outcome == Outcome::Ok,
+            Meaning::ClosedEarly | Meaning::HandshakeClosed => {
+                matches!(attempt.outcome, Outcome::Closed | Outcome::Reset)
+            }
+            Meaning::Io => attempt.errno == said.errno,
             Meaning::Unacceptable | Meaning::Other => true,
-            Meaning::ConnectAtOnce
-            | Meaning::Bind
+            Meaning::Bind
             | Meaning::Socket
             | Meaning::WorkerConnections
             | Meaning::NoLiveUpstreams

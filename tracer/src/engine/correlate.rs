@@ -299,3 +299,14 @@ pub fn named_upstream(log: &LogLine) -> Option<&str> {
     let (_, rest) = log.upstream.as_deref()?.split_once("://")?;
     rest.split('/').next().filter(|name| !name.is_empty())
 }
+
+/// Whether a log line's `upstream: "…"` is about this peer. Behind a unix path nginx does not always write the colon
+/// that ends it, so the path is looked for rather than cut out.
+pub fn names_peer(log: &LogLine, peer: &Peer) -> bool {
+    log.peer.as_ref() == Some(peer)
+        || (matches!(peer, Peer::Unix(_))
+            && log
+                .upstream
+                .as_deref()
+                .is_some_and(|upstream| upstream.contains(&peer.to_string())))
+}

@@ -3,9 +3,13 @@
 
 use crate::{
     engine::message::{Meaning, Said},
-    event::{EndKind, Errno, Exchange, Ktime, Limits, Peer, TcpState},
+    event::{Backend, EndKind, Errno, Exchange, ExchangeId, Ktime, Limits, Line, Peer, TcpState},
     model::{ClosedBy, Outcome, Phase},
 };
+
+/// nginx's timers run on a clock it refreshes once per loop, so they may fire a little early or late.
+const EARLY: u64 = 60_000_000;
+const LATE: u64 = 500_000_000;
 
 /// What nginx was heard to say about the end of an exchange.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +69,108 @@ pub fn ended_at(exchange: &Exchange, outcome: Outcome) -> Ktime {
     }
 }
 
+/// nginx took a kept connection for its next request and found it dead before it sent a byte: the exchange that was
+/// answered, and the one that never got to send.
+pub fn split_at_reuse(exchange: Exchange) -> (Exchange, Exchange) {
+    let answered_at = exchange.last_received_at.unwrap_or(exchange.began_at);
+    let answered = Exchange {
+        ended_at: answered_at,
+        end: EndKind::NextExchange,
+        closed_in: None,
+        error: None,
+        error_at: None,
+        fin_at: None,
+        reset_at: None,
+        reset_in: None,
+        line: None,
+        ..exchange.clone()
+    };
+    let backend = exchange.backend.clone().map(|backend| Backend {
+        read: 0,
+        sent: 0,
+        ..backend
+    });
+    let unsent = Exchange {
+        id: ExchangeId {
+            number: exchange.id.number.saturating_add(1),
+            ..exchange.id
+        },
+        // nginx says so in the handler in which it took the connection.
+        began_at: exchange.ended_at,
+        previous_at: Some(answered_at),
+        connect_at: None,
+        established_at: None,
+        first_sent_at: None,
+        last_sent_at: None,
+        sent: 0,
+        acked: 0,
+        first_received_at: None,
+        last_received_at: None,
+        received: 0,
+        fin_before_request: exchange.fin_at.is_some(),
+        acked_at_reset: 0,
+        backend,
+        ..exchange
+    };
+    (answered, unsent)
+}
+
+/// An answered exchange over a unix socket after which nginx waited as long as its read timeout: a line may say that
+/// the answer was not whole.
+pub fn may_have_stalled(exchange: &Exchange, limits: &Limits) -> bool {
+    let waited = exchange
+        .last_received_at
+        .map(|last| exchange.ended_at.since(last));
+    let limit = limits
+        .read_timeout_ms
+        .map(|limit| limit.saturating_mul(1_000_000));
+    matches!(exchange.peer, Peer::Unix(_))
+        && exchange.end == EndKind::Closed
+        && exchange.line.is_none()
+        && matches!((waited, limit), (Some(waited), Some(limit)) if waited.saturating_add(EARLY) >= limit)
+}
+
+/// Whether a line that no exchange claimed can be what nginx said before it closed this one without a trace.
+pub fn may_end_silently(exchange: &Exchange, line: &Line, meaning: Meaning, limits: &Limits) -> bool {
+    let last = exchange
+        .last_received_at
+        .max(exchange.last_sent_at)
+        .unwrap_or(exchange.began_at);
+    let is_quiet = exchange.eof_read_at.is_none() && exchange.recv_error.is_none() && exchange.line.is_none();
+    if meaning != Meaning::TimedOut
+        || line.worker != exchange.worker
+        || exchange.end != EndKind::Closed
+        || !is_quiet
+        || line.at < last
+        || line.at > exchange.ended_at
+    {
+        return false;
+    }
+    let is_sending = exchange.send_blocked_at > exchange.last_sent_at;
+    let limit = if is_sending {
+        limits.send_timeout_ms
+    } else {
+        limits.read_timeout_ms
+    };
+    match limit {
+        Some(limit) => {
+            let limit = limit.saturating_mul(1_000_000);
+            let waited = line.at.since(last);
+            waited.saturating_add(EARLY) >= limit && waited <= limit.saturating_add(LATE)
+        }
+        None => exchange.received == 0,
+    }
+}
+
+/// nginx closed the connection some time after the last thing that happened on it.
+pub fn has_waited(exchange: &Exchange) -> bool {
+    let last = exchange
+        .last_received_at
+        .max(exchange.last_sent_at)
+        .max(exchange.eof_read_at);
+    last.is_some_and(|last| exchange.ended_at.since(last) > EARLY)
+}
+
 /// The outcome an errno stands for.
 pub fn outcome_of(errno: Errno) -> Outcome {
     match errno.0 {
@@ -111,7 +217,8 @@ fn outcome(
         return after_an_answer(exchange, heard, client_left);
     }
     if client_left {
-        return (Outcome::Cancelled, None, true);
+        // Over a unix socket the two closes are only near in time: a line of nginx may still say otherwise.
+        return (Outcome::Cancelled, None, matches!(exchange.peer, Peer::Tcp(_)));
     }
     if let Some((outcome, errno)) = failed_in_the_kernel(exchange, heard) {
         return (outcome, errno, false);
@@ -169,7 +276,8 @@ fn after_an_answer(
     match (heard, exchange.recv_error.or(exchange.send_error)) {
         // Only an error that nginx fetched can have hurt: resets of orphans are healthy ends.
         (Heard::Deaf, Some(errno)) => (outcome_of(errno), Some(errno), false),
-        _ => (Outcome::Ok, None, was_complete || !matches!(heard, Heard::Deaf)),
+        // Whether an answer was whole, only nginx knows: a line of the log file may still say that it was not.
+        _ => (Outcome::Ok, None, !matches!(heard, Heard::Deaf)),
     }
 }
 
@@ -206,9 +314,6 @@ fn failed_in_the_kernel(exchange: &Exchange, heard: Heard<'_>) -> Option<(Outcom
 /// nginx closed a silent connection: `Some(true)` when a configured timer fits, `Some(false)` when none can have
 /// run out yet, `None` when the configuration does not say.
 fn is_timer(exchange: &Exchange, limits: &Limits) -> Option<bool> {
-    // nginx's timers run on a clock it refreshes once per loop, so they may fire a little early or late.
-    const EARLY: u64 = 60_000_000;
-    const LATE: u64 = 500_000_000;
     let (begun, limit) = if is_established(exchange) {
         let begun = exchange.last_sent_at.or(exchange.established_at)?;
         let is_blocked = exchange.send_blocked_at > exchange.last_sent_at;
@@ -252,6 +357,10 @@ pub fn has_no_port(exchange: &Exchange) -> bool {
 
 fn phase(exchange: &Exchange, heard: Heard<'_>, outcome: Outcome) -> Phase {
     if let Heard::Line(said) = heard {
+        let is_unsent = exchange.connect_at.is_none() && exchange.sent == 0 && exchange.previous_at.is_some();
+        if said.meaning == Meaning::Connect && is_unsent {
+            return Phase::Idle;
+        }
         if said.meaning == Meaning::Connect || said.meaning.stands_alone() {
             return Phase::Connecting;
         }
@@ -279,6 +388,9 @@ fn phase(exchange: &Exchange, heard: Heard<'_>, outcome: Outcome) -> Phase {
 
 fn closed_by(exchange: &Exchange) -> Option<ClosedBy> {
     let before_the_end = |at: Option<Ktime>| at.is_some_and(|at| at <= exchange.ended_at);
+    if has_no_port(exchange) {
+        return Some(ClosedBy::Kernel);
+    }
     match exchange.end {
         EndKind::NextExchange | EndKind::Idle | EndKind::Presumed | EndKind::Detached => None,
         EndKind::WorkerGone => Some(ClosedBy::Kernel),

@@ -1196,6 +1196,7 @@ fn old_workers_keep_the_names_they_started_with() {
         id: id(2, 1),
         ..refused(APP)
     });
+    lab.tell(ms(300), Input::Tick);
     lab.tell(ms(500), Input::Tick);
     let names: Vec<_> = lab
         .attempts()
@@ -1381,6 +1382,7 @@ fn without_nginx_s_voice_the_file_tells_what_it_can() {
             ..logged("connect() to unix:/x failed", Some(2), "unix:/x")
         }),
     );
+    lab.tell(ms(100), Input::Tick);
     lab.tell(ms(400), Input::Tick);
     let attempts = lab.attempts();
     assert_eq!(attempts.len(), 2);
@@ -1433,4 +1435,117 @@ fn races_at_one_idle_time_make_a_finding() {
         lab.outputs.iter().filter(|output| matches!(output, Output::Finding(finding) if finding.id == "keepalive-races-at-one-idle-time")).count()
     };
     assert_eq!((races(5), races(500)), (1, 0));
+}
+
+#[test]
+fn a_line_may_come_after_the_exchange_it_ended() {
+    let mut lab = Lab::new();
+    lab.see(no_socket(APP));
+    lab.end(Exchange {
+        line: Some(LineId(1)),
+        ..refused(APP)
+    });
+    assert_eq!(lab.attempts().len(), 0, "its line is on its way");
+    lab.see(Event::Line(line(1, us(150), "connect() failed", Some(111))));
+    let attempts = lab.attempts();
+    assert_eq!(attempts.len(), 1);
+    assert!(attempts[0].nginx_says.is_some());
+}
+
+#[test]
+fn a_timed_out_unix_attempt_finds_its_line_without_a_close() {
+    const UNIX: &str = "unix:/run/app.sock";
+    let mut lab = Lab::new();
+    let unix = |ended| Exchange {
+        backend: Some(reader()),
+        acked: 0,
+        ..sent(UNIX, ended)
+    };
+    lab.see(Event::Line(line(1, ms(1001), "upstream timed out", Some(110))));
+    // The backend notices the end only when it is done with its work.
+    lab.end(unix(ms(1400)));
+    lab.tell(ms(1500), Input::Tick);
+    let attempt = lab.only();
+    assert_eq!(
+        (attempt.outcome, verdict(&attempt)),
+        (Outcome::TimedOut, ("backend-slow", Confirmed))
+    );
+    assert_eq!(attempt.ended_at, ms(1001), "nginx closed when it said so");
+
+    // A healthy answer takes nobody's line.
+    let mut lab = Lab::new();
+    lab.see(Event::Line(line(1, ms(1001), "upstream timed out", Some(110))));
+    lab.end(Exchange {
+        received: 9,
+        last_received_at: Some(ms(20)),
+        ..unix(ms(1400))
+    });
+    lab.tell(ms(1500), Input::Tick);
+    assert_eq!(lab.only().outcome, Outcome::Ok);
+}
+
+#[test]
+fn a_kept_connection_found_dead_before_use_is_a_race_of_the_next_request() {
+    let mut lab = Lab::new();
+    lab.see(Event::Line(line(1, ms(5000), "connect() failed", Some(104))));
+    let answered = Exchange {
+        received: 66,
+        first_received_at: Some(ms(2)),
+        last_received_at: Some(ms(2)),
+        ..sent(FAR, ms(2))
+    };
+    let died = Exchange {
+        recv_error: None,
+        ended_at: ms(5001),
+        line: Some(LineId(1)),
+        ..reset(answered, ms(4900))
+    };
+    lab.end(died);
+    lab.tell(ms(9000), Input::Tick);
+    let attempts = lab.attempts();
+    assert_eq!(
+        attempts.iter().map(|attempt| attempt.outcome).collect::<Vec<_>>(),
+        [Outcome::Ok, Outcome::Reset]
+    );
+    let race = attempts[1];
+    assert_eq!((race.phase, race.reused, race.exchange), (Phase::Idle, true, 2));
+    assert_eq!(verdict(race), ("keepalive-race", Confirmed));
+}
+
+#[test]
+fn a_log_line_alone_blames_no_answered_attempt_by_chance() {
+    let mut lab = Lab::with_hooks(&["nginx-log"]);
+    lab.tell(ms(0), Input::LogLine(logged("connect() failed", Some(111), FAR)));
+    let ok = || Exchange {
+        received: 500,
+        first_received_at: Some(ms(9)),
+        last_received_at: Some(ms(9)),
+        ..sent(APP, us(9020))
+    };
+    lab.end(ok());
+    lab.end(Exchange { id: id(2, 1), ..ok() });
+    let cut = closed(Exchange { id: id(3, 1), ..ok() }, us(8990));
+    lab.end(Exchange {
+        ended_at: us(9020),
+        ..cut
+    });
+    lab.tell(
+        ms(20),
+        Input::LogLine(logged("upstream prematurely closed connection", None, APP)),
+    );
+    lab.summary();
+    let outcomes: Vec<_> = lab
+        .attempts()
+        .iter()
+        .map(|attempt| (attempt.connection.map(|id| id.conn.sock.0), attempt.outcome))
+        .collect();
+    // The one whose peer had closed is the one nginx spoke of.
+    assert!(outcomes.contains(&(Some(3), Outcome::Closed)), "{outcomes:?}");
+    assert_eq!(
+        outcomes
+            .iter()
+            .filter(|(_, outcome)| *outcome == Outcome::Ok)
+            .count(),
+        2
+    );
 }

@@ -142,7 +142,13 @@ fn client_closed(subject: &Subject<'_>, _: &Surroundings) -> Check {
             let how = if is_reset { "reset its connection" } else { "closed its connection" };
             evidence.push(fact(at, "tcp", format!("the client had {how}; nginx closed both")).flag("reset", is_reset));
             let summary = format!("The client {how}, so nginx gave up this attempt after {waited}.");
-            Stand::confirmed(summary, evidence).into()
+            let stand = Stand::confirmed(summary, evidence);
+            match exchange.peer {
+                Peer::Tcp(_) => stand.into(),
+                Peer::Unix(_) => stand
+                    .without("unix-connects: nginx's close of a unix socket is not seen; the client left about then")
+                    .into(),
+            }
         }
         None => subject.wait_or(
             Stand::likely(

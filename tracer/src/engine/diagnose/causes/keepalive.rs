@@ -139,7 +139,11 @@ fn story(subject: &Subject<'_>, exchange: &Exchange) -> (String, Vec<Evidence>) 
                 between(sent, closed)
             )
         }
-        _ => "as nginx sent this request on it".to_owned(),
+        (Some(closed), None) => format!(
+            "{} before nginx used it again",
+            between(closed, exchange.began_at)
+        ),
+        (None, _) => "as nginx sent this request on it".to_owned(),
     };
     (
         format!("{who} closed the kept connection{after}, {order}."),

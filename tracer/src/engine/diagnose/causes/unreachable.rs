@@ -107,8 +107,9 @@ fn neighbour_silent(subject: &Subject<'_>, around: &Surroundings) -> Check {
     });
     let is_ruled = drops.iter().any(|dropped| dropped.kind() == DropKind::Netfilter);
     let is_proven = !given_up.is_empty();
-    if !is_proven && (!own_unreachable || is_ruled || exchange.syn_retransmits == 0) {
-        return Check::No;
+    let is_own = own_unreachable && !is_ruled && exchange.syn_retransmits > 0;
+    if !is_proven && !is_own {
+        return on_link_silence(subject, exchange, is_ruled, around);
     }
     let mut evidence = vec![connect_fact(exchange)];
     evidence.extend(given_up.into_iter().last());
@@ -120,6 +121,51 @@ fn neighbour_silent(subject: &Subject<'_>, around: &Surroundings) -> Check {
         between(exchange.began_at, exchange.error_at.unwrap_or(exchange.ended_at)),
     );
     Stand::confirmed(summary, evidence).into()
+}
+
+/// Where the packet that gave the errno cannot be seen (IPv6 without fentry): towards an address on the link there is
+/// no router that could have sent it, so this host gave up on the neighbour itself.
+fn on_link_silence(
+    subject: &Subject<'_>,
+    exchange: &Exchange,
+    is_ruled: bool,
+    around: &Surroundings,
+) -> Check {
+    let is_unseen = exchange.icmp.is_none() && unreachable_kind(exchange) == Some((Kind::Host, false));
+    let (true, false, Some(address)) = (
+        is_unseen && exchange.syn_retransmits > 0,
+        is_ruled,
+        subject.address(),
+    ) else {
+        return Check::No;
+    };
+    let question = Question::Route {
+        pid: subject.attempt.worker,
+        destination: address.ip(),
+    };
+    match around.answer(&question) {
+        None if subject.may_wait => Check::Ask(question),
+        Some(Answer::Route {
+            via: Some(device), ..
+        }) if !device.contains("via") => {
+            let link = fact(
+                None,
+                "route",
+                format!(
+                    "{} is on the link of {device}: no router is between",
+                    address.ip()
+                ),
+            );
+            let summary = format!(
+                "No host answers for {} on the local network ({device}).",
+                exchange.peer
+            );
+            Stand::likely(summary, vec![connect_fact(exchange), link])
+                .without("drops: the SYN given up with the neighbour was not seen")
+                .into()
+        }
+        _ => Check::No,
+    }
 }
 
 /// The errno with which connect(2) itself failed, for a TCP peer.
