@@ -145,15 +145,17 @@ impl Found {
         pairs.collect()
     }
 
-    /// When the youngest worker with the present configuration started; the master's start when there is none.
+    /// When the first of the present workers started; the master's start when there is none.
+    ///
+    /// Their configuration was read just before: a worker that was started again later has the same.
     #[must_use]
     pub fn generation_started(&self) -> Ktime {
         let workers = self
             .processes
             .iter()
             .filter(|process| process.role == Role::Worker);
-        let youngest = workers.map(|process| process.started).max();
-        youngest
+        let oldest = workers.map(|process| process.started).min();
+        oldest
             .or_else(|| self.processes.first().map(|process| process.started))
             .unwrap_or_default()
     }
