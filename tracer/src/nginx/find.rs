@@ -264,7 +264,11 @@ fn candidates(may_match: impl Fn(&str, &str) -> bool) -> Result<Vec<Candidate>, 
         let Some(build) = builds.entry(executable).or_insert_with(read).clone() else {
             continue;
         };
-        let title = Title::parse(&process::command_line(pid).unwrap_or_default());
+        // Without arguments it is in the midst of an exec: what it will be cannot be said yet.
+        let Some(arguments) = process::command_line(pid).filter(|arguments| !arguments.is_empty()) else {
+            continue;
+        };
+        let title = Title::parse(&arguments);
         if !matches!(stat.state, 'Z' | 'X') {
             candidates.push(Candidate {
                 pid,

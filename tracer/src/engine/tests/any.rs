@@ -101,6 +101,7 @@ impl Dice {
             netns: HERE,
             task: self.maybe(Self::task),
             accepted: self.yes(),
+            accepted_at: self.maybe(Self::time),
             first_read_at: self.maybe(Self::time),
             last_read_at: self.maybe(Self::time),
             read: self.count(),
