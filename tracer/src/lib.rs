@@ -18,6 +18,7 @@ pub mod model;
 pub mod nginx;
 pub mod outputs;
 pub mod pipeline;
+pub mod privilege;
 pub mod report;
 #[cfg(test)]
 mod samples;

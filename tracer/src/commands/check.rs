@@ -31,7 +31,7 @@ pub fn run(args: &CheckArgs) -> Result<Status, Stop> {
     let status = hooks(&found);
     let instances: Vec<_> = found
         .iter()
-        .map(|found| (found, config::read(found, config::Options { file: None, resolve: true })))
+        .map(|found| (found, config::read(found, config::Options { resolve: true, ..config::Options::default() })))
         .collect();
     let text = if args.json {
         let (hooks, problem) = match &status {

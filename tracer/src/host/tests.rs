@@ -270,7 +270,7 @@ fn descriptors_and_processes_are_read() {
     // The shell becomes cat after it has said that it is ready.
     let info = eventually("cat runs", || {
         match sleeper.ask(|pid| Question::Process { pid }) {
-            Answer::Process(Some(info)) if info.comm == "cat" => Some(info),
+            Answer::Process(Some(info)) if info.command == "cat" => Some(info),
             _ => None,
         }
     });

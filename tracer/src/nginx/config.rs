@@ -34,6 +34,8 @@ pub struct Options<'a> {
     pub file: Option<&'a Path>,
     /// The system's resolver may be asked for names that nginx's hosts file does not know.
     pub resolve: bool,
+    /// When the first worker with this configuration started; `None`: as the processes in [`Found`] tell.
+    pub started: Option<Ktime>,
 }
 
 /// Reads the configuration of an instance.
@@ -78,11 +80,19 @@ pub fn read(found: &Found, options: Options<'_>) -> Config {
         Ok(root) => Names::new(&root, may_ask),
         Err(_) => Names::default(),
     };
-    read_files(&root, &layout, found, &mut names, &mut config);
+    let started = options.started.unwrap_or_else(|| found.generation_started());
+    read_files(&root, &layout, found, started, &mut names, &mut config);
     config
 }
 
-fn read_files(root: &Root, layout: &Layout, found: &Found, names: &mut Names, config: &mut Config) {
+fn read_files(
+    root: &Root,
+    layout: &Layout,
+    found: &Found,
+    started: Ktime,
+    names: &mut Names,
+    config: &mut Config,
+) {
     let loaded = load(root, &layout.conf, found.command.directives.as_deref());
     config.problems.extend(loaded.problems);
     let evaluated = evaluate(&loaded.directives, layout, found.build.nginx_release(), names);
@@ -100,7 +110,7 @@ fn read_files(root: &Root, layout: &Layout, found: &Found, names: &mut Names, co
     config.problems.extend(evaluated.problems);
     config.problems.extend(names.problem());
     if let Some((modified, file)) = loaded.modified
-        && was_changed_since(modified, found.generation_started())
+        && was_changed_since(modified, started)
     {
         config.problems.push(format!(
             "{file} was changed after the workers started: names are those of the new text, reload nginx to be sure"

@@ -3,12 +3,22 @@
 
 use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path};
 
-use jiff::{civil, tz::TimeZone};
+use jiff::{
+    civil,
+    tz::{Offset, TimeZone},
+};
 
 use crate::{
     event::{Errno, LogLine, Peer, Pid},
     host::root::Root,
 };
+
+/// Zones differ by whole quarters of an hour.
+const QUARTER: i64 = 900;
+/// A line is read at most this long after it was written, in seconds; nginx's own clock may be behind by as much.
+const FRESH: i64 = 20;
+/// The zones farthest apart are 26 hours from each other.
+const MAX_SHIFT: i64 = 26 * 3600;
 
 /// What a line alone does not say.
 #[derive(Clone, Debug)]
@@ -66,6 +76,25 @@ impl Zone {
                 .as_second(),
         )
     }
+}
+
+/// Takes a line apart that was written a moment before `now` (seconds since the epoch).
+///
+/// nginx writes its title over its environment, so a `TZ` it was started with cannot be seen; the first line that is
+/// whole quarters of an hour away from the clock shows it, and the zone is put right.
+#[must_use]
+pub fn parse_fresh(line: &str, context: &mut Context, now: i64) -> Option<LogLine> {
+    let mut parsed = parse(line, context)?;
+    let apart = now - parsed.time;
+    let shift = (apart + QUARTER / 2).div_euclid(QUARTER) * QUARTER;
+    if shift != 0 && (apart - shift).abs() <= FRESH && shift.abs() <= MAX_SHIFT {
+        let head = Head::parse(line)?;
+        let offset = Zone::utc().to_epoch(head.time)? - (parsed.time + shift);
+        let offset = Offset::from_seconds(i32::try_from(offset).ok()?).ok()?;
+        context.zone = Zone(TimeZone::fixed(offset));
+        parsed.time += shift;
+    }
+    Some(parsed)
 }
 
 /// Takes a line apart; `None`: it is not the beginning of an nginx log line.
@@ -533,6 +562,26 @@ mod tests {
         assert!(time("2026/10/25 02:30:00", &berlin).is_some());
         let own = Zone::of(Pid(std::process::id()));
         assert!(own.to_epoch(civil::date(1970, 1, 1).at(0, 0, 0, 0)).is_some());
+    }
+
+    #[test]
+    fn a_zone_that_contradicts_the_clock_is_put_right() {
+        let mut context = context();
+        let mut time = |line: &str, now| {
+            parse_fresh(&format!("{line} [error] 1#1: x"), &mut context, now).map(|line| line.time)
+        };
+        // 2026/11/22 03:20:12 UTC.
+        let now = 1_795_317_612;
+        assert_eq!(time("2026/11/22 03:20:12", now), Some(now));
+        assert_eq!(time("2026/11/22 03:20:02", now), Some(now - 10));
+        // Late by something else than a zone: nothing is concluded.
+        assert_eq!(time("2026/11/22 03:13:00", now), Some(now - 432));
+        // Tokyo, from the first line on; then half an hour more for another reason.
+        assert_eq!(time("2026/11/22 12:20:11", now), Some(now - 1));
+        assert_eq!(time("2026/11/22 12:20:12", now), Some(now));
+        assert_eq!(time("2026/11/22 12:50:12", now), Some(now));
+        assert_eq!(time("2026/11/21 17:20:12", now), Some(now));
+        assert_eq!(time("2026/11/20 17:20:12", now - 86_400), Some(now - 86_400));
     }
 
     proptest! {

@@ -145,15 +145,17 @@ impl Found {
         pairs.collect()
     }
 
-    /// When the youngest worker with the present configuration started; the master's start when there is none.
+    /// When the first of the present workers started; the master's start when there is none.
+    ///
+    /// Their configuration was read just before: a worker that was started again later has the same.
     #[must_use]
     pub fn generation_started(&self) -> Ktime {
         let workers = self
             .processes
             .iter()
             .filter(|process| process.role == Role::Worker);
-        let youngest = workers.map(|process| process.started).max();
-        youngest
+        let oldest = workers.map(|process| process.started).min();
+        oldest
             .or_else(|| self.processes.first().map(|process| process.started))
             .unwrap_or_default()
     }
@@ -262,7 +264,11 @@ fn candidates(may_match: impl Fn(&str, &str) -> bool) -> Result<Vec<Candidate>, 
         let Some(build) = builds.entry(executable).or_insert_with(read).clone() else {
             continue;
         };
-        let title = Title::parse(&process::command_line(pid).unwrap_or_default());
+        // Without arguments it is in the midst of an exec: what it will be cannot be said yet.
+        let Some(arguments) = process::command_line(pid).filter(|arguments| !arguments.is_empty()) else {
+            continue;
+        };
+        let title = Title::parse(&arguments);
         if !matches!(stat.state, 'Z' | 'X') {
             candidates.push(Candidate {
                 pid,

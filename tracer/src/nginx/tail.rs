@@ -107,8 +107,14 @@ impl Tail {
                 open.go_to_end();
                 log.current = Some(open);
             }
+            // /dev/stderr and what links to it, as in containers: it leads to whatever the reader has there.
+            Err(_) if self.is_link(target) => {
+                self.unseen.push(format!(
+                    "error_log {target}: a link to no file, maybe to nginx's standard error"
+                ));
+                return;
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            // A terminal, a pipe, or /dev/stderr, which leads to whatever the process has there.
             Err(error) => {
                 self.unseen.push(format!("error_log {target}: {error}"));
                 return;
@@ -116,6 +122,15 @@ impl Tail {
         }
         self.logs.push(log);
         self.watch_directories();
+    }
+
+    fn is_link(&self, path: &str) -> bool {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
+        let opened = self
+            .root
+            .as_ref()
+            .and_then(|root| root.open(Path::new(path), flags).ok());
+        opened.is_some_and(|opened| File::from(opened).metadata().is_ok_and(|meta| meta.is_symlink()))
     }
 
     /// Targets whose lines cannot be read, one line each with the reason.
@@ -428,9 +443,15 @@ mod tests {
             ]
         );
         // Through such a link a container's log leads to whatever the reader has there: it must not be followed.
-        std::os::unix::fs::symlink("/proc/self/fd/2", logs.path("link")).expect("a link");
-        let tail = logs.follow(&["link"]);
-        assert_eq!(tail.unseen().len(), 1, "{:?}", tail.unseen());
+        for target in ["/proc/self/fd/2", "/proc/self/no/such"] {
+            let link = logs.path("link");
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink(target, &link).expect("a link");
+            let tail = logs.follow(&["link"]);
+            let told =
+                format!("error_log {directory}/link: a link to no file, maybe to nginx's standard error");
+            assert_eq!(tail.unseen(), [told], "{target}");
+        }
     }
 
     #[test]

@@ -502,6 +502,7 @@ fn the_configuration_of_a_running_nginx_is_read_with_its_includes() {
         Options {
             file: Some(&other),
             resolve: false,
+            started: None,
         },
     );
     assert_eq!(peers(&config), ["127.0.0.1:2 = b"]);
@@ -576,6 +577,7 @@ fn files_and_names_are_those_of_nginxs_own_mount_namespace() {
         Options {
             file: None,
             resolve: true,
+            started: None,
         },
     );
     assert_eq!(config.problems, [""; 0]);
@@ -678,4 +680,42 @@ fn the_log_of_a_running_nginx_is_followed_and_understood() {
         Some(("GET".into(), "/new".into()))
     );
     assert_eq!(tail.take_lost(), 0);
+}
+
+#[test]
+fn a_zone_from_the_environment_shows_in_the_first_line() {
+    needs_nginx!();
+    let conf = full(
+        HEAD,
+        "server { listen unix:@/front.sock; location / { proxy_pass http://unix:@/gone.sock; } }",
+    );
+    let nginx = Throwaway::start_as(&conf, |directory| {
+        let mut command = Command::new(NGINX);
+        command
+            .arg("-c")
+            .arg(directory.join("nginx.conf"))
+            .env("TZ", "XYZ-9:30");
+        command
+    });
+    nginx.with_workers(2);
+    let log = nginx.path("error.log").to_string_lossy().into_owned();
+    let mut tail = Tail::open(nginx.pid(), &[log]);
+    let mut context = context(&nginx);
+    assert!(nginx.get("/").contains("502"));
+    let lines = eventually("a line", || {
+        Some(tail.poll_lines()).filter(|lines| !lines.is_empty())
+    });
+    let now = crate::host::clock().1 / 1_000_000_000;
+    let line = error_log::parse_fresh(&lines[0], &mut context, now).expect("a line");
+    assert!(
+        (now - 20..=now).contains(&line.time),
+        "{} is not about {now}: {}",
+        line.time,
+        line.text
+    );
+    assert_eq!(
+        error_log::parse(&lines[0], &context).expect("a line").time,
+        line.time,
+        "it is remembered"
+    );
 }

@@ -450,7 +450,7 @@ impl Live {
         let config = match self.instances.remove(&master) {
             Some(known) => known.config,
             None => {
-                let config = self.read_config(&found);
+                let config = self.read_config(&found, None);
                 self.tell_config(now, master, Ktime(0), &config);
                 self.follow_logs(master, &config);
                 config
@@ -468,7 +468,7 @@ impl Live {
             return;
         }
         let found = known.found.clone();
-        let config = self.read_config(&found);
+        let config = self.read_config(&found, Some(at));
         if let Some(known) = self.instances.get_mut(&master)
             && known.config != config
         {
@@ -478,13 +478,13 @@ impl Live {
         }
     }
 
-    fn read_config(&self, found: &Found) -> Config {
+    fn read_config(&self, found: &Found, started: Option<Ktime>) -> Config {
         let file = match &self.options.config {
             Source::Auto => None,
             Source::Path(path) => Some(path.as_path()),
             Source::Off => return Config::default(),
         };
-        config::read(found, config::Options { file, resolve: self.options.resolve })
+        config::read(found, config::Options { file, resolve: self.options.resolve, started })
     }
 
     fn tell_config(&mut self, at: Ktime, master: Pid, since: Ktime, config: &Config) {
@@ -576,8 +576,9 @@ impl Live {
             lines.append(&mut tail.poll_lines());
             lost += tail.take_lost();
         }
+        let unix_seconds = host::clock().1 / 1_000_000_000;
         for line in lines {
-            if let Some(parsed) = error_log::parse(&line, &self.log) {
+            if let Some(parsed) = error_log::parse_fresh(&line, &mut self.log, unix_seconds) {
                 self.push(now, Input::LogLine(parsed));
             }
         }
