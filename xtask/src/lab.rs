@@ -27,6 +27,9 @@ pub fn run_if_backend() {
     let role = arguments.next();
     let result = match role.as_deref() {
         Some(backend::ROLE) => backend::serve::main(arguments.next().as_deref().unwrap_or_default()),
+        Some(backend::CHILD_ROLE) => {
+            backend::serve::main_of_child(arguments.next().as_deref().unwrap_or_default())
+        }
         Some(stranger::ROLE) => stranger::serve::main(arguments.next().as_deref().unwrap_or_default()),
         _ => return,
     };

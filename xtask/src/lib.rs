@@ -4,6 +4,7 @@
 //! from a file, makes it happen under a tracer, and judges the trace. Neither knows the tracer's code: traces are read
 //! as any other program would read them.
 
+pub mod demonstration;
 pub mod lab;
 pub mod scenario;
 pub mod traced;

@@ -1,6 +1,8 @@
 //! The project's own automation: one verb per file.
 
+mod demo;
 mod play;
+mod record;
 mod setup;
 
 use std::process::ExitCode;
@@ -20,8 +22,12 @@ struct Cli {
 enum Verb {
     /// Install what building and testing need and this machine lacks.
     Setup(setup::Args),
+    /// Show the tracer at work: an nginx whose upstreams fail for ten different reasons.
+    Demo(demo::Args),
     /// Run scenarios by name and keep what they leave behind.
     Scenario(play::Args),
+    /// Make tests/recordings anew from the scenarios.
+    Record(record::Args),
 }
 
 fn main() -> ExitCode {
@@ -39,5 +45,7 @@ fn run(verb: Verb) -> Result<()> {
     match verb {
         Verb::Setup(args) => setup::run(&args),
         Verb::Scenario(args) => play::run(&args),
+        Verb::Record(args) => record::run(&args),
+        Verb::Demo(args) => demo::run(&args),
     }
 }

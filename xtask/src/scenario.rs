@@ -5,7 +5,7 @@ pub mod error_log;
 pub mod judge;
 mod program;
 pub mod run;
-mod stage;
+pub mod stage;
 
 use std::{
     collections::BTreeMap,
@@ -168,6 +168,9 @@ pub struct Backend {
     /// A unix datagram socket.
     #[serde(default)]
     pub datagram: bool,
+    /// Accepts in a child process, which is replaced when it ends.
+    #[serde(default)]
+    pub preforks: bool,
     /// `IPV6_V6ONLY`.
     #[serde(default)]
     pub v6only: bool,
@@ -460,13 +463,17 @@ impl Scenario {
     /// Reads a scenario file.
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-        let mut scenario: Self =
-            toml::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
-        scenario.name = path
+        let name = path
             .file_stem()
             .and_then(|stem| stem.to_str())
-            .context("a scenario file without a name")?
-            .to_owned();
+            .context("a scenario file without a name")?;
+        Self::parse(name, &text).with_context(|| format!("reading {}", path.display()))
+    }
+
+    /// Reads a scenario's text.
+    pub fn parse(name: &str, text: &str) -> Result<Self> {
+        let mut scenario: Self = toml::from_str(text)?;
+        name.clone_into(&mut scenario.name);
         Ok(scenario)
     }
 

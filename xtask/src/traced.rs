@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -13,6 +14,8 @@ use serde_json::Value;
 
 use crate::lab::{Run, wait_for};
 
+/// The recording's name in a tracer's folder.
+pub const RECORDING: &str = "recording.jsonl.zst";
 /// How long a tracer may take to be ready, in a debug build on a loaded machine.
 const READY_PATIENCE: Duration = Duration::from_secs(60);
 /// How long it may take to finish its files.
@@ -40,10 +43,12 @@ impl Tracer {
         };
         let mut command = Command::new(program);
         command
+            // The recording's header holds the command: as a user would have typed it.
+            .arg0("tracer")
             .args(["attach", "--pid", pid, "--output"])
             .arg(folder.join("trace.jsonl"))
             .arg("--record")
-            .arg(folder.join("recording"))
+            .arg(folder.join(RECORDING))
             .arg("--ready-file")
             .arg(folder.join("ready"))
             .args(arguments)
@@ -142,6 +147,44 @@ impl Drop for Tracer {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Diagnoses a recording again and yields the trace.
+pub fn replay(program: &Path, recording: &Path, trace: &Path) -> Result<Vec<Value>> {
+    let output = Command::new(program)
+        .arg("replay")
+        .arg(recording)
+        .arg("--quiet")
+        .arg("--output")
+        .arg(trace)
+        .output()
+        .with_context(|| format!("starting {}", program.display()))?;
+    ensure!(
+        output.status.success(),
+        "tracer replay {} ended with {}: {}",
+        recording.display(),
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    records(trace)
+}
+
+/// In what two traces of the same inputs differ: attempts, events and findings, one by one.
+pub fn first_difference(live: &[Value], replayed: &[Value]) -> Option<String> {
+    let told = |records: &[Value]| -> Vec<Value> {
+        let kinds = ["attempt", "event", "finding"];
+        let is_told = |record: &&Value| kinds.iter().any(|kind| record["type"] == *kind);
+        records.iter().filter(is_told).cloned().collect()
+    };
+    let (live, replayed) = (told(live), told(replayed));
+    for (at, record) in live.iter().enumerate() {
+        match replayed.get(at) {
+            Some(again) if again == record => {}
+            Some(again) => return Some(format!("record {at} was {record}, and is {again} in the replay")),
+            None => return Some(format!("the replay ends before record {at}: {record}")),
+        }
+    }
+    (replayed.len() > live.len()).then(|| format!("the replay has {} more", replayed.len() - live.len()))
 }
 
 /// The whole lines of a JSON Lines file.

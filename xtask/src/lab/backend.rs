@@ -18,6 +18,8 @@ use super::netns::Netns;
 
 /// The first argument that makes this executable a backend.
 pub(super) const ROLE: &str = "lab-backend";
+/// The first argument of its child, whose standard input is the listening socket.
+pub(super) const CHILD_ROLE: &str = "lab-backend-child";
 /// How long a backend may take to say something it was asked for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -125,6 +127,9 @@ pub struct Spec {
     pub v6only: bool,
     /// A unix datagram socket, which nobody can connect a stream to.
     pub datagram: bool,
+    /// Accepts in a child process, which is replaced when it ends, as preforking servers do; orders to change
+    /// behaviour do not reach the child.
+    pub preforks: bool,
     /// What it does.
     pub does: Behaviour,
     /// Says `request` for each request read.

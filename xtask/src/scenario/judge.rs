@@ -37,6 +37,24 @@ pub fn judge(scenario: &Scenario, fill: Fill<'_>, seen: &Seen<'_>) -> Result<Vec
     Ok(problems)
 }
 
+/// What is wrong with a recording's replay, whose healthy traffic nobody counted; empty: nothing.
+pub fn judge_replay(
+    scenario: &Scenario,
+    fill: Fill<'_>,
+    records: &[Value],
+    error_log: &str,
+) -> Result<Vec<String>> {
+    let mut problems = frame(records);
+    problems.extend(expectations(scenario, fill, records)?);
+    problems.extend(lines(&Seen {
+        records,
+        error_log,
+        healthy: 0,
+        clients: 0,
+    }));
+    Ok(problems)
+}
+
 /// Whether nginx's own log shows what the scenario says it logs: does the fault happen at all?
 pub fn judge_log(scenario: &Scenario, fill: Fill<'_>, log: &str) -> Result<Vec<String>> {
     let mut problems = Vec::new();

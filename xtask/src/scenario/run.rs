@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::{Scenario, Step, error_log, judge, stage, stage::Stage};
 use crate::{
     lab::{Run, client::LoadReport, wait_for},
-    traced::{Tracer, not_ok},
+    traced::{self, RECORDING, Tracer, not_ok},
 };
 
 /// How long a failed attempt may take from the fault to the trace; neighbours need three seconds to be given up.
@@ -43,7 +43,6 @@ pub enum Outcome {
 
 /// Runs a scenario in a laboratory.
 pub fn run(run: &Run, scenario: &Scenario, setup: &Setup) -> Result<Outcome> {
-    stage::check(scenario)?;
     for need in &scenario.needs {
         if let Err(lacks) = stage::missing(*need) {
             return Ok(Outcome::Skipped(lacks.to_owned()));
@@ -51,6 +50,8 @@ pub fn run(run: &Run, scenario: &Scenario, setup: &Setup) -> Result<Outcome> {
     }
     let mut stage = Stage::set(run, scenario, &setup.nginx)?;
     let played = play(run, scenario, setup, &mut stage);
+    let names = serde_json::to_string_pretty(stage.names())?;
+    fs::write(stage.folder.join("names.json"), names).context("writing names.json")?;
     let kept = keep(&stage.folder, &setup.keep);
     let problems = played.with_context(|| format!("see {}", setup.keep.display()))?;
     kept?;
@@ -109,6 +110,14 @@ fn play(run: &Run, scenario: &Scenario, setup: &Setup, stage: &mut Stage) -> Res
     match tracer {
         Some(tracer) => {
             let records = tracer.stop()?;
+            if let Some(program) = &setup.tracer {
+                let recording = stage.folder.join(RECORDING);
+                let replayed = traced::replay(program, &recording, &stage.folder.join("replayed.jsonl"))?;
+                problems.extend(
+                    traced::first_difference(&records, &replayed)
+                        .map(|difference| format!("live and replay differ: {difference}")),
+                );
+            }
             let seen = judge::Seen {
                 records: &records,
                 error_log: &log,
@@ -153,7 +162,8 @@ fn keep(from: &Path, to: &Path) -> Result<()> {
         "access.log",
         "nginx.stderr",
         "trace.jsonl",
-        "recording",
+        RECORDING,
+        "names.json",
         "tracer.stdout",
         "tracer.stderr",
     ] {

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 
 use super::{Clients, NginxStep, Request, Scenario, Side, Step, program::Program};
 use crate::lab::{
@@ -23,15 +24,15 @@ use crate::lab::{
 };
 
 /// The name of the healthy backend and upstream.
-pub(super) const HEALTHY: &str = "healthy";
+pub const HEALTHY: &str = "healthy";
 /// The healthy upstream without kept connections.
-pub(super) const HEALTHY_NEW: &str = "healthy-new";
+pub const HEALTHY_NEW: &str = "healthy-new";
 /// How long the healthy backend takes: so many clients times ten requests a second.
 const HEALTHY_DELAY_MS: u64 = 100;
 
 /// A stage; everything on it goes when it is dropped, nginx before the namespaces.
 #[derive(Debug)]
-pub(super) struct Stage {
+pub struct Stage {
     clients: HashMap<String, Client>,
     held: Vec<Held>,
     limits: Vec<MemoryLimit>,
@@ -40,13 +41,18 @@ pub(super) struct Stage {
     specs: BTreeMap<String, (Side, Spec)>,
     strangers: Option<Strangers>,
     stranger_hosts: BTreeMap<String, Ipv4Addr>,
-    pub(super) nginx: Nginx,
-    pub(super) config: String,
+    /// The nginx on it.
+    pub nginx: Nginx,
+    /// Its configuration.
+    pub config: String,
     names: Names,
-    pub(super) address: Address,
-    pub(super) near: Netns,
+    /// Where clients reach it.
+    pub address: Address,
+    /// The namespace it is in.
+    pub near: Netns,
     far: Option<Netns>,
-    pub(super) folder: PathBuf,
+    /// Where its files are.
+    pub folder: PathBuf,
 }
 
 /// A connection that is only held.
@@ -58,12 +64,12 @@ enum Held {
 }
 
 /// What `{name}` stands for.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Names(BTreeMap<String, String>);
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Names(BTreeMap<String, String>);
 
 impl Names {
     /// Puts the names into a text. Only `{word}` is a name: nginx's own braces are never like that.
-    pub(super) fn fill(&self, text: &str) -> Result<String> {
+    pub fn fill(&self, text: &str) -> Result<String> {
         let mut filled = String::new();
         let mut rest = text;
         while let Some((before, after)) = rest.split_once('{') {
@@ -91,12 +97,17 @@ impl Names {
         Ok(filled)
     }
 
-    fn set(&mut self, name: &str, value: impl Into<String>) {
+    /// Gives a name a value.
+    pub fn set(&mut self, name: &str, value: impl Into<String>) {
         self.0.insert(name.to_owned(), value.into());
     }
 
     /// Gives a name an address: `host` with a port nobody has, or a path nobody has.
     fn place(&mut self, name: &str, host: &str, port: u16, folder: &Path) {
+        // A scenario that wants a certain port says so.
+        if let Ok(whole) = host.parse::<std::net::SocketAddr>() {
+            return self.place(name, &whole.ip().to_string(), whole.port(), folder);
+        }
         let port = port.to_string();
         let mut unix = |path: String| {
             let address = format!("unix:{path}");
@@ -138,7 +149,7 @@ impl Ports {
 
 impl Stage {
     /// Sets the stage: everything runs and is healthy.
-    pub(super) fn set(run: &Run, scenario: &Scenario, program: &Path) -> Result<Self> {
+    pub fn set(run: &Run, scenario: &Scenario, program: &Path) -> Result<Self> {
         let lab = &scenario.lab;
         let folder = run.folder(&scenario.name)?;
         let near = Netns::new(run)?;
@@ -208,6 +219,7 @@ impl Stage {
                 backlog: (!backend.only_bound && !backend.datagram).then_some(backend.backlog),
                 v6only: backend.v6only,
                 datagram: backend.datagram,
+                preforks: backend.preforks,
                 does: backend.does.clone(),
                 reports: true,
             };
@@ -219,6 +231,7 @@ impl Stage {
             backlog: Some(511),
             v6only: false,
             datagram: false,
+            preforks: false,
             does: Behaviour::Answer(Answer {
                 delay_ms: HEALTHY_DELAY_MS,
                 ..Answer::default()
@@ -287,12 +300,13 @@ impl Stage {
     }
 
     /// The names as they stand now.
-    pub(super) fn names(&self) -> &Names {
+    #[must_use]
+    pub fn names(&self) -> &Names {
         &self.names
     }
 
     /// Healthy traffic, half of it over kept connections to the backend.
-    pub(super) fn load(&self, clients: usize, keeps: bool) -> Result<Load> {
+    pub fn load(&self, clients: usize, keeps: bool) -> Result<Load> {
         let (paths, keeps) = if keeps {
             (&["/healthy"][..], Keeps::All)
         } else {
@@ -302,7 +316,7 @@ impl Stage {
     }
 
     /// Does one step; waiting for failures is the caller's.
-    pub(super) fn take(&mut self, run: &Run, step: &Step) -> Result<()> {
+    pub fn take(&mut self, run: &Run, step: &Step) -> Result<()> {
         match step {
             Step::Request(request) => self.request(request),
             Step::Send(request) => {

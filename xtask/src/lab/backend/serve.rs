@@ -27,7 +27,7 @@ use nix::{
     },
 };
 
-use super::{Answer, Behaviour, EarlyAnswer, Order, Said, Spec, Then};
+use super::{Answer, Behaviour, CHILD_ROLE, EarlyAnswer, Order, Said, Spec, Then};
 
 /// The most a request's header may take.
 const HEADER_LIMIT: usize = 64 * 1024;
@@ -37,19 +37,8 @@ const MOUTHFUL: usize = 1 << 20;
 /// Serves until the orders end.
 pub(crate) fn main(spec: &str) -> Result<()> {
     let spec: Spec = serde_json::from_str(spec).context("reading the backend's specification")?;
-    std::fs::write("/proc/self/comm", &spec.name).context("setting the process's name")?;
-    // Rust's own handler lets a SIGSEGV that somebody sent pass once; a backend that is to crash must crash.
-    // SAFETY: the default action runs none of our code.
-    unsafe { signal(Signal::SIGSEGV, SigHandler::SigDfl) }.context("giving SIGSEGV its usual effect")?;
-    let shared = Arc::new(Shared {
-        does: Mutex::new(spec.does.clone()),
-        idle: Mutex::new(IdleWish::default()),
-        idle_changed: Condvar::new(),
-        busy: AtomicUsize::new(0),
-        told: Mutex::new(Told::default()),
-        told_changed: Condvar::new(),
-        reports: spec.reports,
-    });
+    take_shape(&spec)?;
+    let shared = Arc::new(Shared::new(&spec));
     let mut door = Some(Door::open(&spec, &shared)?);
     say(&Said::Ready)?;
     for line in io::stdin().lines() {
@@ -85,6 +74,29 @@ pub(crate) fn main(spec: &str) -> Result<()> {
         say(&Said::Done(connections))?;
     }
     drop(door);
+    Ok(())
+}
+
+/// Accepts on the listening socket that is its standard input, until its parent ends.
+pub(crate) fn main_of_child(spec: &str) -> Result<()> {
+    let spec: Spec = serde_json::from_str(spec).context("reading the backend's specification")?;
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).context("asking to end with the parent")?;
+    take_shape(&spec)?;
+    let listener = io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .context("taking the listening socket")?;
+    let shared = Arc::new(Shared::new(&spec));
+    let (wakes, _closer) = nix::unistd::pipe().context("making a pipe")?;
+    accept_all(listener, spec.listen.starts_with("unix:"), &wakes, &shared)
+}
+
+/// Becomes a process as a backend's is: its name, and signals with their usual effect.
+fn take_shape(spec: &Spec) -> Result<()> {
+    std::fs::write("/proc/self/comm", &spec.name).context("setting the process's name")?;
+    // Rust's own handler lets a SIGSEGV that somebody sent pass once; a backend that is to crash must crash.
+    // SAFETY: the default action runs none of our code.
+    unsafe { signal(Signal::SIGSEGV, SigHandler::SigDfl) }.context("giving SIGSEGV its usual effect")?;
     Ok(())
 }
 
@@ -129,6 +141,18 @@ enum IdleEnd {
 }
 
 impl Shared {
+    fn new(spec: &Spec) -> Self {
+        Self {
+            does: Mutex::new(spec.does.clone()),
+            idle: Mutex::new(IdleWish::default()),
+            idle_changed: Condvar::new(),
+            busy: AtomicUsize::new(0),
+            told: Mutex::new(Told::default()),
+            told_changed: Condvar::new(),
+            reports: spec.reports,
+        }
+    }
+
     fn report(&self, said: &Said) -> Result<()> {
         if self.reports { say(said) } else { Ok(()) }
     }
@@ -213,8 +237,11 @@ impl Door {
         let shared = Arc::clone(shared);
         let is_listening = spec.backlog.is_some();
         let is_unix = spec.listen.starts_with("unix:");
+        let preforks = spec.preforks.then(|| serde_json::to_string(spec)).transpose()?;
         let thread = std::thread::spawn(move || {
-            let result = if is_listening && !matches!(*lock(&shared.does), Behaviour::NeverAccept) {
+            let result = if let Some(spec) = preforks {
+                keep_a_child(&socket, &spec, &wakes)
+            } else if is_listening && !matches!(*lock(&shared.does), Behaviour::NeverAccept) {
                 accept_all(socket, is_unix, &wakes, &shared)
             } else {
                 // The socket stays open, and nobody ever accepts.
@@ -239,6 +266,33 @@ impl Drop for Door {
         self.closer = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
+        }
+    }
+}
+
+/// Keeps a child process that accepts on the socket; a new one takes the place of one that ended.
+fn keep_a_child(socket: &OwnedFd, spec: &str, wakes: &OwnedFd) -> Result<()> {
+    let closing = |child: &mut std::process::Child| -> Result<bool> {
+        let mut fds = [PollFd::new(wakes.as_fd(), PollFlags::POLLIN)];
+        while child.try_wait()?.is_none() {
+            if poll(&mut fds, 5_u8)? > 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    loop {
+        let listener = socket.try_clone().context("sharing the listening socket")?;
+        let mut child = std::process::Command::new(std::env::current_exe()?)
+            .arg(CHILD_ROLE)
+            .arg(spec)
+            .stdin(std::process::Stdio::from(listener))
+            .spawn()
+            .context("starting a child process")?;
+        if closing(&mut child)? {
+            child.kill()?;
+            child.wait()?;
+            return Ok(());
         }
     }
 }

@@ -1,0 +1,28 @@
+//! Every scenario file, live: the real fault on a real nginx, named right, and nothing else named wrong.
+//!
+//! With `TRACER_SUITE=full` each runs a second time without the uprobe on nginx's log function: the same id, or an
+//! honest lower confidence.
+
+use std::sync::Arc;
+
+use libtest_mimic::{Failed, Trial};
+use xtask::scenario::Scenario;
+
+use crate::ground::{Ground, play, root, skipped};
+
+/// One test a scenario.
+pub fn trials(ground: &Arc<Ground>) -> Vec<Trial> {
+    let scenarios = Scenario::read_all(&root().join("tests/scenarios")).expect("the scenarios are well-formed");
+    scenarios
+        .into_iter()
+        .map(|scenario| {
+            let ground = Arc::clone(ground);
+            let name = format!("scenario/{}", scenario.name);
+            Trial::ignorable_test(name.clone(), move || match ground.live() {
+                Ok((run, nginx)) => play(run, nginx, &scenario, &name, &[])
+                    .map_err(|error| Failed::from(format!("{error:#}")))?,
+                Err(reason) => skipped(&reason),
+            })
+        })
+        .collect()
+}
