@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::{
     engine::Engine,
-    event::{Answer, Output, Question, Stamped},
+    event::{Answer, Input, Output, Question, Stamped},
     host,
     outputs::{Closed, Outputs},
     source::{live::Live, recording::RecordingWriter},
@@ -143,8 +143,12 @@ pub async fn run(
         match live.poll() {
             Ok(inputs) => {
                 for stamped in inputs {
+                    let at = stamped.at;
                     for question in pipeline.step(stamped) {
-                        asking.ask(&mut live, question);
+                        // Answered before any later input: under load a batch holds more time than an attempt waits.
+                        if let Some(input) = asking.ask(&mut live, question) {
+                            pipeline.step(Stamped { at, input });
+                        }
                     }
                 }
             }
@@ -196,7 +200,8 @@ struct Asking {
 }
 
 impl Asking {
-    fn ask(&mut self, live: &mut Live, question: Question) {
+    /// Answers at once where there is time for it; otherwise the answer comes later.
+    fn ask(&mut self, live: &mut Live, question: Question) -> Option<Input> {
         let now = Instant::now();
         if now.duration_since(self.since) >= Duration::from_secs(1) {
             self.since = now;
@@ -205,13 +210,12 @@ impl Asking {
         if self.spent < AT_ONCE {
             let answer = host::answer(&question);
             self.spent += now.elapsed();
-            live.answered(question, answer);
-            return;
+            return Some(Input::Answer { question, answer });
         }
         if self.asked >= MAX_QUESTIONS {
             let why = "too many questions at once".to_owned();
             live.answered(question, Answer::Unavailable { why });
-            return;
+            return None;
         }
         self.asked += 1;
         let answer_to = self.answer_to.clone();
@@ -220,5 +224,6 @@ impl Asking {
             // Nobody listens any more when the trace has ended.
             let _ = answer_to.send((question, answer));
         });
+        None
     }
 }
