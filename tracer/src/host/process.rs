@@ -6,6 +6,7 @@ use nix::{
     fcntl::{OFlag, open, readlinkat},
     sys::stat::Mode,
     time::{ClockId, clock_gettime},
+    unistd::{SysconfVar, sysconf},
 };
 
 use crate::event::{Ktime, Netns, Pid, ProcessInfo};
@@ -76,7 +77,8 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let fields: Vec<&str> = text[text.rfind(')')? + 1..].split_ascii_whitespace().collect();
     let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
     let ticks = number(22)?;
-    let started = ticks.saturating_mul(1_000_000_000 / ::procfs::ticks_per_second().max(1));
+    let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten()?.unsigned_abs().max(1);
+    let started = ticks.saturating_mul(1_000_000_000 / per_second);
     Some(Stat {
         state: fields.first()?.chars().next()?,
         parent: Pid(u32::try_from(number(4)?).ok()?),
