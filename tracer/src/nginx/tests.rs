@@ -247,11 +247,16 @@ fn an_instance_is_found_by_any_of_its_processes_and_by_name() {
 #[test]
 fn after_a_reload_old_workers_are_told_from_new_ones() {
     needs_nginx!();
-    let nginx = Throwaway::start(&plain());
+    let nginx = Throwaway::start(&full(
+        HEAD,
+        "server { listen unix:@/front.sock; location / { proxy_pass http://unix:@/slow.sock; } }",
+    ));
     let before = nginx.with_workers(2);
-    // Half a request holds its worker.
+    // A request in the hands of a backend holds its worker.
+    let backend = UnixListener::bind(nginx.path("slow.sock")).expect("a socket");
     let mut client = UnixStream::connect(nginx.path("front.sock")).expect("nginx listens");
-    client.write_all(b"GET / HTTP/1.1\r\n").expect("half a request");
+    client.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("a request");
+    let _held = backend.accept().expect("nginx passes it on");
     nginx.signal(Signal::SIGHUP);
     let after = eventually("an old worker beside two new ones", || {
         Some(nginx.found())
