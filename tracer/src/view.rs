@@ -100,6 +100,7 @@ pub struct View<W> {
     lost_unsaid: u64,
     event_window: (Ktime, u32),
     events_unsaid: u64,
+    last_drawn: Drawn,
     attempts: u64,
     failures: u64,
     began_at: Option<Ktime>,
@@ -107,8 +108,18 @@ pub struct View<W> {
     drawn_at: Option<Ktime>,
 }
 
+/// What was drawn last, since events in a row need no blank line between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Drawn {
+    Block,
+    Event,
+}
+
 /// The bottom lines of a terminal are drawn at most this often.
 const REDRAW_NS: u64 = 200_000_000;
+
+/// On a narrower terminal they would wrap, and could not be drawn over.
+const MIN_LIVE_WIDTH: usize = 60;
 
 impl<W: Write> View<W> {
     /// A view that draws to `out`.
@@ -123,6 +134,7 @@ impl<W: Write> View<W> {
             lost_unsaid: 0,
             event_window: (Ktime(0), 0),
             events_unsaid: 0,
+            last_drawn: Drawn::Block,
             attempts: 0,
             failures: 0,
             began_at: None,
@@ -154,6 +166,7 @@ impl<W: Write> View<W> {
         if self.medium == Medium::Terminal {
             self.look.width = width_of_stdout();
         }
+        self.last_drawn = Drawn::Block;
         let block = block(attempt, clock, &self.look);
         self.print(&format!("\n{block}"))
     }
@@ -174,7 +187,11 @@ impl<W: Write> View<W> {
         let style = self.look.style();
         let time = self.look.time(event.at, clock);
         let lines = text::wrap(&text::printable(&event.text), self.look.measure() - 14);
-        let mut drawn = String::from("\n");
+        let mut drawn = match self.last_drawn {
+            Drawn::Block => String::from("\n"),
+            Drawn::Event => String::new(),
+        };
+        self.last_drawn = Drawn::Event;
         for (number, line) in lines.iter().enumerate() {
             let margin = if number == 0 { time.as_str() } else { "" };
             drawn.push_str(&style.dim(&format!("{margin:<14}{line}")));
@@ -209,6 +226,7 @@ impl<W: Write> View<W> {
         }
         let finished = self.folds.finished(now, self.medium);
         if !finished.is_empty() {
+            self.last_drawn = Drawn::Block;
             let mut drawn = String::new();
             for fold in &finished {
                 drawn.push_str(&fold.line(clock, &self.look));
@@ -269,6 +287,9 @@ impl<W: Write> View<W> {
     fn redraw_tail(&mut self, now: Ktime, clock: Clock) -> io::Result<()> {
         self.erase_tail()?;
         self.look.width = width_of_stdout();
+        if self.look.width < MIN_LIVE_WIDTH {
+            return Ok(());
+        }
         let mut lines = self.folds.live_lines(clock, &self.look);
         let watched = self
             .began_at

@@ -98,7 +98,8 @@ fn heading(out: &mut String, trace: &Trace, look: &Look) {
         .iter()
         .filter(|hook| hook.how.is_none() && !hook.without.is_empty())
     {
-        labelled(out, "not seen", &hook.without, look, Style::dim);
+        let what = format!("{}: {}", hook.sees, hook.without);
+        labelled(out, "not seen", &what, look, Style::dim);
     }
     for problem in &session.config.problems {
         labelled(out, "config", problem, look, Style::dim);

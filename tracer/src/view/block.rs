@@ -187,6 +187,7 @@ fn evidence(facts: &[Evidence], end: Ktime, measure: usize, style: Style) -> Str
 fn relative(at: Option<Ktime>, end: Ktime) -> String {
     match at {
         None => String::new(),
+        Some(at) if end.micros_since(at) == 0 && at.micros_since(end) == 0 => span(0),
         Some(at) if at <= end => format!("-{}", span(end.micros_since(at))),
         Some(at) => format!("+{}", span(at.micros_since(end))),
     }

@@ -41,7 +41,8 @@ pub fn opening(facts: &SessionFacts, look: &Look) -> String {
         let _ = writeln!(out, "{}", style.dim("waiting for nginx to start"));
     }
     for hook in facts.missing_hooks() {
-        note(&mut out, "not seen", &hook.without, measure, style);
+        let what = format!("{}: {}", hook.sees, hook.without);
+        note(&mut out, "not seen", &what, measure, style);
     }
     let problems: Vec<_> = facts.config_problems().collect();
     for problem in problems.iter().take(MAX_PROBLEMS) {
