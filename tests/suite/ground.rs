@@ -17,10 +17,7 @@ use xtask::{
 };
 
 /// Reasons for which CI may skip a test: what its machines lack, and nothing else.
-const EXPECTED_SKIPS: &[&str] = &[
-    "this kernel cannot destroy sockets on request",
-    "a long run",
-];
+const EXPECTED_SKIPS: &[&str] = &["this kernel cannot destroy sockets on request", "a long run"];
 
 /// What tests stand on.
 pub struct Ground {
@@ -73,7 +70,9 @@ pub fn kept(name: &str) -> PathBuf {
 
 /// A test that needs nothing.
 pub fn plain(name: &str, test: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
-    Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}"))))
+    Trial::test(name, move || {
+        test().map_err(|error| Failed::from(format!("{error:#}")))
+    })
 }
 
 /// A test that needs the laboratory.

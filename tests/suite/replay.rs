@@ -13,7 +13,10 @@ use crate::ground::{kept, plain, root, tracer};
 
 /// One test a recording.
 pub fn trials() -> Vec<Trial> {
-    let mut trials = vec![plain("replay/every_scenario_is_recorded", every_scenario_is_recorded)];
+    let mut trials = vec![plain(
+        "replay/every_scenario_is_recorded",
+        every_scenario_is_recorded,
+    )];
     trials.extend(recorded().into_iter().map(|name| {
         plain(&format!("replay/{name}"), {
             let name = name.clone();

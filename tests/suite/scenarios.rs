@@ -12,7 +12,8 @@ use crate::ground::{Ground, play, root, skipped};
 
 /// One test a scenario.
 pub fn trials(ground: &Arc<Ground>) -> Vec<Trial> {
-    let scenarios = Scenario::read_all(&root().join("tests/scenarios")).expect("the scenarios are well-formed");
+    let scenarios =
+        Scenario::read_all(&root().join("tests/scenarios")).expect("the scenarios are well-formed");
     scenarios
         .into_iter()
         .map(|scenario| {

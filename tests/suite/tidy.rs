@@ -16,13 +16,25 @@ use crate::ground::{plain, root};
 pub fn trials() -> Vec<Trial> {
     vec![
         plain("tidy/only_kernel_names_aya", only_kernel_names_aya),
-        plain("tidy/the_engine_has_no_clock_and_no_io", the_engine_has_no_clock_and_no_io),
-        plain("tidy/the_engine_knows_no_source_and_no_output", the_engine_knows_no_source_and_no_output),
+        plain(
+            "tidy/the_engine_has_no_clock_and_no_io",
+            the_engine_has_no_clock_and_no_io,
+        ),
+        plain(
+            "tidy/the_engine_knows_no_source_and_no_output",
+            the_engine_knows_no_source_and_no_output,
+        ),
         plain("tidy/unsafe_code_is_forbidden", unsafe_code_is_forbidden),
         plain("tidy/no_file_is_called_mod", no_file_is_called_mod),
-        plain("tidy/every_file_says_what_it_knows", every_file_says_what_it_knows),
+        plain(
+            "tidy/every_file_says_what_it_knows",
+            every_file_says_what_it_knows,
+        ),
         plain("tidy/every_cause_has_a_scenario", every_cause_has_a_scenario),
-        plain("tidy/every_scenario_expects_known_causes", every_scenario_expects_known_causes),
+        plain(
+            "tidy/every_scenario_expects_known_causes",
+            every_scenario_expects_known_causes,
+        ),
         plain("tidy/nothing_names_this_machine", nothing_names_this_machine),
         plain("tidy/members_share_the_workspace", members_share_the_workspace),
         plain("tidy/ci_runs_what_the_readme_says", ci_runs_what_the_readme_says),
@@ -39,7 +51,8 @@ fn rust_files(folder: &str) -> Result<Vec<(String, String)>> {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+                let text =
+                    fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
                 let name = path.strip_prefix(root())?.display().to_string();
                 files.push((name, text));
             }
@@ -72,7 +85,11 @@ fn forbid(files: &[(String, String)], words: &[&str], why: &str) -> Result<()> {
 fn only_kernel_names_aya() -> Result<()> {
     let mut files = rust_files("tracer/src")?;
     files.retain(|(name, _)| name != "tracer/src/kernel.rs" && !name.starts_with("tracer/src/kernel/"));
-    forbid(&files, &["aya::", "aya_obj::", "aya_log::", "use aya"], "only `kernel` names aya")
+    forbid(
+        &files,
+        &["aya::", "aya_obj::", "aya_log::", "use aya"],
+        "only `kernel` names aya",
+    )
 }
 
 /// The engine's files, its tests not counted.
@@ -107,12 +124,17 @@ fn the_engine_has_no_clock_and_no_io() -> Result<()> {
         "tokio::",
         "println!",
     ];
-    forbid(&engine()?, &words, "the engine is given time and never looks anything up")
+    forbid(
+        &engine()?,
+        &words,
+        "the engine is given time and never looks anything up",
+    )
 }
 
 fn the_engine_knows_no_source_and_no_output() -> Result<()> {
     let modules = [
-        "source", "kernel", "host", "nginx", "commands", "pipeline", "sink", "view", "report", "outputs", "cli",
+        "source", "kernel", "host", "nginx", "commands", "pipeline", "sink", "view", "report", "outputs",
+        "cli",
     ];
     let words: Vec<String> = modules.iter().map(|module| format!("crate::{module}")).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -120,7 +142,11 @@ fn the_engine_knows_no_source_and_no_output() -> Result<()> {
 }
 
 fn unsafe_code_is_forbidden() -> Result<()> {
-    for file in ["tracer/src/lib.rs", "tracer/src/main.rs", "tracer-ebpf/src/lib.rs"] {
+    for file in [
+        "tracer/src/lib.rs",
+        "tracer/src/main.rs",
+        "tracer-ebpf/src/lib.rs",
+    ] {
         let text = fs::read_to_string(root().join(file)).with_context(|| format!("reading {file}"))?;
         ensure!(
             text.contains("#![forbid(unsafe_code)]"),
@@ -142,7 +168,10 @@ fn no_file_is_called_mod() -> Result<()> {
 fn every_file_says_what_it_knows() -> Result<()> {
     for folder in ["tracer/src", "tracer-ebpf/src", "xtask/src", "tests/suite"] {
         for (name, text) in rust_files(folder)? {
-            ensure!(text.starts_with("//!"), "{name}: begin with what the file knows (//!)");
+            ensure!(
+                text.starts_with("//!"),
+                "{name}: begin with what the file knows (//!)"
+            );
         }
     }
     Ok(())
@@ -203,7 +232,10 @@ fn tree() -> Result<Vec<PathBuf>> {
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder)? {
             let path = entry?.path();
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
             let is_made = matches!(name, "target" | "out" | ".git" | "recordings");
             if is_made {
                 continue;
@@ -229,10 +261,16 @@ fn nothing_names_this_machine() -> Result<()> {
     ];
     for path in tree()? {
         // What is no text names nothing.
-        let Ok(text) = fs::read_to_string(&path) else { continue };
+        let Ok(text) = fs::read_to_string(&path) else {
+            continue;
+        };
         for (number, line) in (1..).zip(text.lines()) {
             for word in &words {
-                ensure!(!line.contains(word.as_str()), "{}:{number}: `{word}` names one machine", path.display());
+                ensure!(
+                    !line.contains(word.as_str()),
+                    "{}:{number}: `{word}` names one machine",
+                    path.display()
+                );
             }
         }
     }
@@ -262,7 +300,13 @@ fn members_share_the_workspace() -> Result<()> {
 fn ci_runs_what_the_readme_says() -> Result<()> {
     let run = fs::read_to_string(root().join(".ci/run")).context("reading .ci/run")?;
     let readme = fs::read_to_string(root().join("README.md")).context("reading README.md")?;
-    ensure!(run.contains("exec cargo xtask test"), ".ci/run must run `cargo xtask test`");
-    ensure!(readme.contains("cargo xtask test"), "README.md must name `cargo xtask test`");
+    ensure!(
+        run.contains("exec cargo xtask test"),
+        ".ci/run must run `cargo xtask test`"
+    );
+    ensure!(
+        readme.contains("cargo xtask test"),
+        "README.md must name `cargo xtask test`"
+    );
     Ok(())
 }

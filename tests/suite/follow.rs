@@ -1,0 +1,385 @@
+//! nginx is followed through everything its life holds: reload, upgrade, restart, crashes, several at once, other names.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use xtask::{
+    lab::{
+        Run,
+        client::Client,
+        nginx::{Nginx, Start, children},
+        wait_for,
+    },
+    scenario::stage::Stage,
+    traced::{Tracer, not_ok},
+};
+
+use crate::ground::{Ground, live, scenario, tracer};
+
+/// How long nginx or the tracer may take to come round.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The tests.
+pub fn trials(ground: &Arc<Ground>) -> Vec<Trial> {
+    vec![
+        live(
+            ground,
+            "follow/a_reload_keeps_the_old_names_of_old_workers",
+            reload,
+        ),
+        live(ground, "follow/a_binary_upgrade", upgrade),
+        live(ground, "follow/a_restart_of_nginx_renamed_as_openresty", restart),
+        live(
+            ground,
+            "follow/an_nginx_renamed_as_freenginx_that_starts_later",
+            started_later,
+        ),
+        live(ground, "follow/a_crash_of_a_worker", worker_crash),
+        live(ground, "follow/a_crash_of_the_master", master_crash),
+        live(ground, "follow/master_process_off", no_master),
+        live(
+            ground,
+            "follow/two_instances_of_nginx_renamed_as_angie",
+            two_instances,
+        ),
+        live(ground, "follow/a_worker_pid_stands_for_its_instance", by_worker),
+        live(
+            ground,
+            "follow/without_configuration_there_are_addresses",
+            no_configuration,
+        ),
+    ]
+}
+
+/// A stage whose one upstream refuses.
+fn refusing(run: &Run, nginx: &Path, name: &str, upstream: &str, more: &str) -> Result<Stage> {
+    let text = format!(
+        r#"
+about = "an upstream that refuses"
+[lab]
+{more}
+nginx.http = "upstream {upstream} {{ server {{app}}; }}"
+nginx.server = "location /app {{ proxy_pass http://{upstream}; }}"
+names.app = "127.0.0.1"
+steps = []
+"#
+    );
+    Stage::set(run, &scenario(name, &text)?, nginx)
+}
+
+/// nginx's executable under another name, as a fork of it would be found.
+fn renamed(run: &Run, nginx: &Path, name: &str) -> Result<PathBuf> {
+    let copy = run.folder("renamed")?.join(name);
+    fs::copy(nginx, &copy).with_context(|| format!("copying nginx to {}", copy.display()))?;
+    Ok(copy)
+}
+
+/// Attaches in a folder of its own, by pid or name.
+fn attach(run: &Run, stage: &Stage, target: &str, arguments: &[&str]) -> Result<Tracer> {
+    let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+    Tracer::attach(run, &tracer(), target, &arguments, &stage.folder)
+}
+
+/// A request on a connection of its own; yields the status.
+fn ask(stage: &Stage, path: &str) -> Result<u16> {
+    let mut client = Client::connect(&stage.near, &stage.address)?;
+    client.send("GET", path, 0, false)?;
+    Ok(client.receive()?.status)
+}
+
+/// Waits for so many failed attempts and yields them.
+fn failures(tracer: &Tracer, wanted: usize) -> Result<Vec<Value>> {
+    wait_for(format!("{wanted} failed attempts"), PATIENCE, || {
+        let records = tracer.records().map_err(|error| format!("{error:#}"))?;
+        let failed: Vec<Value> = not_ok(&records).cloned().collect();
+        if failed.len() >= wanted {
+            Ok(failed)
+        } else {
+            Err(format!(
+                "{} of them; the tracer said `{}`",
+                failed.len(),
+                tracer.said().trim()
+            ))
+        }
+    })
+}
+
+/// Upstream, cause and worker of an attempt.
+fn told(attempt: &Value) -> (Option<&str>, Option<&str>, u64) {
+    (
+        attempt["upstream"].as_str(),
+        attempt["cause"]["id"].as_str(),
+        attempt["worker"].as_u64().unwrap_or(0),
+    )
+}
+
+/// All failures are refusals at this upstream.
+fn are_refused_at(failed: &[Value], upstream: Option<&str>) -> Result<()> {
+    for attempt in failed {
+        let (seen, cause, _) = told(attempt);
+        ensure!(
+            seen == upstream && cause == Some("no-listener"),
+            "expected no-listener at {upstream:?}: {attempt}"
+        );
+    }
+    Ok(())
+}
+
+fn reload(run: &Run, nginx: &Path) -> Result<()> {
+    let text = r#"
+about = "a backend that is slow across a reload"
+[lab]
+nginx.http = "upstream before { server {app}; }"
+nginx.server = "location /app { proxy_pass http://before; proxy_read_timeout 3s; }"
+backends.app = { does = "silent" }
+steps = [
+    { send = { path = "/app", client = "one" } },
+    { hear = { backend = "app", says = "request" } },
+]
+"#;
+    let scenario = scenario("reload", text)?;
+    let mut stage = Stage::set(run, &scenario, nginx)?;
+    let tracer = attach(run, &stage, &stage.nginx.pid().to_string(), &[])?;
+    let old = stage.nginx.workers();
+    for step in &scenario.lab.steps {
+        stage.take(run, step)?;
+    }
+    let renamed = stage.config.replace("before", "after");
+    stage.nginx.reload(&renamed)?;
+    ensure!(
+        ask(&stage, "/app")? == 504,
+        "the new worker's request did not time out"
+    );
+    let failed = failures(&tracer, 2)?;
+    for attempt in &failed {
+        let (upstream, cause, worker) = told(attempt);
+        let is_old = old.iter().any(|pid| u64::from(*pid) == worker);
+        let wanted = if is_old { "before" } else { "after" };
+        ensure!(
+            upstream == Some(wanted) && cause == Some("backend-slow"),
+            "expected backend-slow at {wanted}: {attempt}"
+        );
+    }
+    let workers = failed.iter().map(|attempt| told(attempt).2);
+    let n_old = workers
+        .filter(|worker| old.iter().any(|pid| u64::from(*pid) == *worker))
+        .count();
+    ensure!(n_old == 1, "{n_old} of two attempts were an old worker's");
+    tracer.stop()?;
+    Ok(())
+}
+
+fn upgrade(run: &Run, nginx: &Path) -> Result<()> {
+    let stage = refusing(run, nginx, "upgrade", "app", "")?;
+    let tracer = attach(run, &stage, &stage.nginx.pid().to_string(), &[])?;
+    ask(&stage, "/app")?;
+    are_refused_at(&failures(&tracer, 1)?, Some("app"))?;
+    let old_workers = stage.nginx.workers();
+    stage.nginx.signal(Signal::SIGUSR2)?;
+    // The new master is a child of the old one, and has workers of its own.
+    let new_master = wait_for("the new master's workers", PATIENCE, || {
+        stage
+            .nginx
+            .workers()
+            .into_iter()
+            .find(|pid| !old_workers.contains(pid) && children(*pid).len() == 2)
+            .ok_or_else(|| stage.nginx.error_log())
+    })?;
+    // Old workers stop taking connections, so that whoever answers is new.
+    stage.nginx.signal(Signal::SIGWINCH)?;
+    wait_for("the old workers to end", PATIENCE, || {
+        let left: Vec<u32> = stage
+            .nginx
+            .workers()
+            .into_iter()
+            .filter(|pid| old_workers.contains(pid))
+            .collect();
+        if left.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{left:?}"))
+        }
+    })?;
+    ask(&stage, "/app")?;
+    let failed = failures(&tracer, 2)?;
+    are_refused_at(&failed, Some("app"))?;
+    let worker = told(&failed[1]).2;
+    ensure!(
+        children(new_master).iter().any(|pid| u64::from(*pid) == worker),
+        "worker {worker} is none of the new master's"
+    );
+    tracer.stop()?;
+    Ok(())
+}
+
+fn restart(run: &Run, nginx: &Path) -> Result<()> {
+    let program = renamed(run, nginx, "openresty")?;
+    let mut stage = refusing(run, &program, "restart", "app", "")?;
+    let tracer = attach(run, &stage, "openresty", &[])?;
+    ask(&stage, "/app")?;
+    let first = failures(&tracer, 1)?;
+    stage.nginx.stop()?;
+    start_again(&mut stage, &program)?;
+    ask(&stage, "/app")?;
+    let failed = failures(&tracer, 2)?;
+    are_refused_at(&failed, Some("app"))?;
+    ensure!(
+        told(&failed[1]).2 != told(&first[0]).2,
+        "the same worker before and after a restart"
+    );
+    tracer.stop()?;
+    Ok(())
+}
+
+fn start_again(stage: &mut Stage, program: &Path) -> Result<()> {
+    stage.nginx = Nginx::start(
+        &stage.near,
+        &Start {
+            program,
+            config: &stage.config,
+            folder: &stage.folder,
+            workers: 2,
+        },
+    )?;
+    Ok(())
+}
+
+fn started_later(run: &Run, nginx: &Path) -> Result<()> {
+    let program = renamed(run, nginx, "freenginx")?;
+    let mut stage = refusing(run, &program, "started-later", "app", "")?;
+    stage.nginx.stop()?;
+    let tracer = attach(run, &stage, "freenginx", &[])?;
+    ensure!(
+        tracer.said().contains("waiting"),
+        "it does not say that it waits: {}",
+        tracer.said()
+    );
+    start_again(&mut stage, &program)?;
+    // The first request at once: membership is decided in the kernel, not after a look around.
+    ask(&stage, "/app")?;
+    are_refused_at(&failures(&tracer, 1)?, Some("app"))?;
+    tracer.stop()?;
+    Ok(())
+}
+
+fn worker_crash(run: &Run, nginx: &Path) -> Result<()> {
+    let stage = refusing(run, nginx, "worker-crash", "app", "")?;
+    let tracer = attach(run, &stage, &stage.nginx.pid().to_string(), &[])?;
+    let before = stage.nginx.workers();
+    stage.nginx.signal_workers(Signal::SIGSEGV)?;
+    wait_for("new workers", PATIENCE, || {
+        let now = stage.nginx.workers();
+        if now.len() == 2 && now.iter().all(|pid| !before.contains(pid)) {
+            Ok(())
+        } else {
+            Err(format!("{now:?}"))
+        }
+    })?;
+    ask(&stage, "/app")?;
+    are_refused_at(&failures(&tracer, 1)?, Some("app"))?;
+    tracer.stop()?;
+    Ok(())
+}
+
+fn master_crash(run: &Run, nginx: &Path) -> Result<()> {
+    let stage = refusing(run, nginx, "master-crash", "app", "")?;
+    let tracer = attach(run, &stage, &stage.nginx.pid().to_string(), &[])?;
+    let workers = stage.nginx.workers();
+    stage.nginx.signal(Signal::SIGKILL)?;
+    wait_for("the master to end", PATIENCE, || {
+        if stage.nginx.workers().is_empty() {
+            Ok(())
+        } else {
+            Err("its workers are still its own".to_owned())
+        }
+    })?;
+    // The workers live on, and nobody signals them.
+    ask(&stage, "/app")?;
+    let failed = failures(&tracer, 1)?;
+    are_refused_at(&failed, Some("app"))?;
+    ensure!(
+        workers.iter().any(|pid| u64::from(*pid) == told(&failed[0]).2),
+        "not one of the workers there were: {}",
+        failed[0]
+    );
+    tracer.stop()?;
+    Ok(())
+}
+
+fn no_master(run: &Run, nginx: &Path) -> Result<()> {
+    let stage = refusing(run, nginx, "no-master", "app", "nginx.master = false")?;
+    let pid = stage.nginx.pid();
+    wait_for("nginx to listen", PATIENCE, || {
+        ask(&stage, "/worker")
+            .map(drop)
+            .map_err(|error| format!("{error:#}"))
+    })?;
+    let tracer = attach(run, &stage, &pid.to_string(), &[])?;
+    ask(&stage, "/app")?;
+    let failed = failures(&tracer, 1)?;
+    are_refused_at(&failed, Some("app"))?;
+    ensure!(
+        told(&failed[0]).2 == u64::from(pid),
+        "the worker is {pid} itself: {}",
+        failed[0]
+    );
+    tracer.stop()?;
+    Ok(())
+}
+
+fn two_instances(run: &Run, nginx: &Path) -> Result<()> {
+    let program = renamed(run, nginx, "angie")?;
+    let one = refusing(run, &program, "angie-one", "one", "")?;
+    let two = refusing(run, &program, "angie-two", "two", "")?;
+    let tracer = attach(run, &one, "angie", &[])?;
+    ask(&one, "/app")?;
+    are_refused_at(&failures(&tracer, 1)?, Some("one"))?;
+    ask(&two, "/app")?;
+    are_refused_at(&failures(&tracer, 2)?[1..], Some("two"))?;
+    tracer.stop()?;
+    Ok(())
+}
+
+fn by_worker(run: &Run, nginx: &Path) -> Result<()> {
+    let stage = refusing(run, nginx, "by-worker", "app", "")?;
+    let worker = stage.nginx.workers()[0].to_string();
+    let tracer = attach(run, &stage, &worker, &[])?;
+    // Enough requests for either worker to get one.
+    for _ in 0..20 {
+        ask(&stage, "/app")?;
+    }
+    are_refused_at(&failures(&tracer, 20)?, Some("app"))?;
+    tracer.stop()?;
+    Ok(())
+}
+
+fn no_configuration(run: &Run, nginx: &Path) -> Result<()> {
+    let stage = refusing(run, nginx, "no-configuration", "app", "")?;
+    fs::remove_file(stage.folder.join("nginx.conf"))?;
+    let tracer = attach(run, &stage, &stage.nginx.pid().to_string(), &[])?;
+    ask(&stage, "/app")?;
+    let failed = failures(&tracer, 1)?;
+    are_refused_at(&failed, None)?;
+    let peer = stage.names().fill("{app}")?;
+    ensure!(
+        failed[0]["peer"] == peer.as_str(),
+        "the address is not {peer}: {}",
+        failed[0]
+    );
+    let records = tracer.stop()?;
+    let problems = &records[0]["config"]["problems"];
+    ensure!(
+        problems.as_array().is_some_and(|problems| !problems.is_empty()),
+        "the session says nothing about the missing configuration: {}",
+        records[0]["config"]
+    );
+    Ok(())
+}

@@ -1,0 +1,349 @@
+//! Mistakes that a tracer of this kind makes once, each with a test of its own name.
+//!
+//! Some have a scenario file instead, which says more: a failure finished inside connect() is `no-listener`, an ICMP
+//! error in SYN_SENT `firewall-port-unreachable`, nginx's own timer in SYN_SENT `syn-unanswered`, a worker killed in
+//! mid-request `worker-died`; and every scenario attaches while traffic runs.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use anyhow::{Result, ensure};
+use libtest_mimic::Trial;
+use serde_json::Value;
+use xtask::{
+    lab::{
+        Run,
+        client::{Keeps, Load},
+        wait_for,
+    },
+    scenario::{judge, stage::Stage},
+    traced::{Tracer, not_ok, of_type},
+};
+
+use crate::ground::{Ground, kept, live, long, scenario, tracer};
+
+/// How long traffic may take.
+const PATIENCE: Duration = Duration::from_secs(240);
+/// The kernel half's table of connections (`tracer-ebpf/src/maps.rs`).
+const CONNECTIONS: u64 = 16_384;
+
+/// The named regressions.
+pub fn trials(ground: &Arc<Ground>) -> Vec<Trial> {
+    vec![
+        live(
+            ground,
+            "regression/ten_thousand_healthy_requests_have_no_failure",
+            |run, nginx| healthy_requests(run, nginx, "ten-thousand", 10_000),
+        ),
+        live(
+            ground,
+            "regression/sockets_and_descriptors_are_used_again",
+            sockets_are_used_again,
+        ),
+        live(
+            ground,
+            "regression/detach_while_traffic_runs",
+            detach_while_traffic_runs,
+        ),
+        live(
+            ground,
+            "regression/entries_of_refused_connections_go",
+            |run, nginx| refused_requests(run, nginx, "refused-entries-go", CONNECTIONS + CONNECTIONS / 4),
+        ),
+        long(
+            ground,
+            "regression/state_tables_at_ten_times_their_size",
+            |run, nginx| refused_requests(run, nginx, "ten-times", 10 * CONNECTIONS),
+        ),
+        live(
+            ground,
+            "regression/two_tracers_side_by_side",
+            two_tracers_side_by_side,
+        ),
+        live(
+            ground,
+            "regression/kill_9_leaves_nothing_behind",
+            kill_9_leaves_nothing_behind,
+        ),
+    ]
+}
+
+/// A stage with healthy upstreams, and one whose port nobody listens on.
+const STAGE: &str = r#"
+about = "healthy upstreams, and one that refuses"
+[lab]
+nginx.http = "upstream app { server {app}; }"
+nginx.server = "location /app { proxy_pass http://app; error_page 502 =200 /refused; } location = /refused { return 200 xxx; }"
+names.app = "127.0.0.1"
+steps = []
+"#;
+
+fn stage(run: &Run, nginx: &Path, name: &str) -> Result<Stage> {
+    Stage::set(run, &scenario(name, STAGE)?, nginx)
+}
+
+fn attach(run: &Run, stage: &Stage) -> Result<Tracer> {
+    Tracer::attach(run, &tracer(), &stage.nginx.pid().to_string(), &[], &stage.folder)
+}
+
+/// Keeps a trace that a test is unhappy with.
+fn no_problems(name: &str, stage: &Stage, problems: &[String]) -> Result<()> {
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let keep = kept(name);
+    std::fs::create_dir_all(&keep)?;
+    for file in ["trace.jsonl", "error.log", "access.log", "tracer.stderr"] {
+        std::fs::copy(stage.folder.join(file), keep.join(file))?;
+    }
+    let shown: Vec<&str> = problems.iter().take(20).map(String::as_str).collect();
+    anyhow::bail!(
+        "{} problems, see {}:\n{}",
+        problems.len(),
+        keep.display(),
+        shown.join("\n")
+    )
+}
+
+/// Waits until a load has been answered so many times.
+fn await_answers(load: &Load, wanted: u64) -> Result<()> {
+    wait_for(format!("{wanted} answers"), PATIENCE, || match load.answered() {
+        n if n >= wanted => Ok(()),
+        n => Err(format!("{n} answers")),
+    })
+}
+
+/// New connections and kept ones; the tracer sees every one of them and none fails.
+fn healthy_requests(run: &Run, nginx: &Path, name: &str, wanted: u64) -> Result<()> {
+    let stage = stage(run, nginx, name)?;
+    let load = stage.load(100, false)?;
+    await_answers(&load, 100)?;
+    let tracer = attach(run, &stage)?;
+    let before = load.answered();
+    await_answers(&load, before + wanted)?;
+    let report = load.stop();
+    let records = tracer.stop()?;
+    let seen = judge::Seen {
+        records: &records,
+        error_log: &stage.nginx.error_log(),
+        healthy: report.answered - before,
+        clients: 100,
+    };
+    let mut problems = report.failed;
+    problems.extend(judge::judge(
+        &scenario(name, STAGE)?,
+        &|text| stage.names().fill(text),
+        &seen,
+    )?);
+    no_problems(name, &stage, &problems)
+}
+
+/// nginx takes the next free descriptor and the kernel the next free socket: both come back at once.
+fn sockets_are_used_again(run: &Run, nginx: &Path) -> Result<()> {
+    mixed_requests(run, nginx, "used-again", 3_000)
+}
+
+/// More refused connections than the tables have room for: every entry goes.
+fn refused_requests(run: &Run, nginx: &Path, name: &str, wanted: u64) -> Result<()> {
+    mixed_requests(run, nginx, name, wanted)
+}
+
+/// Refused connections beside healthy ones; every refusal is one attempt with the right cause.
+fn mixed_requests(run: &Run, nginx: &Path, name: &str, wanted: u64) -> Result<()> {
+    let stage = stage(run, nginx, name)?;
+    let healthy = stage.load(50, false)?;
+    await_answers(&healthy, 50)?;
+    let tracer = attach(run, &stage)?;
+    let refused = Load::start(&stage.near, &stage.address, &["/app"], 4, Keeps::Half)?;
+    await_answers(&refused, wanted)?;
+    let refused = refused.stop();
+    wait_for("the refusals in the trace", PATIENCE, || {
+        let seen = tracer.records().map_or(0, |records| not_ok(&records).count());
+        if u64::try_from(seen).unwrap_or(0) >= refused.answered {
+            Ok(())
+        } else {
+            Err(format!("{seen} of {}", refused.answered))
+        }
+    })?;
+    let healthy = healthy.stop();
+    let records = tracer.stop()?;
+    let mut problems = [refused.failed, healthy.failed].concat();
+    problems.extend(judge::frame(&records));
+    problems.extend(judge::lines(&judge::Seen {
+        records: &records,
+        error_log: &stage.nginx.error_log(),
+        healthy: 0,
+        clients: 0,
+    }));
+    let named = not_ok(&records)
+        .filter(|attempt| attempt["cause"]["id"] == "no-listener" && attempt["upstream"] == "app")
+        .count();
+    let failed = not_ok(&records).count();
+    if u64::try_from(named)? != refused.answered || failed != named {
+        problems.push(format!(
+            "{} requests were refused; {failed} attempts failed, {named} of them named no-listener at app",
+            refused.answered
+        ));
+    }
+    no_problems(name, &stage, &problems)
+}
+
+/// Requests under way when the tracer leaves are counted, and are no attempts.
+fn detach_while_traffic_runs(run: &Run, nginx: &Path) -> Result<()> {
+    let name = "detach";
+    let stage = stage(run, nginx, name)?;
+    let load = stage.load(50, false)?;
+    await_answers(&load, 50)?;
+    let tracer = attach(run, &stage)?;
+    let before = load.answered();
+    await_answers(&load, before + 500)?;
+    let records = tracer.stop()?;
+    let report = load.stop();
+    let mut problems = report.failed;
+    problems.extend(judge::frame(&records));
+    problems.extend(not_ok(&records).map(|attempt| format!("nothing failed: {attempt}")));
+    let in_flight = records.last().and_then(|summary| summary["in_flight"].as_u64());
+    if in_flight.is_none_or(|in_flight| in_flight == 0) {
+        problems.push(format!(
+            "50 requests were under way, the summary says {in_flight:?}"
+        ));
+    }
+    no_problems(name, &stage, &problems)
+}
+
+/// Two tracers of one nginx see the same.
+fn two_tracers_side_by_side(run: &Run, nginx: &Path) -> Result<()> {
+    let name = "two-tracers";
+    let mut stage = stage(run, nginx, name)?;
+    let load = stage.load(50, false)?;
+    await_answers(&load, 50)?;
+    let first = attach(run, &stage)?;
+    let beside = stage.folder.join("beside");
+    std::fs::create_dir_all(&beside)?;
+    let second = Tracer::attach(run, &tracer(), &stage.nginx.pid().to_string(), &[], &beside)?;
+    let steps = scenario(
+        name,
+        r#"
+        about = "three refused requests"
+        [lab]
+        nginx = {}
+        steps = [{ request = { path = "/app", times = 3 } }]
+        "#,
+    )?;
+    for step in &steps.lab.steps {
+        stage.take(run, step)?;
+    }
+    let wanted = 3;
+    for tracer in [&first, &second] {
+        wait_for("three refusals", PATIENCE, || {
+            let seen = tracer.records().map_or(0, |records| not_ok(&records).count());
+            if seen >= wanted {
+                Ok(())
+            } else {
+                Err(format!("{seen}"))
+            }
+        })?;
+    }
+    load.stop();
+    // What tells an attempt from others, and does not depend on when a tracer came.
+    let told = |records: &[Value]| -> Vec<String> {
+        not_ok(records)
+            .map(|attempt| {
+                format!(
+                    "{} {} {} {} {}",
+                    attempt["worker"],
+                    attempt["local"],
+                    attempt["peer"],
+                    attempt["cause"]["id"],
+                    attempt["log"]["line"]
+                )
+            })
+            .collect()
+    };
+    let (first, second) = (first.stop()?, second.stop()?);
+    let mut problems = judge::frame(&first);
+    problems.extend(judge::frame(&second));
+    if told(&first) != told(&second) || told(&first).len() != wanted {
+        problems.push(format!(
+            "they saw\n{:#?}\nand\n{:#?}",
+            told(&first),
+            told(&second)
+        ));
+    }
+    no_problems(name, &stage, &problems)
+}
+
+/// The kernel takes all that belongs to a killed tracer; its trace reads to the last whole line.
+fn kill_9_leaves_nothing_behind(run: &Run, nginx: &Path) -> Result<()> {
+    let stage = stage(run, nginx, "kill-9")?;
+    let load = stage.load(50, false)?;
+    await_answers(&load, 50)?;
+    let tracer = attach(run, &stage)?;
+    let before = load.answered();
+    await_answers(&load, before + 500)?;
+    let pid = tracer.pid();
+    let held = held_by(pid)?;
+    ensure!(
+        held.programs.len() > 5 && held.maps.len() > 5,
+        "the tracer holds {} programs and {} maps: this test looks at the wrong thing",
+        held.programs.len(),
+        held.maps.len()
+    );
+    // The trace is flushed at least every second; what was written then must be readable.
+    wait_for("attempts in the trace", PATIENCE, || {
+        let seen = tracer
+            .records()
+            .map_or(0, |records| of_type(&records, "attempt").count());
+        if seen > 0 { Ok(()) } else { Err("none".to_owned()) }
+    })?;
+    tracer.signal(nix::sys::signal::Signal::SIGKILL)?;
+    let folder = stage.folder.clone();
+    let status = tracer.wait()?;
+    ensure!(!status.success(), "it was killed and says {status}");
+    wait_for("the kernel to let go of programs and maps", PATIENCE, || {
+        let programs: Vec<u32> = aya::programs::loaded_programs()
+            .filter_map(Result::ok)
+            .map(|program| program.id())
+            .filter(|id| held.programs.contains(id))
+            .collect();
+        let maps: Vec<u32> = aya::maps::loaded_maps()
+            .filter_map(Result::ok)
+            .map(|map| map.id())
+            .filter(|id| held.maps.contains(id))
+            .collect();
+        if programs.is_empty() && maps.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("programs {programs:?}, maps {maps:?}"))
+        }
+    })?;
+    load.stop();
+    let records = xtask::traced::records(&folder.join("trace.jsonl"))?;
+    ensure!(
+        records.first().is_some_and(|first| first["type"] == "session"),
+        "the trace has no beginning"
+    );
+    Ok(())
+}
+
+/// The ids of BPF programs and maps that a process holds open.
+struct Held {
+    programs: Vec<u32>,
+    maps: Vec<u32>,
+}
+
+fn held_by(pid: u32) -> Result<Held> {
+    let mut held = Held {
+        programs: Vec::new(),
+        maps: Vec::new(),
+    };
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+        let text = std::fs::read_to_string(entry?.path()).unwrap_or_default();
+        let number = |key: &str| -> Option<u32> {
+            text.lines()
+                .find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
+        };
+        held.programs.extend(number("prog_id:"));
+        held.maps.extend(number("map_id:"));
+    }
+    Ok(held)
+}
