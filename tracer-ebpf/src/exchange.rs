@@ -281,7 +281,8 @@ fn end_unix(worker: &mut Worker, line: u64, at: u64) {
 pub fn client_closed(worker: &mut Worker, sock: Sock, client_had_left: bool, reset: bool, at: u64) {
     end_unix(worker, 0, at);
     let was_idle = worker.client_ended == sock.0;
-    if client_had_left && !was_idle && (worker.previous_kind == previous::SILENT || worker.unix_listener != 0) {
+    if client_had_left && !was_idle && (worker.previous_kind == previous::SILENT || worker.unix_listener != 0)
+    {
         let silent = worker.previous_kind == previous::SILENT;
         write(&ClientLeft {
             header: header(kind::CLIENT_LEFT, at),

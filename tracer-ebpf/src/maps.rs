@@ -7,8 +7,8 @@ use aya_ebpf::{
     maps::{HashMap, PerCpuArray, RingBuf},
 };
 use tracer_ebpf::{
-    BackendLink, Conn, Endpoint, ListenerSlot, Offsets, PortSlot, Settings, SignalSent,
-    SnapshotSocket, Worker, counter,
+    BackendLink, Conn, Endpoint, ListenerSlot, Offsets, PortSlot, Settings, SignalSent, SnapshotSocket,
+    Worker, counter,
 };
 
 /// Records for user space, which polls: nothing here ever wakes it.

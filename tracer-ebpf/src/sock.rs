@@ -1,14 +1,18 @@
 //! Typed reads of kernel structures through the offsets of the running kernel. All unsafe reads of kernel memory
 //! are here: each goes through `bpf_probe_read_kernel`, which returns an error for a bad address and never faults.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     EbpfContext,
+    cty::c_void,
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel,
-        bpf_probe_read_kernel_str_bytes,
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task,
+        bpf_probe_read_kernel_str_bytes, generated,
     },
 };
 use tracer_ebpf::{ABSENT, COMM_LEN, PATH_LEN, TaskInfo, task};
+use zerocopy::FromBytes;
 
 use crate::maps::offset;
 
@@ -32,13 +36,25 @@ const SOCK_STREAM: u16 = 1;
 const PF_EXITING: u32 = 4;
 
 /// Reads a `T` at `base + offset`; zero when the address is bad or the member does not exist on this kernel.
+///
+/// The helper itself clears what it could not read. Asking for its result would be a branch per read, and the verifier
+/// before 6.8 follows every combination of them ("BPF program is too large", 6.1).
 #[inline(always)]
-pub fn read<T: Copy + Default>(base: u64, offset: u32) -> T {
+pub fn read<T: Copy + FromBytes>(base: u64, offset: u32) -> T {
+    let mut value = MaybeUninit::<T>::uninit();
     if offset == ABSENT {
-        return T::default();
+        return T::new_zeroed();
     }
-    // SAFETY: the helper checks the address.
-    unsafe { bpf_probe_read_kernel((base + u64::from(offset)) as *const T) }.unwrap_or_default()
+    // SAFETY: the helper checks the address and writes the whole value whether it can read it or not; every pattern
+    // of bytes is a `T`.
+    unsafe {
+        generated::bpf_probe_read_kernel(
+            value.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            (base + u64::from(offset)) as *const c_void,
+        );
+        value.assume_init()
+    }
 }
 
 /// A kernel `struct sock`.
@@ -302,7 +318,7 @@ pub fn segment_seq(skb: u64) -> u32 {
 /// The `n`th 8 bytes of an fentry or fexit program's context: an argument, or behind the last of them the return
 /// value. Through a helper, since the verifier wants the place of a direct read to be in the instruction.
 #[inline(always)]
-pub fn slot<T: Copy + Default>(ctx: &impl EbpfContext, n: u32) -> T {
+pub fn slot<T: Copy + FromBytes>(ctx: &impl EbpfContext, n: u32) -> T {
     read(ctx.as_ptr() as u64, n * 8)
 }
 

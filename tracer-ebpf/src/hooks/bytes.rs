@@ -7,7 +7,9 @@ use aya_ebpf::{
 use tracer_ebpf::{Conn, Worker, conn, end};
 
 use crate::{
-    exchange::{backend_read, begin_next, create, finish, link_backend, is_waiting, own_begin, own_other, remove},
+    exchange::{
+        backend_read, begin_next, create, finish, is_waiting, link_backend, own_begin, own_other, remove,
+    },
     filter::{backend, connection, connection_of, worker},
     maps::setting,
     output::now,
@@ -44,7 +46,10 @@ pub fn tcp_page_sent(ctx: FExitContext) -> i32 {
 /// `int unix_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)`, 5.10 to 7.2.
 #[fexit]
 pub fn unix_sent(ctx: FExitContext) -> i32 {
-    on_send(sock_of(ctx.arg::<u64>(0)), slot(&ctx, setting!(slot_unix_sendmsg)));
+    on_send(
+        sock_of(ctx.arg::<u64>(0)),
+        slot(&ctx, setting!(slot_unix_sendmsg)),
+    );
     0
 }
 

@@ -1,17 +1,21 @@
 //! Listening TCP sockets of the whole host, and their accept queues when a connection meets silence.
 
+use core::hint::black_box;
+
 use aya_ebpf::{
     macros::{fexit, kprobe},
     programs::{FExitContext, ProbeContext},
 };
-use tracer_ebpf::{Conn, LISTENERS_PER_PORT, Listener, ListenerSlot, PortSlot, TaskInfo, counter, kind};
+use tracer_ebpf::{
+    COMM_LEN, Conn, LISTENERS_PER_PORT, Listener, ListenerSlot, PortSlot, TaskInfo, counter, kind,
+};
 
 use crate::{
     exchange::backend_accepted,
     filter::{backend, connection, remember_owner, worker},
     maps::{LISTENERS, setting},
     output::{count, header, now, write},
-    sock::{LISTEN, SYN_SENT, Sock, current_pid, current_task, segment_seq, slot},
+    sock::{LISTEN, SYN_SENT, Sock, current_pid, current_task, mapped, segment_seq, slot},
 };
 
 #[inline(always)]
@@ -89,9 +93,26 @@ pub fn closed(sock: Sock) {
     record(kind::LISTENER_CLOSED, sock, port, current_task(), (0, 0), now());
 }
 
-/// Reads the queues of every listener that could be the one `conn` waits for.
+/// 0 for 0, else 1, without a branch that the compiler could bring back.
+#[inline(always)]
+pub fn is_set(bits: u64) -> u64 {
+    black_box(bits | bits.wrapping_neg()) >> 63
+}
+
+#[inline(always)]
+fn differ(a: [u8; 16], b: [u8; 16]) -> u64 {
+    let [a, b]: [[u64; 2]; 2] = zerocopy::transmute!([a, b]);
+    is_set((a[0] ^ b[0]) | (a[1] ^ b[1]))
+}
+
+/// Reads the accept queue of the listener that `conn` waits for; of several that could be it, the fullest one's.
+///
+/// The loop has no branch but that of the look-up: the verifier walks the rest of a loop again for each state that it
+/// can be in, and that of older kernels hardly sees which of them are alike.
 #[inline(always)]
 pub fn sample(conn: &Conn, at: u64) {
+    let mut fullest = 0u64;
+    let mut excess = i64::from(i32::MIN);
     for slot in 0..LISTENERS_PER_PORT {
         let Some(value) = LISTENERS.get_ptr(PortSlot {
             port: u32::from(conn.dport),
@@ -100,31 +121,48 @@ pub fn sample(conn: &Conn, at: u64) {
             continue;
         };
         // SAFETY: a value of a preallocated map.
-        let value = unsafe { *value };
-        let sock = Sock(value.sock);
-        if sock.state() != LISTEN || sock.bound_port() != conn.dport {
-            continue;
-        }
-        let any_v4 = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
-        if value.addr != conn.daddr && value.addr != [0; 16] && value.addr != any_v4 {
-            continue;
-        }
-        let task = TaskInfo {
-            pid: value.pid,
-            flags: 0,
-            exit_code: 0,
-            pad: 0,
-            comm: value.comm,
-        };
-        record(
-            kind::LISTENER_QUEUE,
-            sock,
-            conn.dport,
-            task,
-            (conn.sock, conn.since),
-            at,
-        );
+        let (listener, addr) = unsafe { ((*value).sock, (*value).addr) };
+        let sock = Sock(listener);
+        let misses = (differ(addr, conn.daddr) & differ(addr, [0; 16]) & differ(addr, mapped([0; 4])))
+            | is_set(u64::from(sock.state() ^ LISTEN))
+            | is_set(u64::from(sock.bound_port() ^ conn.dport));
+        let over = i64::from(sock.queue()) - i64::from(sock.queue_limit());
+        let is_fuller = ((excess - over) as u64) >> 63;
+        let mask = black_box(0u64.wrapping_sub(is_fuller & (misses ^ 1)));
+        fullest ^= (fullest ^ listener) & mask;
+        excess ^= (excess ^ over) & mask as i64;
     }
+    if fullest != 0 {
+        queue_record(Sock(fullest), conn.dport, (conn.sock, conn.since), at);
+    }
+}
+
+/// Writes a listener's queue, with the process that opened it.
+#[inline(always)]
+fn queue_record(sock: Sock, port: u16, conn: (u64, u64), at: u64) {
+    let mut task = TaskInfo {
+        pid: 0,
+        flags: 0,
+        exit_code: 0,
+        pad: 0,
+        comm: [0; COMM_LEN],
+    };
+    for slot in 0..LISTENERS_PER_PORT {
+        let key = PortSlot {
+            port: u32::from(port),
+            slot,
+        };
+        if let Some(value) = LISTENERS.get_ptr(key) {
+            // SAFETY: a value of a preallocated map.
+            let value = unsafe { *value };
+            if value.sock == sock.0 {
+                task.pid = value.pid;
+                task.comm = value.comm;
+                break;
+            }
+        }
+    }
+    record(kind::LISTENER_QUEUE, sock, port, task, conn, at);
 }
 
 /// `struct sock *inet_csk_accept(struct sock *sk, int flags, int *err, bool kern)`; from 6.10 `(sk, struct
@@ -162,7 +200,9 @@ fn syn(listener: Sock, skb: u64) {
     if listener.queue() <= listener.queue_limit() {
         return;
     }
-    let Some(owner) = worker(current_pid()) else { return };
+    let Some(owner) = worker(current_pid()) else {
+        return;
+    };
     let Some(entry) = connection(owner.connecting) else {
         return;
     };
@@ -170,28 +210,5 @@ fn syn(listener: Sock, skb: u64) {
     if sock.state() != SYN_SENT || sock.snd_una() != segment_seq(skb) {
         return;
     }
-    let port = listener.bound_port();
-    let mut task = TaskInfo {
-        pid: 0,
-        flags: 0,
-        exit_code: 0,
-        pad: 0,
-        comm: [0; 16],
-    };
-    for slot in 0..LISTENERS_PER_PORT {
-        let key = PortSlot {
-            port: u32::from(port),
-            slot,
-        };
-        if let Some(value) = LISTENERS.get_ptr(key) {
-            // SAFETY: a value of a preallocated map.
-            let value = unsafe { *value };
-            if value.sock == listener.0 {
-                task.pid = value.pid;
-                task.comm = value.comm;
-                break;
-            }
-        }
-    }
-    record(kind::LISTENER_QUEUE, listener, port, task, (entry.sock, entry.since), now());
+    queue_record(listener, listener.bound_port(), (entry.sock, entry.since), now());
 }

@@ -1,7 +1,7 @@
 //! The states of TCP sockets: attempts begin, connections are established, both ends close.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use tracer_ebpf::conn;
+use tracer_ebpf::{Conn, conn};
 
 use super::listen;
 use crate::{
@@ -15,6 +15,9 @@ use crate::{
     },
 };
 
+/// The states that end a connection from this side, as bits.
+const ENDS: u32 = 1 << FIN_WAIT1 | 1 << LAST_ACK | 1 << CLOSE;
+
 /// `trace_inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`, 5.10 to 7.2.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn socket_state(ctx: BtfTracePointContext) -> i32 {
@@ -24,14 +27,17 @@ pub fn socket_state(ctx: BtfTracePointContext) -> i32 {
     if !sock.is_tcp() {
         return 0;
     }
+    // Asked by bits, which leaves `new` unknown to the verifier: it would walk the loop in `ending` once per value.
+    if ENDS >> (new & 15) & 1 != 0 {
+        ending(sock, old, new);
+        return 0;
+    }
     match new {
         SYN_SENT => connecting(sock),
         LISTEN => listen::opened(sock),
         ESTABLISHED if old == SYN_SENT => established(sock),
         ESTABLISHED if old == SYN_RECV => accepted(sock),
-        CLOSE if old == LISTEN => listen::closed(sock),
         CLOSE_WAIT => fin_received(sock),
-        FIN_WAIT1 | LAST_ACK | CLOSE => ending(sock, old, new),
         _ => {}
     }
     0
@@ -97,11 +103,24 @@ fn fin_received(sock: Sock) {
 
 #[inline(always)]
 fn ending(sock: Sock, old: u8, new: u8) {
+    if old == LISTEN {
+        listen::closed(sock);
+        return;
+    }
     let at = now();
     if let Some(entry) = connection(sock.0) {
         let pid = current_pid();
         if entry.flags & conn::MARKED != 0 {
             return;
+        }
+        let own_close = |entry: &Conn| entry.reset_at == 0 && sock.error() == 0 && pid == entry.worker;
+        let met_silence = if listen::is_set(u64::from(new ^ CLOSE)) == 0 {
+            listen::is_set(u64::from(old ^ SYN_SENT)) == 0 && own_close(entry)
+        } else {
+            entry.received == 0 && entry.began_at != 0
+        };
+        if met_silence {
+            listen::sample(entry, at);
         }
         if new == CLOSE {
             let error = sock.error();
@@ -110,21 +129,15 @@ fn ending(sock: Sock, old: u8, new: u8) {
                 entry.error_at = at;
             }
             read_icmp(entry, sock, at);
-            if entry.reset_at == 0 && error == 0 && pid == entry.worker {
+            if own_close(entry) {
                 // nginx's own close straight to CLOSE: in SYN_SENT, or with data unread. Its destroy follows.
                 entry.closed_in = old;
                 entry.unread = sock.unread(entry.fin_at != 0);
-                if old == SYN_SENT {
-                    listen::sample(entry, at);
-                }
             }
             return;
         }
         entry.closed_in = old;
         entry.unread = sock.unread(entry.fin_at != 0);
-        if entry.received == 0 && entry.began_at != 0 {
-            listen::sample(entry, at);
-        }
         let own = if pid == entry.worker { worker(pid) } else { None };
         close_mark(entry, own, at);
     } else if let Some(link) = backend(sock.0) {
@@ -235,7 +248,7 @@ pub fn retransmitted(ctx: BtfTracePointContext) -> i32 {
 /// An IPv4 ICMP error lies as a clone in the socket's error queue: its outer header has the sender, its control
 /// block the type and code (`struct sock_extended_err`: origin at 4, type at 5, code at 6; origin 2 is ICMP).
 #[inline(always)]
-fn read_icmp(entry: &mut tracer_ebpf::Conn, sock: Sock, at: u64) {
+fn read_icmp(entry: &mut Conn, sock: Sock, at: u64) {
     if entry.flags & conn::ICMP_SEEN != 0 {
         return;
     }
