@@ -68,16 +68,6 @@ impl Pipeline {
         questions
     }
 
-    fn settle(&mut self) {
-        self.outputs.settle();
-        if let Some(recorder) = &mut self.recorder
-            && let Err(error) = recorder.flush()
-        {
-            eprintln!("tracer: the recording ends here: {error}");
-            self.recorder = None;
-        }
-    }
-
     /// Ends the files.
     #[must_use]
     pub fn close(mut self) -> Closed {
@@ -157,7 +147,7 @@ pub async fn run(
                 break;
             }
         }
-        pipeline.settle();
+        pipeline.outputs.settle();
         let enough = limits.count.is_some_and(|count| pipeline.outputs.failures() >= count);
         let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
         if enough || late || pipeline.outputs.is_deaf() {

@@ -4,7 +4,8 @@
 //! so it belongs before any other thread.
 
 use anyhow::{Context as _, Result, bail};
-use caps::{CapSet, Capability, CapsHashSet};
+pub use caps::Capability;
+use caps::{CapSet, CapsHashSet};
 
 /// One capability and what it is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

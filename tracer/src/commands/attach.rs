@@ -13,8 +13,10 @@ use crate::{
     nginx::find::Target,
     outputs::{Outputs, Pace},
     pipeline::{Limits, Pipeline, run as run_pipeline},
+    privilege,
 
     session::Origin,
+    sink::trace_file::Target as TraceTarget,
     source::{
         live::{Live, LiveOptions, Source},
         recording::{ClockReading, Header, RecordingWriter},
@@ -28,6 +30,14 @@ use crate::{
 pub fn run(args: &AttachArgs, verbose: u8) -> Result<Status, Stop> {
     let options = output_options(&args.output, Pace::Live)?;
 
+    if let Some(path) = &args.record
+        && args.output.output.iter().any(|output| output.0 == TraceTarget::File(path.clone()))
+    {
+        return Err(Stop::usage(format!("{}: a trace and a recording need a file each", path.display())));
+    }
+    for lost in privilege::check().map_err(Stop::NotAttached)? {
+        log::warn!("{lost}");
+    }
     let target = target(&args.pid);
     let live = Live::start(LiveOptions {
         target: target.clone(),
@@ -55,6 +65,12 @@ pub fn run(args: &AttachArgs, verbose: u8) -> Result<Status, Stop> {
     };
     if !live.is_following() {
         eprintln!("tracer: no {} runs yet: waiting for one", args.pid);
+    }
+    // Parts of a rotated trace are made later, maybe in a folder of somebody else's.
+    let also: &[privilege::Capability] =
+        if args.output.rotate.is_some() { &[privilege::Capability::CAP_DAC_OVERRIDE] } else { &[] };
+    if let Err(error) = privilege::keep_only_needed(also) {
+        log::warn!("keeping more privileges than needed: {error:#}");
     }
     let pipeline = Pipeline::new(Engine::new(engine_options(&args.output)), outputs, recorder);
     let limits = Limits { duration: args.duration, count: args.count };

@@ -15,6 +15,7 @@ use crate::{
         find::{self, Found},
     },
 
+    privilege,
     session::Origin,
 };
 
@@ -62,6 +63,9 @@ pub fn run(args: &CheckArgs) -> Result<Status, Stop> {
 /// Attaches everything and lets go again at once.
 fn hooks(found: &[Found]) -> anyhow::Result<Vec<HookStatus>> {
 
+    for lost in privilege::check()? {
+        log::warn!("{lost}");
+    }
     let kernel = Kernel::load(&KernelOptions {
         executables: found
             .iter()

@@ -42,6 +42,8 @@ const SWEEP_EVERY: u64 = 10 * SECOND;
 const CLOCK_EVERY: u64 = 60 * SECOND;
 /// A master that forks again within this time starts the workers of one generation.
 const GENERATION: u64 = 2 * SECOND;
+/// A worker that has ended by itself is replaced at once.
+const REPLACED_WITHIN: u64 = SECOND / 10;
 
 /// Where names come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +77,7 @@ struct Known {
     found: Found,
     config: Config,
     forked_at: Ktime,
+    worker_ended_at: Ktime,
 }
 
 /// The live source.
@@ -305,6 +308,11 @@ impl Live {
             Event::ProcessExited { task, is_nginx, .. } => {
                 if *is_nginx {
                     self.look_soon(at);
+                    for known in self.instances.values_mut() {
+                        if known.found.processes.iter().any(|process| process.pid == task.pid) {
+                            known.worker_ended_at = at;
+                        }
+                    }
                 }
                 self.ended.push_back((at, task.pid));
             }
@@ -446,7 +454,9 @@ impl Live {
         if self.named_netns.insert(netns) {
             self.tell_addresses(now, netns, master);
         }
-        let forked_at = self.instances.get(&master).map_or(Ktime(0), |known| known.forked_at);
+        let known = self.instances.get(&master);
+        let forked_at = known.map_or(Ktime(0), |known| known.forked_at);
+        let worker_ended_at = known.map_or(Ktime(0), |known| known.worker_ended_at);
         let config = match self.instances.remove(&master) {
             Some(known) => known.config,
             None => {
@@ -456,15 +466,18 @@ impl Live {
                 config
             }
         };
-        self.instances.insert(master, Known { found, config, forked_at });
+        self.instances.insert(master, Known { found, config, forked_at, worker_ended_at });
     }
 
     /// The first worker a master forks after a while has the configuration the master has just read.
     fn begin_generation(&mut self, at: Ktime, master: Pid) {
         let Some(known) = self.instances.get_mut(&master) else { return };
         let is_same = at.since(known.forked_at) < GENERATION && known.forked_at.0 != 0;
+        // In place of a worker that has just ended the master forks another from its own old memory, whatever the file
+        // says by now; after a reload the new workers come first.
+        let is_replacement = known.worker_ended_at.0 != 0 && at.since(known.worker_ended_at) < REPLACED_WITHIN;
         known.forked_at = at;
-        if is_same {
+        if is_same || is_replacement {
             return;
         }
         let found = known.found.clone();
