@@ -1,9 +1,11 @@
 //! The project's own automation: one verb per file.
 
 mod demo;
+mod docs;
 mod play;
 mod record;
 mod setup;
+mod test;
 
 use std::process::ExitCode;
 
@@ -22,6 +24,10 @@ struct Cli {
 enum Verb {
     /// Install what building and testing need and this machine lacks.
     Setup(setup::Args),
+    /// Check everything: format, lints, unit tests, scenarios, replay, invariants.
+    Test(test::Args),
+    /// Write the pages of the manual that are made from the code.
+    Docs,
     /// Show the tracer at work: an nginx whose upstreams fail for ten different reasons.
     Demo(demo::Args),
     /// Run scenarios by name and keep what they leave behind.
@@ -47,5 +53,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Scenario(args) => play::run(&args),
         Verb::Record(args) => record::run(&args),
         Verb::Demo(args) => demo::run(&args),
+        Verb::Test(args) => test::run(&args),
+        Verb::Docs => docs::run(),
     }
 }
