@@ -3,6 +3,7 @@
 //! Integers and byte arrays only; padding is a named field, so that a hole is a compile error. Addresses are 16
 //! bytes, IPv4 in its mapped form; ports are in host order; times are nanoseconds of `CLOCK_BOOTTIME`, 0 = not seen.
 #![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

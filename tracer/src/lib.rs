@@ -5,6 +5,8 @@
 //! back from a recording; [`report`] reads traces. [`nginx`] finds instances and reads their configuration and log,
 //! [`host`] answers questions about processes, sockets, files and routes.
 
+#![forbid(unsafe_code)]
+
 pub mod cli;
 pub mod clock;
 pub mod commands;
