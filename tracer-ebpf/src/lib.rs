@@ -634,6 +634,14 @@ pub struct SignalSent {
     pub sender: TaskInfo,
 }
 
+/// Indices of what is switched on once it is known that the programs it needs are attached.
+pub mod switch {
+    /// nginx's close of a unix socket is seen, so reading the end of its stream ends nothing.
+    pub const UNIX_CLOSES: u32 = 0;
+    /// How many there are.
+    pub const N: u32 = 1;
+}
+
 /// Indices of the counters.
 pub mod counter {
     /// Records that found the ring full.

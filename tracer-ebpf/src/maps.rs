@@ -4,11 +4,11 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use tracer_ebpf::{
     BackendLink, Conn, Endpoint, ListenerSlot, Offsets, PortSlot, Settings, SignalSent, SnapshotSocket,
-    Worker, counter,
+    Worker, counter, switch,
 };
 
 /// Records for user space, which polls: nothing here ever wakes it.
@@ -64,6 +64,10 @@ pub static SIGNALS: HashMap<u32, SignalSent> = HashMap::with_max_entries(4096, 0
 /// `counter::*`.
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::N, 0);
+
+/// `switch::*`, by user space when everything is attached.
+#[map]
+pub static SWITCHES: Array<u32> = Array::with_max_entries(switch::N, 0);
 
 /// Where the iterator assembles a line: it is larger than the stack allows.
 #[map]

@@ -16,18 +16,18 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{HashMap, MapData, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, FExit, Iter, KProbe, Program, ProgramError, UProbe, uprobe::UProbeScope},
+    maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
+    programs::{BtfTracePoint, FEntry, FExit, Iter, KProbe, Program, ProgramError, UProbe, uprobe::UProbeScope},
 };
 use tracer_ebpf::{
     COMM_LEN, DROP_PLACES, DROP_REASONS, Endpoint, NEIGHBOUR_PLACE, Settings, SignalSent, WANTED_BY_PLACE, Worker,
-    counter,
+    counter, switch,
 };
 use zerocopy::IntoBytes as _;
 
 use self::{
     layout::Layout,
-    plan::{Attach, Hook, PLAN, WANTED_DROPS},
+    plan::{Attach, Hook, PLAN, UNIX_CLOSES, WANTED_DROPS},
 };
 use crate::{event::LossClass, model::HookStatus};
 
@@ -168,6 +168,12 @@ impl Kernel {
                 },
             });
         }
+        if kernel.status.iter().any(|hook| hook.sees == UNIX_CLOSES && hook.how.is_some()) {
+            let switches = kernel.ebpf.map_mut("SWITCHES").context("no map SWITCHES in the object")?;
+            Array::<_, u32>::try_from(switches)?
+                .set(switch::UNIX_CLOSES, 1, 0)
+                .context("telling the programs that they see unix sockets close")?;
+        }
         Ok(kernel)
     }
 
@@ -204,7 +210,7 @@ impl Kernel {
             {
                 return Err(format!("this kernel has no tracepoint {name}"));
             }
-            if let Attach::Fexit(name) = attach
+            if let Attach::Fentry(name) | Attach::Fexit(name) = attach
                 && !self.layout.functions.contains_key(*name)
             {
                 return Err(format!("this kernel's BTF has no function {name}"));
@@ -238,6 +244,11 @@ impl Kernel {
             Attach::Tracepoint(point) => {
                 let program: &mut BtfTracePoint = program.try_into()?;
                 program.load(point, btf)?;
+                program.attach()?;
+            }
+            Attach::Fentry(function) => {
+                let program: &mut FEntry = program.try_into()?;
+                program.load(function, btf)?;
                 program.attach()?;
             }
             Attach::Fexit(function) => {
@@ -280,6 +291,7 @@ impl Kernel {
         if let Some(program) = self.ebpf.program_mut(name) {
             let _ = match program {
                 Program::BtfTracePoint(program) => program.unload(),
+                Program::FEntry(program) => program.unload(),
                 Program::FExit(program) => program.unload(),
                 Program::KProbe(program) => program.unload(),
                 Program::Iter(program) => program.unload(),

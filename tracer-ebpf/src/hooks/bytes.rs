@@ -1,17 +1,17 @@
 //! What is sent and read, on both ends: exchanges begin and progress here, and unix connections altogether.
 
 use aya_ebpf::{
-    macros::{btf_tracepoint, fexit},
-    programs::{BtfTracePointContext, FExitContext},
+    macros::{btf_tracepoint, fentry, fexit},
+    programs::{BtfTracePointContext, FEntryContext, FExitContext},
 };
-use tracer_ebpf::{Conn, Worker, conn, end};
+use tracer_ebpf::{Conn, Worker, conn, end, switch};
 
 use crate::{
     exchange::{
-        backend_read, begin_next, create, finish, is_waiting, link_backend, own_begin, own_other, remove,
+        backend_read, begin_next, close_mark, create, finish, is_waiting, link_backend, own_begin, own_other, remove,
     },
     filter::{backend, connection, connection_of, worker},
-    maps::setting,
+    maps::{SWITCHES, setting},
     output::now,
     sock::{AF_UNIX, LISTEN, Sock, current_pid, is_main_thread, slot, sock_of},
 };
@@ -287,7 +287,9 @@ fn received(owner: &mut Worker, entry: &mut Conn, ret: i32, flags: i32) {
     } else {
         entry.recv_error = -ret;
     }
-    if entry.family == AF_UNIX {
+    // SAFETY: a value of an array.
+    let closes_seen = matches!(SWITCHES.get_ptr(switch::UNIX_CLOSES), Some(on) if unsafe { *on } != 0);
+    if entry.family == AF_UNIX && !closes_seen {
         entry.flags |= conn::UNIX_ENDED;
         owner.unix_ended = entry.sock;
     }
@@ -319,5 +321,20 @@ pub fn unix_connect_returned(ctx: FExitContext) -> i32 {
         owner.unix_at = now();
         owner.unix_listener = sock_of(ctx.arg::<u64>(0)).unix_peer();
     }
+    0
+}
+
+/// `int unix_release(struct socket *sock)`, 5.10 to 7.2: the last close of a unix socket, which no tracepoint shows.
+#[fentry]
+pub fn unix_released(ctx: FEntryContext) -> i32 {
+    let Some(owner) = worker(current_pid()) else { return 0 };
+    let Some(entry) = connection(sock_of(ctx.arg::<u64>(0)).0) else {
+        return 0;
+    };
+    if entry.family != AF_UNIX || entry.worker != current_pid() {
+        return 0;
+    }
+    close_mark(entry, Some(owner), now());
+    remove(entry);
     0
 }

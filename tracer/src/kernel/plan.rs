@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 pub enum Attach {
     /// A BTF tracepoint by name.
     Tracepoint(&'static str),
+    /// The entry of a kernel function.
+    Fentry(&'static str),
     /// The return of a kernel function, with its arguments.
     Fexit(&'static str),
     /// The entry of a kernel function, by a breakpoint: for what may be missed now and then.
@@ -23,6 +25,7 @@ impl Attach {
     pub fn describe(self) -> String {
         match self {
             Self::Tracepoint(name) => format!("tp_btf {name}"),
+            Self::Fentry(name) => format!("fentry {name}"),
             Self::Fexit(name) => format!("fexit {name}"),
             Self::Kprobe(name) => format!("kprobe {name}"),
             Self::Iterator(name) => format!("iter {name}"),
@@ -52,13 +55,16 @@ pub fn functions() -> BTreeSet<&'static str> {
     PLAN.iter()
         .flat_map(|hook| hook.ways.iter().copied().flatten())
         .filter_map(|(_, attach)| match attach {
-            Fexit(name) | Kprobe(name) => Some(*name),
+            Fentry(name) | Fexit(name) | Kprobe(name) => Some(*name),
             Tracepoint(_) | Iterator(_) | Uprobe(_) => None,
         })
         .collect()
 }
 
-use Attach::{Fexit, Iterator, Kprobe, Tracepoint, Uprobe};
+use Attach::{Fentry, Fexit, Iterator, Kprobe, Tracepoint, Uprobe};
+
+/// The hook whose success the programs are told.
+pub const UNIX_CLOSES: &str = "unix-closes";
 
 /// The plan, in the order of attaching.
 pub static PLAN: &[Hook] = &[
@@ -125,6 +131,13 @@ pub static PLAN: &[Hook] = &[
             &[("unix_connected", Tracepoint("sk_data_ready"))],
             &[("unix_connect_returned", Fexit("unix_stream_connect"))],
         ],
+    },
+    Hook {
+        sees: UNIX_CLOSES,
+        shows: "when nginx closes a unix upstream",
+        without: "a unix attempt's end is known by the end of the stream, by a line, or by what follows",
+        required: false,
+        ways: &[&[("unix_released", Fentry("unix_release"))]],
     },
     Hook {
         sees: "connect-errno",

@@ -109,11 +109,12 @@ impl Kernel {
     }
 
     /// The unix exchange that nginx's timer ended at `line`: the one of that worker that was silent for longest.
+    /// `unanswered`: the line says that no answer had begun; a kept connection at rest is silent for longer than any.
     /// `None` when there is none, or when two were silent for nearly as long.
     ///
     /// # Errors
     /// The table cannot be read.
-    pub fn unix_timed_out(&mut self, worker: Pid, line: LineId) -> Result<Option<Exchange>> {
+    pub fn unix_timed_out(&mut self, worker: Pid, line: LineId, unanswered: bool) -> Result<Option<Exchange>> {
         /// nginx's timers have a resolution of a millisecond, and it logs after it has looked at its clock.
         const APART: u64 = 2_000_000;
         let mut waiting: Vec<Conn> = self
@@ -124,6 +125,7 @@ impl Kernel {
                     && entry.worker == worker.0
                     && is_in_flight(entry)
                     && entry.sent > 0
+                    && (!unanswered || entry.received == 0)
                     && last_activity(entry) < line.0
             })
             .collect();

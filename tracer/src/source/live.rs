@@ -361,8 +361,12 @@ impl Live {
                 break;
             }
             let (worker, id) = (line.worker, line.id);
+            let unanswered = line
+                .action
+                .as_deref()
+                .is_some_and(|action| action.starts_with("reading response header") || action.starts_with("sending request"));
             self.unix_lines.pop_front();
-            if let Some(exchange) = self.kernel.unix_timed_out(worker, id)? {
+            if let Some(exchange) = self.kernel.unix_timed_out(worker, id, unanswered)? {
                 self.push(now, Input::Kernel(Event::Exchange(Box::new(exchange))));
             }
         }
