@@ -36,7 +36,8 @@ pub fn connection_of(sock: u64, since: u64) -> Option<&'static mut Conn> {
 pub fn backend(sock: u64) -> Option<&'static mut BackendLink> {
     // SAFETY: as for `worker`.
     let link = BACKENDS.get_ptr_mut(sock).map(|value| unsafe { &mut *value })?;
-    if link.flags & (conn::PREEXISTING | conn::CONFIRMED) == conn::PREEXISTING && !is_still(Sock(sock), link) {
+    if link.flags & (conn::PREEXISTING | conn::CONFIRMED) == conn::PREEXISTING && !is_still(Sock(sock), link)
+    {
         return None;
     }
     Some(link)

@@ -17,11 +17,13 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, FEntry, FExit, Iter, KProbe, Program, ProgramError, UProbe, uprobe::UProbeScope},
+    programs::{
+        BtfTracePoint, FEntry, FExit, Iter, KProbe, Program, ProgramError, UProbe, uprobe::UProbeScope,
+    },
 };
 use tracer_ebpf::{
-    COMM_LEN, DROP_PLACES, DROP_REASONS, Endpoint, NEIGHBOUR_PLACE, Settings, SignalSent, WANTED_BY_PLACE, Worker,
-    counter, switch,
+    COMM_LEN, DROP_PLACES, DROP_REASONS, Endpoint, NEIGHBOUR_PLACE, Settings, SignalSent, WANTED_BY_PLACE,
+    Worker, counter, switch,
 };
 use zerocopy::IntoBytes as _;
 
@@ -143,7 +145,10 @@ impl Kernel {
         for hook in PLAN {
             let status = if options.without.contains(hook.sees) {
                 Err("left out with --without".to_owned())
-            } else if hook.sees == "drops" && kernel.layout.drop_reasons.is_empty() && kernel.symbols.is_empty() {
+            } else if hook.sees == "drops"
+                && kernel.layout.drop_reasons.is_empty()
+                && kernel.symbols.is_empty()
+            {
                 Err("this kernel gives no reasons for drops and hides their places (sysctl kernel.kptr_restrict)".to_owned())
             } else {
                 kernel.attach_hook(hook, &btf, &options.executables)
@@ -168,8 +173,15 @@ impl Kernel {
                 },
             });
         }
-        if kernel.status.iter().any(|hook| hook.sees == UNIX_CLOSES && hook.how.is_some()) {
-            let switches = kernel.ebpf.map_mut("SWITCHES").context("no map SWITCHES in the object")?;
+        if kernel
+            .status
+            .iter()
+            .any(|hook| hook.sees == UNIX_CLOSES && hook.how.is_some())
+        {
+            let switches = kernel
+                .ebpf
+                .map_mut("SWITCHES")
+                .context("no map SWITCHES in the object")?;
             Array::<_, u32>::try_from(switches)?
                 .set(switch::UNIX_CLOSES, 1, 0)
                 .context("telling the programs that they see unix sockets close")?;
@@ -464,7 +476,8 @@ fn settings(layout: &Layout, options: &KernelOptions, places: &BTreeMap<&str, (u
     let arity = |name: &str| layout.tracepoints.get(name).copied().unwrap_or(0);
     let reset_has_reason = arity("tcp_send_reset") >= 3;
     // The reset that follows says the same of a segment nobody listens for.
-    let said_twice = |name: &str| name == "NO_SOCKET" && reset_has_reason && !options.without.contains("resets-sent");
+    let said_twice =
+        |name: &str| name == "NO_SOCKET" && reset_has_reason && !options.without.contains("resets-sent");
     let mut drop_wanted = [0; DROP_REASONS];
     for (number, name) in &layout.drop_reasons {
         if WANTED_DROPS.contains(&name.as_str())
@@ -544,7 +557,11 @@ fn one_line(program: &str, error: &anyhow::Error) -> String {
             .take(4)
             .collect();
         let tail: Vec<&str> = tail.into_iter().rev().collect();
-        let tail = if tail.is_empty() { String::new() } else { format!(": {}", tail.join(" | ")) };
+        let tail = if tail.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", tail.join(" | "))
+        };
         return format!("the kernel refused to load program {program} ({io_error}){tail}");
     }
     let chain: Vec<String> = error.chain().map(ToString::to_string).collect();

@@ -46,7 +46,11 @@ impl Pipeline {
     /// Puts the parts together.
     #[must_use]
     pub fn new(engine: Engine, outputs: Outputs, recorder: Option<RecordingWriter>) -> Self {
-        Self { engine, outputs, recorder }
+        Self {
+            engine,
+            outputs,
+            recorder,
+        }
     }
 
     /// Passes one input on; returns the questions the engine asks.
@@ -88,7 +92,10 @@ struct Stop {
 
 impl Stop {
     fn new() -> Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
     }
 
     async fn requested(&mut self) {
@@ -111,7 +118,12 @@ pub async fn run(
 ) -> Result<Closed> {
     let mut stop = Stop::new()?;
     let (answer_to, mut answers) = mpsc::unbounded_channel::<(Question, Answer)>();
-    let mut asking = Asking { asked: 0, spent: Duration::ZERO, since: Instant::now(), answer_to };
+    let mut asking = Asking {
+        asked: 0,
+        spent: Duration::ZERO,
+        since: Instant::now(),
+        answer_to,
+    };
     let deadline = limits.duration.map(|duration| Instant::now() + duration);
     let mut poll = interval(POLL);
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -148,7 +160,9 @@ pub async fn run(
             }
         }
         pipeline.outputs.settle();
-        let enough = limits.count.is_some_and(|count| pipeline.outputs.failures() >= count);
+        let enough = limits
+            .count
+            .is_some_and(|count| pipeline.outputs.failures() >= count);
         let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
         if enough || late || pipeline.outputs.is_deaf() {
             break;

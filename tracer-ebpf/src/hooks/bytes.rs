@@ -8,7 +8,8 @@ use tracer_ebpf::{Conn, Worker, conn, end, switch};
 
 use crate::{
     exchange::{
-        backend_read, begin_next, close_mark, create, finish, is_waiting, link_backend, own_begin, own_other, remove,
+        backend_read, begin_next, close_mark, create, finish, is_waiting, link_backend, own_begin, own_other,
+        remove,
     },
     filter::{backend, connection, connection_of, worker},
     maps::{SWITCHES, setting},
@@ -327,7 +328,9 @@ pub fn unix_connect_returned(ctx: FExitContext) -> i32 {
 /// `int unix_release(struct socket *sock)`, 5.10 to 7.2: the last close of a unix socket, which no tracepoint shows.
 #[fentry]
 pub fn unix_released(ctx: FEntryContext) -> i32 {
-    let Some(owner) = worker(current_pid()) else { return 0 };
+    let Some(owner) = worker(current_pid()) else {
+        return 0;
+    };
     let Some(entry) = connection(sock_of(ctx.arg::<u64>(0)).0) else {
         return 0;
     };

@@ -99,7 +99,9 @@ pub fn connections_adopted(ctx: *mut c_void) -> i32 {
         return 0;
     }
     let at = now();
-    let Some(entry) = create(sock, family, pid, at) else { return 0 };
+    let Some(entry) = create(sock, family, pid, at) else {
+        return 0;
+    };
     entry.flags |= conn::PREEXISTING;
     entry.connect_at = 0;
     if family == AF_UNIX {
@@ -134,7 +136,9 @@ fn is_listening(sock: Sock) -> bool {
 
 #[inline(always)]
 fn write_row(ctx: *mut TaskFile, task_struct: u64, pid: u32, sock: Sock) {
-    let Some(line) = SCRATCH.get_ptr_mut(0) else { return };
+    let Some(line) = SCRATCH.get_ptr_mut(0) else {
+        return;
+    };
     // SAFETY: a per-CPU value of a map; the iterator runs in process context, one at a time on this CPU.
     let line = unsafe { &mut *line };
     let family = sock.family();
@@ -161,7 +165,11 @@ fn write_row(ctx: *mut TaskFile, task_struct: u64, pid: u32, sock: Sock) {
     } else {
         line.saddr = sock.local_addr();
         line.daddr = sock.peer_addr();
-        line.sport = if state == LISTEN { sock.bound_port() } else { sock.local_port() };
+        line.sport = if state == LISTEN {
+            sock.bound_port()
+        } else {
+            sock.local_port()
+        };
         line.dport = sock.peer_port();
         line.v6only = u8::from(sock.is_v6only());
     }

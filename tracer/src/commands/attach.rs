@@ -14,7 +14,6 @@ use crate::{
     outputs::{Outputs, Pace},
     pipeline::{Limits, Pipeline, run as run_pipeline},
     privilege,
-
     session::Origin,
     sink::trace_file::Target as TraceTarget,
     source::{
@@ -31,9 +30,16 @@ pub fn run(args: &AttachArgs, verbose: u8) -> Result<Status, Stop> {
     let options = output_options(&args.output, Pace::Live)?;
 
     if let Some(path) = &args.record
-        && args.output.output.iter().any(|output| output.0 == TraceTarget::File(path.clone()))
+        && args
+            .output
+            .output
+            .iter()
+            .any(|output| output.0 == TraceTarget::File(path.clone()))
     {
-        return Err(Stop::usage(format!("{}: a trace and a recording need a file each", path.display())));
+        return Err(Stop::usage(format!(
+            "{}: a trace and a recording need a file each",
+            path.display()
+        )));
     }
     for lost in privilege::check().map_err(Stop::NotAttached)? {
         log::warn!("{lost}");
@@ -67,13 +73,19 @@ pub fn run(args: &AttachArgs, verbose: u8) -> Result<Status, Stop> {
         eprintln!("tracer: no {} runs yet: waiting for one", args.pid);
     }
     // Parts of a rotated trace are made later, maybe in a folder of somebody else's.
-    let also: &[privilege::Capability] =
-        if args.output.rotate.is_some() { &[privilege::Capability::CAP_DAC_OVERRIDE] } else { &[] };
+    let also: &[privilege::Capability] = if args.output.rotate.is_some() {
+        &[privilege::Capability::CAP_DAC_OVERRIDE]
+    } else {
+        &[]
+    };
     if let Err(error) = privilege::keep_only_needed(also) {
         log::warn!("keeping more privileges than needed: {error:#}");
     }
     let pipeline = Pipeline::new(Engine::new(engine_options(&args.output)), outputs, recorder);
-    let limits = Limits { duration: args.duration, count: args.count };
+    let limits = Limits {
+        duration: args.duration,
+        count: args.count,
+    };
     let ready_file = args.ready_file.clone();
     let ready = move || {
         if let Some(path) = &ready_file {
@@ -118,8 +130,12 @@ fn pass_on_log(live: &mut Live) {
 
 /// Tells a service manager that everything is attached (`sd_notify`); without one it does nothing.
 fn notify_ready() {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let Ok(socket) = std::os::unix::net::UnixDatagram::unbound() else { return };
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let Ok(socket) = std::os::unix::net::UnixDatagram::unbound() else {
+        return;
+    };
     let text = path.to_string_lossy().into_owned();
     let sent = match text.strip_prefix('@') {
         Some(name) => {

@@ -14,7 +14,6 @@ use crate::{
         config,
         find::{self, Found},
     },
-
     privilege,
     session::Origin,
 };
@@ -32,7 +31,18 @@ pub fn run(args: &CheckArgs) -> Result<Status, Stop> {
     let status = hooks(&found);
     let instances: Vec<_> = found
         .iter()
-        .map(|found| (found, config::read(found, config::Options { resolve: true, ..config::Options::default() })))
+        .map(|found| {
+            (
+                found,
+                config::read(
+                    found,
+                    config::Options {
+                        resolve: true,
+                        ..config::Options::default()
+                    },
+                ),
+            )
+        })
         .collect();
     let text = if args.json {
         let (hooks, problem) = match &status {
@@ -62,7 +72,6 @@ pub fn run(args: &CheckArgs) -> Result<Status, Stop> {
 
 /// Attaches everything and lets go again at once.
 fn hooks(found: &[Found]) -> anyhow::Result<Vec<HookStatus>> {
-
     for lost in privilege::check()? {
         log::warn!("{lost}");
     }
@@ -82,16 +91,28 @@ fn text(
     instances: &[(&Found, crate::event::Config)],
 ) -> String {
     let mut text = String::new();
-    let _ = writeln!(text, "{} on {}, Linux {}", origin.tool, origin.host, origin.kernel);
+    let _ = writeln!(
+        text,
+        "{} on {}, Linux {}",
+        origin.tool, origin.host, origin.kernel
+    );
     match status {
         Err(error) => {
             let _ = writeln!(text, "\nnothing can be watched: {error:#}");
         }
         Ok(hooks) => {
             let missing = hooks.iter().filter(|hook| hook.how.is_none()).count();
-            let _ = writeln!(text, "\n{} of {} hooks attach", hooks.len() - missing, hooks.len());
+            let _ = writeln!(
+                text,
+                "\n{} of {} hooks attach",
+                hooks.len() - missing,
+                hooks.len()
+            );
             for hook in hooks {
-                let shows = PLAN.iter().find(|plan| plan.sees == hook.sees).map_or("", |plan| plan.shows);
+                let shows = PLAN
+                    .iter()
+                    .find(|plan| plan.sees == hook.sees)
+                    .map_or("", |plan| plan.shows);
                 let mark = if hook.how.is_some() { "yes" } else { "NO " };
                 let _ = writeln!(text, "  {mark}  {:<16} {shows}", hook.sees);
                 match (&hook.how, &hook.why_not) {
@@ -108,7 +129,10 @@ fn text(
         }
     }
     if !kernel::has_programs() {
-        let _ = writeln!(text, "\nthis build carries no BPF programs; `cargo xtask setup` installs what they need");
+        let _ = writeln!(
+            text,
+            "\nthis build carries no BPF programs; `cargo xtask setup` installs what they need"
+        );
     }
     for (found, config) in instances {
         let instance = &found.instance;
@@ -121,10 +145,20 @@ fn text(
             if instance.workers.len() == 1 { "" } else { "s" },
             instance.exe,
         );
-        let _ = writeln!(text, "  configuration {}: {} upstreams", config.path, config.upstreams);
+        let _ = writeln!(
+            text,
+            "  configuration {}: {} upstreams",
+            config.path, config.upstreams
+        );
         for peer in &config.peers {
             let via = peer.via.as_deref().unwrap_or("?");
-            let _ = writeln!(text, "    {:<20} {:<28} {} ({via})", peer.upstream, peer.peer.to_string(), peer.server);
+            let _ = writeln!(
+                text,
+                "    {:<20} {:<28} {} ({via})",
+                peer.upstream,
+                peer.peer.to_string(),
+                peer.server
+            );
         }
         for log in &config.error_logs {
             let _ = writeln!(text, "  error log {log}");

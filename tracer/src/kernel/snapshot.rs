@@ -33,12 +33,17 @@ pub struct Snapshot {
 impl Snapshot {
     /// Runs an iterator.
     fn take(ebpf: &mut Ebpf, name: &str) -> Result<Self> {
-        let program: &mut Iter =
-            ebpf.program_mut(name).with_context(|| format!("no program {name} in the object"))?.try_into()?;
-        let link = program.attach().context("starting the iterator over open files")?;
+        let program: &mut Iter = ebpf
+            .program_mut(name)
+            .with_context(|| format!("no program {name} in the object"))?
+            .try_into()?;
+        let link = program
+            .attach()
+            .context("starting the iterator over open files")?;
         let mut file = program.take_link(link)?.into_file()?;
         let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).context("reading the snapshot of open sockets")?;
+        file.read_to_end(&mut bytes)
+            .context("reading the snapshot of open sockets")?;
         let rows = bytes
             .chunks_exact(size_of::<SnapshotSocket>())
             .filter_map(|row| SnapshotSocket::read_from_bytes(row).ok())
@@ -53,7 +58,10 @@ impl Snapshot {
         self.rows
             .iter()
             .filter(|row| row.state == LISTEN && seen.insert(row.sock))
-            .map(|row| Event::ListenerFound { at: Ktime(row.header.at), listener: listener(row) })
+            .map(|row| Event::ListenerFound {
+                at: Ktime(row.header.at),
+                listener: listener(row),
+            })
             .collect()
     }
 }
@@ -70,7 +78,12 @@ fn listener(row: &SnapshotSocket) -> Listener {
         v6only: row.v6only != 0,
         queue: row.queue,
         limit: row.limit,
-        task: Task { pid: Pid(row.header.pid), comm: text(&row.comm), exiting: None, oom: false },
+        task: Task {
+            pid: Pid(row.header.pid),
+            comm: text(&row.comm),
+            exiting: None,
+            oom: false,
+        },
     }
 }
 
@@ -97,7 +110,10 @@ impl Kernel {
     }
 
     fn adopt_listeners(&mut self, snapshot: &Snapshot) -> Result<()> {
-        let mut slots = take::<[u8; size_of::<PortSlot>()], [u8; size_of::<ListenerSlot>()]>(&mut self.ebpf, "LISTENERS")?;
+        let mut slots = take::<[u8; size_of::<PortSlot>()], [u8; size_of::<ListenerSlot>()]>(
+            &mut self.ebpf,
+            "LISTENERS",
+        )?;
         // One pass over what the hooks have put there already, instead of a look-up per slot.
         let mut known: HashSet<u64> = HashSet::new();
         let mut free: StdHashMap<u32, u32> = StdHashMap::new();
@@ -105,14 +121,24 @@ impl Kernel {
             let value: ListenerSlot = zerocopy::transmute!(value);
             known.insert(value.sock);
         }
-        for row in snapshot.rows.iter().filter(|row| row.state == LISTEN && row.family != AF_UNIX) {
+        for row in snapshot
+            .rows
+            .iter()
+            .filter(|row| row.state == LISTEN && row.family != AF_UNIX)
+        {
             if !known.insert(row.sock) {
                 continue;
             }
             let port = u32::from(row.sport);
             let mut comm = [0; COMM_LEN];
             comm.copy_from_slice(&row.comm);
-            let value = ListenerSlot { sock: row.sock, addr: row.saddr, netns: row.netns, pid: row.header.pid, comm };
+            let value = ListenerSlot {
+                sock: row.sock,
+                addr: row.saddr,
+                netns: row.netns,
+                pid: row.header.pid,
+                comm,
+            };
             let first = free.entry(port).or_insert(0);
             while *first < LISTENERS_PER_PORT {
                 let key: [u8; size_of::<PortSlot>()] = zerocopy::transmute!(PortSlot { port, slot: *first });
@@ -124,10 +150,16 @@ impl Kernel {
             }
         }
         let mut owners = take::<u32, u32>(&mut self.ebpf, "OWNERS")?;
-        let pids: HashSet<u32> =
-            snapshot.rows.iter().filter(|row| row.state == LISTEN).map(|row| row.header.pid).collect();
+        let pids: HashSet<u32> = snapshot
+            .rows
+            .iter()
+            .filter(|row| row.state == LISTEN)
+            .map(|row| row.header.pid)
+            .collect();
         for pid in pids {
-            owners.insert(pid, 1, 0).context("the table of listening processes is full")?;
+            owners
+                .insert(pid, 1, 0)
+                .context("the table of listening processes is full")?;
         }
         Ok(())
     }
@@ -150,7 +182,9 @@ impl Kernel {
         let since = self.generations(links.iter().map(|(_, conn_sock)| *conn_sock))?;
         let mut backends = take::<u64, [u8; size_of::<BackendLink>()]>(&mut self.ebpf, "BACKENDS")?;
         for (sock, conn_sock) in links {
-            let Some(conn_since) = since.get(&conn_sock) else { continue };
+            let Some(conn_since) = since.get(&conn_sock) else {
+                continue;
+            };
             let link = BackendLink {
                 conn_sock,
                 conn_since: *conn_since,

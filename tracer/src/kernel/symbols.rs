@@ -21,7 +21,9 @@ fn parse<'a>(text: &str, names: &[&'a str]) -> BTreeMap<&'a str, (u64, u64)> {
     let lines = || {
         text.lines().filter_map(|line| {
             let mut words = line.split_ascii_whitespace();
-            let address = u64::from_str_radix(words.next()?, 16).ok().filter(|address| *address != 0)?;
+            let address = u64::from_str_radix(words.next()?, 16)
+                .ok()
+                .filter(|address| *address != 0)?;
             let is_code = matches!(words.next()?, "t" | "T" | "w" | "W");
             Some((address, words.next()?)).filter(|_| is_code)
         })
@@ -53,11 +55,20 @@ mod tests {
         let text = "ffffffff81000200 T after\nffffffff81000100 t wanted\nffffffff81000180 d data\n\
                     ffffffff81000300 t wanted.cold\nffffffff81000400 T last\n";
         let found = parse(text, &["wanted", "last", "absent"]);
-        assert_eq!(found.into_iter().collect::<Vec<_>>(), [("wanted", (0xffff_ffff_8100_0100, 0xffff_ffff_8100_0200))]);
+        assert_eq!(
+            found.into_iter().collect::<Vec<_>>(),
+            [("wanted", (0xffff_ffff_8100_0100, 0xffff_ffff_8100_0200))]
+        );
     }
 
     #[test]
     fn hidden_addresses_are_no_addresses() {
-        assert!(parse("0000000000000000 T wanted\n0000000000000000 T after\n", &["wanted"]).is_empty());
+        assert!(
+            parse(
+                "0000000000000000 T wanted\n0000000000000000 T after\n",
+                &["wanted"]
+            )
+            .is_empty()
+        );
     }
 }

@@ -24,10 +24,16 @@ const ENDPOINT_AGE: u64 = 600_000_000_000;
 const AF_UNIX: u16 = 1;
 
 fn last_activity(entry: &Conn) -> u64 {
-    [entry.began_at, entry.last_sent_at, entry.last_received_at, entry.since, entry.established_at]
-        .into_iter()
-        .max()
-        .unwrap_or(0)
+    [
+        entry.began_at,
+        entry.last_sent_at,
+        entry.last_received_at,
+        entry.since,
+        entry.established_at,
+    ]
+    .into_iter()
+    .max()
+    .unwrap_or(0)
 }
 
 fn is_in_flight(entry: &Conn) -> bool {
@@ -40,7 +46,11 @@ impl Kernel {
     fn connections(&mut self) -> Result<Vec<Conn>> {
         let table = take::<u64, [u8; size_of::<Conn>()]>(&mut self.ebpf, "CONNECTIONS")?;
         // An entry that goes while we look is none of ours any more.
-        Ok(table.iter().flatten().filter_map(|(_, value)| Conn::read_from_bytes(&value).ok()).collect())
+        Ok(table
+            .iter()
+            .flatten()
+            .filter_map(|(_, value)| Conn::read_from_bytes(&value).ok())
+            .collect())
     }
 
     /// The generation of each of these sockets' entries.
@@ -114,7 +124,12 @@ impl Kernel {
     ///
     /// # Errors
     /// The table cannot be read.
-    pub fn unix_timed_out(&mut self, worker: Pid, line: LineId, unanswered: bool) -> Result<Option<Exchange>> {
+    pub fn unix_timed_out(
+        &mut self,
+        worker: Pid,
+        line: LineId,
+        unanswered: bool,
+    ) -> Result<Option<Exchange>> {
         /// nginx's timers have a resolution of a millisecond, and it logs after it has looked at its clock.
         const APART: u64 = 2_000_000;
         let mut waiting: Vec<Conn> = self
@@ -136,10 +151,11 @@ impl Kernel {
         // Timers of one worker and one timeout expire in the order they were set, so among exchanges at one path that
         // got nothing yet the order is exact; a read in between may leave an old timer, and another path may have
         // another timeout.
-        let is_ordered = |second: &Conn| first.path == second.path && first.received == 0 && second.received == 0;
-        if second.is_some_and(|second| {
-            last_activity(second) - last_activity(first) < APART && !is_ordered(second)
-        }) {
+        let is_ordered =
+            |second: &Conn| first.path == second.path && first.received == 0 && second.received == 0;
+        if second
+            .is_some_and(|second| last_activity(second) - last_activity(first) < APART && !is_ordered(second))
+        {
             return Ok(None);
         }
         let mut entry = *first;
@@ -170,10 +186,15 @@ impl Kernel {
             }
         }
         // Which unix sockets still exist is not asked: theirs go by silence alone.
-        suspicious.retain(|entry: &Conn| entry.family != AF_UNIX || now.0.saturating_sub(last_activity(entry)) > UNIX_AGE);
+        suspicious.retain(|entry: &Conn| {
+            entry.family != AF_UNIX || now.0.saturating_sub(last_activity(entry)) > UNIX_AGE
+        });
         if !suspicious.is_empty() {
             let alive = self.alive()?;
-            for mut entry in suspicious.into_iter().filter(|entry| !alive.contains(&entry.sock)) {
+            for mut entry in suspicious
+                .into_iter()
+                .filter(|entry| !alive.contains(&entry.sock))
+            {
                 if is_in_flight(&entry) {
                     entry.end = end::PRESUMED;
                     entry.ended_at = last_activity(&entry);

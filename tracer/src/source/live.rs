@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     event::{
-        Answer, Config, EndKind, Event, Exchange, Input, Ktime, Line, LossClass, Netns, Peer, Pid, Question, Stamped,
-        decode::Decoder,
+        Answer, Config, EndKind, Event, Exchange, Input, Ktime, Line, LossClass, Netns, Peer, Pid, Question,
+        Stamped, decode::Decoder,
     },
     host,
     kernel::{Kernel, KernelOptions, ring::Ring},
@@ -105,7 +105,9 @@ pub struct Live {
 
 impl std::fmt::Debug for Live {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Live").field("kernel", &self.kernel).finish_non_exhaustive()
+        f.debug_struct("Live")
+            .field("kernel", &self.kernel)
+            .finish_non_exhaustive()
     }
 }
 
@@ -127,7 +129,13 @@ impl Live {
             _ => NAMES.iter().map(|name| (*name).to_owned()).collect(),
         };
         names.extend(found.iter().filter_map(|found| {
-            found.instance.exe.trim_end_matches(" (deleted)").rsplit('/').next().map(str::to_owned)
+            found
+                .instance
+                .exe
+                .trim_end_matches(" (deleted)")
+                .rsplit('/')
+                .next()
+                .map(str::to_owned)
         }));
         if let Target::Pid(_) = options.target {
             // Membership is by parentage; only what the followed nginx itself executes may become one of its own.
@@ -153,7 +161,11 @@ impl Live {
             instances: BTreeMap::new(),
             members: BTreeSet::new(),
             heard: found.iter().map(|found| found.executable).collect(),
-            log: error_log::Context { zone: Zone::utc(), pids: BTreeMap::new(), unix_paths: Vec::new() },
+            log: error_log::Context {
+                zone: Zone::utc(),
+                pids: BTreeMap::new(),
+                unix_paths: Vec::new(),
+            },
             tails: BTreeMap::new(),
             named_netns: BTreeSet::new(),
             inputs: Vec::new(),
@@ -175,14 +187,23 @@ impl Live {
         self.clock(now);
         // Processes that started between the first look and the attaching are found by the second.
         let found = find::find(&self.options.target)?;
-        self.kernel.follow(found.iter().flat_map(|found| found.processes.iter().map(|process| process.pid.0)))?;
+        self.kernel.follow(
+            found
+                .iter()
+                .flat_map(|found| found.processes.iter().map(|process| process.pid.0)),
+        )?;
         let mut status = self.kernel.status().to_vec();
         status.push(self.log_status());
         self.push(now, Input::Hooks(status));
         for found in found {
             self.adopt_instance(now, found);
         }
-        if self.kernel.status().iter().any(|hook| hook.sees == "snapshot" && hook.how.is_some()) {
+        if self
+            .kernel
+            .status()
+            .iter()
+            .any(|hook| hook.sees == "snapshot" && hook.how.is_some())
+        {
             for event in self.kernel.adopt().context("taking stock of open sockets")? {
                 self.name_netns(now, &event);
                 self.push(now, Input::Kernel(event));
@@ -244,7 +265,13 @@ impl Live {
 
     /// A queue of the tracer's own was full.
     pub fn lost(&mut self, count: u64) {
-        self.push(boottime(), Input::Lost { class: LossClass::Queue, count });
+        self.push(
+            boottime(),
+            Input::Lost {
+                class: LossClass::Queue,
+                count,
+            },
+        );
     }
 
     /// The end: the rest of the records, what is in flight, and the last input.
@@ -280,7 +307,9 @@ impl Live {
     fn take_records(&mut self) {
         let mut records = Vec::new();
         let decoder = &self.decoder;
-        self.ring.drain(BATCH, |bytes| records.push((Decoder::time_of(bytes), decoder.decode(bytes))));
+        self.ring.drain(BATCH, |bytes| {
+            records.push((Decoder::time_of(bytes), decoder.decode(bytes)))
+        });
         for (at, event) in records {
             self.note(at, event);
         }
@@ -295,8 +324,17 @@ impl Live {
                 let (parent, child) = (*parent, *child);
                 if self.instances.contains_key(&parent) {
                     self.begin_generation(at, parent);
-                    self.log.pids.insert(host::process::inner_pid(child).unwrap_or(child.0), child);
-                    self.push(at, Input::Worker { worker: child, master: parent, started: at });
+                    self.log
+                        .pids
+                        .insert(host::process::inner_pid(child).unwrap_or(child.0), child);
+                    self.push(
+                        at,
+                        Input::Worker {
+                            worker: child,
+                            master: parent,
+                            started: at,
+                        },
+                    );
                 }
             }
             Event::Executed { pid, is_nginx, .. } => {
@@ -309,7 +347,12 @@ impl Live {
                 if *is_nginx {
                     self.look_soon(at);
                     for known in self.instances.values_mut() {
-                        if known.found.processes.iter().any(|process| process.pid == task.pid) {
+                        if known
+                            .found
+                            .processes
+                            .iter()
+                            .any(|process| process.pid == task.pid)
+                        {
                             known.worker_ended_at = at;
                         }
                     }
@@ -333,10 +376,16 @@ impl Live {
         if let Some(id) = exchange.line {
             self.unix_lines.retain(|line| line.id != id);
         }
-        if !matches!(exchange.peer, Peer::Unix(_)) || exchange.end != EndKind::Closed || exchange.line.is_some() {
+        if !matches!(exchange.peer, Peer::Unix(_))
+            || exchange.end != EndKind::Closed
+            || exchange.line.is_some()
+        {
             return;
         }
-        let last = exchange.last_received_at.or(exchange.last_sent_at).unwrap_or(exchange.began_at);
+        let last = exchange
+            .last_received_at
+            .or(exchange.last_sent_at)
+            .unwrap_or(exchange.began_at);
         let fits: Vec<usize> = self
             .unix_lines
             .iter()
@@ -361,10 +410,9 @@ impl Live {
                 break;
             }
             let (worker, id) = (line.worker, line.id);
-            let unanswered = line
-                .action
-                .as_deref()
-                .is_some_and(|action| action.starts_with("reading response header") || action.starts_with("sending request"));
+            let unanswered = line.action.as_deref().is_some_and(|action| {
+                action.starts_with("reading response header") || action.starts_with("sending request")
+            });
             self.unix_lines.pop_front();
             if let Some(exchange) = self.kernel.unix_timed_out(worker, id, unanswered)? {
                 self.push(now, Input::Kernel(Event::Exchange(Box::new(exchange))));
@@ -406,8 +454,13 @@ impl Live {
             Target::Pid(pid) => {
                 // The instance of that process, and what it became by an upgrade.
                 let mut found: Vec<Found> = Vec::new();
-                let pids: BTreeSet<Pid> =
-                    self.members.iter().copied().chain(self.instances.keys().copied()).chain([*pid]).collect();
+                let pids: BTreeSet<Pid> = self
+                    .members
+                    .iter()
+                    .copied()
+                    .chain(self.instances.keys().copied())
+                    .chain([*pid])
+                    .collect();
                 for pid in pids {
                     let is_known = found
                         .iter()
@@ -421,7 +474,9 @@ impl Live {
         };
         found.sort_by_key(|found| found.instance.pid);
         found.dedup_by_key(|found| found.instance.pid);
-        let pids = found.iter().flat_map(|found| found.processes.iter().map(|process| process.pid.0));
+        let pids = found
+            .iter()
+            .flat_map(|found| found.processes.iter().map(|process| process.pid.0));
         if let Err(error) = self.kernel.follow(pids) {
             log::warn!("{error:#}");
         }
@@ -452,7 +507,14 @@ impl Live {
             self.members.insert(process.pid);
             self.log.pids.insert(process.inner_pid, process.pid);
             if matches!(process.role, Role::Worker | Role::OldWorker | Role::Single) {
-                self.push(now, Input::Worker { worker: process.pid, master, started: process.started });
+                self.push(
+                    now,
+                    Input::Worker {
+                        worker: process.pid,
+                        master,
+                        started: process.started,
+                    },
+                );
             }
         }
         if self.named_netns.insert(netns) {
@@ -470,16 +532,27 @@ impl Live {
                 config
             }
         };
-        self.instances.insert(master, Known { found, config, forked_at, worker_ended_at });
+        self.instances.insert(
+            master,
+            Known {
+                found,
+                config,
+                forked_at,
+                worker_ended_at,
+            },
+        );
     }
 
     /// The first worker a master forks after a while has the configuration the master has just read.
     fn begin_generation(&mut self, at: Ktime, master: Pid) {
-        let Some(known) = self.instances.get_mut(&master) else { return };
+        let Some(known) = self.instances.get_mut(&master) else {
+            return;
+        };
         let is_same = at.since(known.forked_at) < GENERATION && known.forked_at.0 != 0;
         // In place of a worker that has just ended the master forks another from its own old memory, whatever the file
         // says by now; after a reload the new workers come first.
-        let is_replacement = known.worker_ended_at.0 != 0 && at.since(known.worker_ended_at) < REPLACED_WITHIN;
+        let is_replacement =
+            known.worker_ended_at.0 != 0 && at.since(known.worker_ended_at) < REPLACED_WITHIN;
         known.forked_at = at;
         if is_same || is_replacement {
             return;
@@ -501,7 +574,14 @@ impl Live {
             Source::Path(path) => Some(path.as_path()),
             Source::Off => return Config::default(),
         };
-        config::read(found, config::Options { file, resolve: self.options.resolve, started })
+        config::read(
+            found,
+            config::Options {
+                file,
+                resolve: self.options.resolve,
+                started,
+            },
+        )
     }
 
     fn tell_config(&mut self, at: Ktime, master: Pid, since: Ktime, config: &Config) {
@@ -509,7 +589,10 @@ impl Live {
             .peers
             .iter()
             .filter(|peer| {
-                matches!(peer.via.as_deref(), Some("https" | "grpc" | "grpcs" | "stream" | "suwsgi" | "uwsgis"))
+                matches!(
+                    peer.via.as_deref(),
+                    Some("https" | "grpc" | "grpcs" | "stream" | "suwsgi" | "uwsgis")
+                )
             })
             .filter_map(|peer| match peer.peer {
                 Peer::Tcp(address) => Some(address),
@@ -526,12 +609,21 @@ impl Live {
                 self.log.unix_paths.push(path.clone());
             }
         }
-        self.push(at, Input::Config { master, since, config: config.clone() });
+        self.push(
+            at,
+            Input::Config {
+                master,
+                since,
+                config: config.clone(),
+            },
+        );
     }
 
     /// The addresses of a namespace in which something listens, told once.
     fn name_netns(&mut self, at: Ktime, event: &Event) {
-        let (Event::ListenerFound { listener, .. } | Event::ListenerOpened { listener, .. }) = event else { return };
+        let (Event::ListenerFound { listener, .. } | Event::ListenerOpened { listener, .. }) = event else {
+            return;
+        };
         if self.named_netns.contains(&listener.netns) || listener.netns.0 == 0 {
             return;
         }
@@ -553,7 +645,8 @@ impl Live {
             sees: "error-log-file".to_owned(),
             how: (!off).then(|| "following the files of error_log".to_owned()),
             why_not: off.then(|| "left out with --error-log off".to_owned()),
-            without: "attempts carry nginx's message, but not its line with client, request and host".to_owned(),
+            without: "attempts carry nginx's message, but not its line with client, request and host"
+                .to_owned(),
         }
     }
 
@@ -600,14 +693,22 @@ impl Live {
             }
         }
         if lost > 0 {
-            self.push(now, Input::Lost { class: LossClass::Queue, count: lost });
+            self.push(
+                now,
+                Input::Lost {
+                    class: LossClass::Queue,
+                    count: lost,
+                },
+            );
         }
     }
 }
 
 /// A line that says nginx's timer for an upstream expired.
 fn is_timeout(line: &Line) -> bool {
-    line.level <= 4 && line.errno.is_some_and(|errno| errno.0 == 110) && line.message.starts_with("upstream timed out")
+    line.level <= 4
+        && line.errno.is_some_and(|errno| errno.0 == 110)
+        && line.message.starts_with("upstream timed out")
 }
 
 fn exe_link(pid: Pid) -> PathBuf {
@@ -617,5 +718,9 @@ fn exe_link(pid: Pid) -> PathBuf {
 /// One path per executable, through a process that runs it: right for containers and for replaced files.
 fn executables(found: &[Found]) -> Vec<PathBuf> {
     let mut seen = BTreeSet::new();
-    found.iter().filter(|found| seen.insert(found.executable)).map(|found| exe_link(found.instance.pid)).collect()
+    found
+        .iter()
+        .filter(|found| seen.insert(found.executable))
+        .map(|found| exe_link(found.instance.pid))
+        .collect()
 }
