@@ -142,7 +142,7 @@ pub static PLAN: &[Hook] = &[
     Hook {
         sees: "connect-errno",
         shows: "connect() calls that fail at once",
-        without: "such a failure is known from nginx's own line only",
+        without: "a connect() that fails at once is known from nginx's own line only",
         required: false,
         ways: &[&[
             ("tcp_connect_returned", Fexit("inet_stream_connect")),
