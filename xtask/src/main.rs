@@ -1,5 +1,6 @@
 //! The project's own automation: one verb per file.
 
+mod bench;
 mod demo;
 mod play;
 mod record;
@@ -28,10 +29,13 @@ enum Verb {
     Scenario(play::Args),
     /// Make tests/recordings anew from the scenarios.
     Record(record::Args),
+    /// Measure what the tracer costs, and write docs/bench.md.
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
     xtask::lab::run_if_backend();
+    bench::run_if_crowd();
     match run(Cli::parse().verb) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -47,5 +51,6 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Scenario(args) => play::run(&args),
         Verb::Record(args) => record::run(&args),
         Verb::Demo(args) => demo::run(&args),
+        Verb::Bench(args) => bench::run(&args),
     }
 }
