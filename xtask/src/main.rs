@@ -1,5 +1,6 @@
 //! The project's own automation: one verb per file.
 
+mod bench;
 mod demo;
 mod docs;
 mod play;
@@ -34,10 +35,13 @@ enum Verb {
     Scenario(play::Args),
     /// Make tests/recordings anew from the scenarios.
     Record(record::Args),
+    /// Measure what the tracer costs, and write docs/bench.md.
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
     xtask::lab::run_if_backend();
+    bench::run_if_crowd();
     match run(Cli::parse().verb) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -55,5 +59,6 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Docs => docs::run(),
+        Verb::Bench(args) => bench::run(&args),
     }
 }

@@ -1,3 +1,5 @@
+//! The command line's own checks.
+
 use clap::Parser;
 
 use super::*;

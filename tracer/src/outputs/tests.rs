@@ -1,3 +1,5 @@
+//! Everything behind the engine, fed with made-up attempts.
+
 use std::{cell::RefCell, path::Path, rc::Rc};
 
 use jiff::tz::TimeZone;

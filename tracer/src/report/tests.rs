@@ -1,3 +1,5 @@
+//! Reports of small traces, as a person reads them.
+
 use jiff::tz::TimeZone;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What the terminal shows, as snapshots.
+
 use std::{collections::BTreeMap, path::PathBuf};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Traces cut, corrupt, foreign and newer.
+
 use std::io::Cursor;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Every line against the published JSON Schema.
+
 use serde_json::json;
 
 use super::*;

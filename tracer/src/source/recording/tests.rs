@@ -1,3 +1,5 @@
+//! Recordings there and back, and cut.
+
 use std::net::{IpAddr, SocketAddr};
 
 use proptest::{collection::vec, option, prelude::*};
