@@ -43,7 +43,7 @@ pub(super) struct Machine {
     tracer: String,
     load_generator: String,
     date: String,
-    /// Runnable tasks in the minute before, of which none was the bench's.
+    /// Tasks that wanted to run in the minute before.
     load_before: Option<f64>,
 }
 
@@ -104,7 +104,7 @@ pub(super) struct Ratio {
 
 /// What an interval says of a goal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub(super) enum Judgement {
     /// All of it is at the goal or beyond.
     Met,
@@ -112,6 +112,8 @@ pub(super) enum Judgement {
     Missed,
     /// The goal lies within.
     Open,
+    /// There are too few pairs for an interval that deserves the name.
+    TooFew,
 }
 
 /// What all runs of one kind of traffic cost together.
@@ -237,7 +239,10 @@ impl Ratio {
             rank += 1;
         }
         let (median, low, high) = (median(&sorted), sorted[rank], sorted[n - 1 - rank]);
-        let judgement = if low >= RATIO_GOAL {
+        let coverage = coverage(n, rank);
+        let judgement = if coverage < COVERAGE {
+            Judgement::TooFew
+        } else if low >= RATIO_GOAL {
             Judgement::Met
         } else if high < RATIO_GOAL {
             Judgement::Missed
@@ -249,7 +254,7 @@ impl Ratio {
             median,
             low,
             high,
-            coverage: coverage(n, rank),
+            coverage,
             judgement,
             is_wide: high - low > (median - RATIO_GOAL).abs(),
         }
@@ -262,6 +267,7 @@ impl Ratio {
             Judgement::Met => format!("goal {goal} met"),
             Judgement::Missed => format!("goal {goal} missed"),
             Judgement::Open => format!("goal {goal} open: it lies within the interval"),
+            Judgement::TooFew => format!("goal {goal} open: too few pairs"),
         };
         if self.is_wide {
             format!("{verdict}; the interval is wider than the median's distance to the goal")
@@ -393,7 +399,7 @@ impl Bench {
         table.row(["load generator".to_owned(), machine.load_generator.clone()]);
         table.row(["date".to_owned(), machine.date.clone()]);
         if let Some(load) = machine.load_before {
-            table.row(["other load before the start".to_owned(), format!("{load:.2}")]);
+            table.row(["load average before the start".to_owned(), format!("{load:.2}")]);
         }
         writeln!(text, "{table}")?;
         self.write_throughput(text)?;
@@ -448,7 +454,7 @@ impl Bench {
     }
 
     fn write_cost(&self, text: &mut String) -> fmt::Result {
-        writeln!(text, "## What other load on the machine does not touch\n")?;
+        writeln!(text, "## Cost by the kernel's counters\n")?;
         let names = self.workloads.iter().map(|workload| workload.name.as_str());
         let heads: Vec<&str> = std::iter::once("all runs together").chain(names).collect();
         let mut table = Table::new(&heads);
@@ -495,7 +501,8 @@ impl Bench {
         writeln!(
             text,
             "BPF time is the kernel's own (`BPF_ENABLE_STATS`), taken in a run of its own, since keeping it costs \
-             time; it is spent by nginx, the backend and the kernel, not by the tracer.\n"
+             time; it is spent by nginx, the backend and the kernel, not by the tracer. The programs also run for the \
+             clients' connections and for whatever else the host does meanwhile; those runs are in these figures.\n"
         )
     }
 }
@@ -630,8 +637,8 @@ mod tests {
 
     #[test]
     fn a_goal_within_the_interval_is_open() {
-        let ratio = Ratio::of(&[0.99, 0.93, 0.96]);
-        assert_eq!((ratio.low, ratio.median, ratio.high), (0.93, 0.96, 0.99));
+        let ratio = Ratio::of(&[0.99, 0.93, 0.96, 0.95, 0.97, 0.98]);
+        assert_eq!((ratio.low, ratio.median, ratio.high), (0.93, 0.965, 0.99));
         assert_eq!((ratio.judgement, ratio.is_wide), (Judgement::Open, true));
         assert_eq!(
             ratio.judged(),
@@ -641,10 +648,16 @@ mod tests {
 
     #[test]
     fn a_narrow_interval_decides() {
-        let ratio = Ratio::of(&[0.90, 0.905, 0.91]);
+        let ratio = Ratio::of(&[0.90, 0.905, 0.91, 0.90, 0.90, 0.90]);
         assert_eq!((ratio.judgement, ratio.is_wide), (Judgement::Missed, false));
-        let ratio = Ratio::of(&[0.99, 0.995, 1.0]);
+        let ratio = Ratio::of(&[0.99, 0.995, 1.0, 1.0, 1.0, 1.0]);
         assert_eq!(ratio.judged(), "goal 0.95 met");
+    }
+
+    #[test]
+    fn few_pairs_decide_nothing() {
+        let ratio = Ratio::of(&[1.0, 1.0, 1.0, 1.0, 1.0]);
+        assert_eq!(ratio.judged(), "goal 0.95 open: too few pairs");
     }
 
     #[test]
