@@ -152,7 +152,7 @@ fn full_disk(run: &Run, nginx: &Path) -> Result<()> {
     );
     let output = ran(Command::new("unshare").args(["--mount", "sh", "-c", &script]))?;
     load.stop();
-    is_one_line(&output, 2, &["trace.jsonl", "No space left"])?;
+    is_one_line(&output, 2, &["trace.jsonl", "the disk is full"])?;
     let records = xtask::traced::records(&stage.folder.join("cut.jsonl"))?;
     ensure!(
         records.len() > 10,

@@ -38,6 +38,9 @@ pub enum Stop {
     /// Wrong usage, or a file that cannot be read or written.
     #[error("{0:#}")]
     Usage(anyhow::Error),
+    /// An output broke on the way, and that was said when it happened.
+    #[error("an output is incomplete")]
+    AlreadySaid,
     /// Nothing could be watched: a capability, a kernel feature or a process is missing.
     #[error("{0:#}")]
     NotAttached(anyhow::Error),
@@ -69,9 +72,11 @@ pub fn main() -> ExitCode {
         Ok(Status::Ran) => ExitCode::SUCCESS,
         Ok(Status::FailuresFound) => ExitCode::from(1),
         Err(stop) => {
-            eprintln!("tracer: {stop}");
+            if !matches!(stop, Stop::AlreadySaid) {
+                eprintln!("tracer: {stop}");
+            }
             match stop {
-                Stop::Usage(_) => ExitCode::from(2),
+                Stop::Usage(_) | Stop::AlreadySaid => ExitCode::from(2),
                 Stop::NotAttached(_) => ExitCode::from(3),
             }
         }
@@ -259,14 +264,8 @@ pub fn attach_described(args: &AttachArgs) -> BTreeMap<String, Value> {
 
 /// How a trace that ran to its end ends the program.
 pub fn status_of(closed: &Closed, fail_on_failure: bool) -> Result<Status, Stop> {
-    if let Some(file) = closed.written.iter().find(|file| file.broken.is_some()) {
-        let name = file
-            .path
-            .as_ref()
-            .map_or("stdout".into(), |path| path.display().to_string());
-        return Err(Stop::usage(format!(
-            "{name} is incomplete: it could not be written to the end"
-        )));
+    if closed.is_any_broken() {
+        return Err(Stop::AlreadySaid);
     }
     if fail_on_failure && closed.failures > 0 {
         return Ok(Status::FailuresFound);

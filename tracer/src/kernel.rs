@@ -103,11 +103,11 @@ impl Kernel {
             .collect();
         if !unknown.is_empty() {
             let known: Vec<&str> = PLAN.iter().map(|hook| hook.sees).collect();
-            bail!(
-                "--without {}: no such hook; there are {}",
-                unknown.join(", "),
-                known.join(", ")
-            );
+            return Err(UnknownHook {
+                given: unknown.join(", "),
+                known: known.join(", "),
+            }
+            .into());
         }
         let layout = Layout::read()?;
         let places = if layout.drop_reasons.is_empty() {

@@ -22,7 +22,7 @@ use crate::{
 const POLL: Duration = Duration::from_millis(25);
 /// Questions are answered at once, before time moves on for the engine, for at most this long in each second; what is
 /// asked beyond (a storm of failures) is answered on other threads.
-const AT_ONCE: Duration = Duration::from_millis(200);
+const AT_ONCE: Duration = Duration::from_millis(500);
 /// Questions under way on other threads.
 const MAX_QUESTIONS: usize = 8;
 

@@ -29,7 +29,7 @@ use crate::{
 /// Most records taken at one go, so that other inputs get their turn.
 const BATCH: usize = 20_000;
 /// How long after a change of nginx's processes they are looked at: titles and workers appear by then.
-const LOOK_AFTER: u64 = 50_000_000;
+const LOOK_AFTER: u64 = 10_000_000;
 /// How long after a process's end what it left is swept: its sockets close within a millisecond or two.
 const SWEEP_AFTER: u64 = 500_000_000;
 /// How long a line about a unix upstream's timeout waits for the exchange it ended.
@@ -88,6 +88,8 @@ pub struct Live {
     options: LiveOptions,
     instances: BTreeMap<Pid, Known>,
     members: BTreeSet<Pid>,
+    /// When each process was forked, exactly; `/proc` knows it to a hundredth of a second.
+    forked: BTreeMap<Pid, Ktime>,
     heard: BTreeSet<(u64, u64)>,
     log: error_log::Context,
     tails: BTreeMap<(u32, String), Tail>,
@@ -160,6 +162,7 @@ impl Live {
             options,
             instances: BTreeMap::new(),
             members: BTreeSet::new(),
+            forked: BTreeMap::new(),
             heard: found.iter().map(|found| found.executable).collect(),
             log: error_log::Context {
                 zone: Zone::utc(),
@@ -320,6 +323,7 @@ impl Live {
         match &mut event {
             Event::Forked { parent, child, .. } => {
                 self.members.insert(*child);
+                self.forked.insert(*child, at);
                 self.look_soon(at);
                 let (parent, child) = (*parent, *child);
                 if self.instances.contains_key(&parent) {
@@ -341,6 +345,9 @@ impl Live {
                 if *is_nginx {
                     self.members.insert(*pid);
                 }
+                // What the new nginx has done since is behind this record: its names come before.
+                self.look_at = Some(at);
+                self.look(boottime());
                 self.look_soon(at);
             }
             Event::ProcessExited { task, is_nginx, .. } => {
@@ -432,6 +439,7 @@ impl Live {
             }
             self.kernel.forget(pid.0)?;
             self.members.remove(&pid);
+            self.forked.remove(&pid);
             self.log.pids.retain(|_, known| *known != pid);
         }
         Ok(())
@@ -512,7 +520,7 @@ impl Live {
                     Input::Worker {
                         worker: process.pid,
                         master,
-                        started: process.started,
+                        started: self.forked.get(&process.pid).copied().unwrap_or(process.started),
                     },
                 );
             }
