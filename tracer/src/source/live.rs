@@ -488,8 +488,24 @@ impl Live {
         if let Err(error) = self.kernel.follow(pids) {
             log::warn!("{error:#}");
         }
+        // Workers that outlive their master keep the names they had: nothing tells them anew.
+        let orphans: BTreeSet<Pid> = found
+            .iter()
+            .filter(|found| found.is_orphaned)
+            .flat_map(|found| found.processes.iter().map(|process| process.pid))
+            .collect();
+        let holds_orphan = |known: &Known| {
+            known
+                .found
+                .processes
+                .iter()
+                .any(|process| orphans.contains(&process.pid))
+        };
+        let are_known = self.instances.values().any(holds_orphan);
+        found.retain(|found| !(found.is_orphaned && are_known));
         let alive: BTreeSet<Pid> = found.iter().map(|found| found.instance.pid).collect();
-        self.instances.retain(|pid, _| alive.contains(pid));
+        self.instances
+            .retain(|pid, known| alive.contains(pid) || holds_orphan(known));
         for found in found {
             let is_new = match self.instances.get(&found.instance.pid) {
                 Some(known) => known.found.instance != found.instance,
