@@ -71,7 +71,7 @@ pub fn trials(ground: &Arc<Ground>) -> Vec<Trial> {
 const STAGE: &str = r#"
 about = "healthy upstreams, and one that refuses"
 [lab]
-nginx.http = "upstream app { server {app}; }"
+nginx.http = "keepalive_requests 1000000; upstream app { server {app}; }"
 nginx.server = "location /app { proxy_pass http://app; error_page 502 =200 /refused; } location = /refused { return 200 xxx; }"
 names.app = "127.0.0.1"
 steps = []
