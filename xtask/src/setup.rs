@@ -78,6 +78,11 @@ const WANTED: &[Wanted] = &[
         packages: &["nftables"],
     },
     Wanted {
+        what: "iptables",
+        is_there: || on_path("iptables"),
+        packages: &["iptables"],
+    },
+    Wanted {
         what: "ps and sysctl",
         is_there: || on_path("ps") && on_path("sysctl"),
         packages: &["procps"],
