@@ -17,7 +17,7 @@ use self::{
     message::{Meaning, Said},
     socket::{Ending, Heard},
     stats::Stats,
-    surroundings::{Death, Dropped, IcmpSent, PastFailure, ResetSent, SECOND, Surroundings},
+    surroundings::{ANSWER_STANDS, Death, Dropped, IcmpSent, PastFailure, ResetSent, SECOND, Surroundings},
     table::Keyed,
 };
 use crate::{
@@ -190,7 +190,7 @@ impl Engine {
             wall_offset: None,
             configurations: Configurations::default(),
             around: Surroundings::new(capacity),
-            log_join: LogJoin::new(capacity.min(8192)),
+            log_join: LogJoin::new(capacity),
             lines: Keyed::new(capacity, JOIN_MEMORY),
             texts: Keyed::new(capacity, JOIN_MEMORY),
             early_leavers: Keyed::new(capacity.min(1024), SECOND),
@@ -204,7 +204,7 @@ impl Engine {
             unclaimed: BTreeSet::new(),
             tries: Keyed::new(capacity, JOIN_MEMORY),
             clients: Keyed::new(capacity.min(16_384), 60 * SECOND),
-            asked: Keyed::new(capacity.min(4096), SECOND / 4),
+            asked: Keyed::new(capacity.min(4096), ANSWER_STANDS),
             tried: BTreeSet::new(),
             stats: Stats::default(),
             watch: Watch::new(capacity.min(16_384)),

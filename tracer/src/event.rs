@@ -613,8 +613,14 @@ pub struct LogLine {
     reason = "the fields are explained by their types and their variant"
 )]
 pub enum Question {
-    /// The components of a unix path as worker `pid` sees them, its credentials, and who listens there.
-    UnixPath { pid: Pid, path: String },
+    /// The components of a unix path as worker `pid` sees them, its credentials, and, with `sockets`, who is bound
+    /// there, which is dear to find out.
+    UnixPath {
+        pid: Pid,
+        path: String,
+        #[serde(default = "yes")]
+        sockets: bool,
+    },
     /// Sockets of the worker's namespace to this destination by state, and the local port range.
     Ports { pid: Pid, destination: SocketAddr },
     /// Open descriptors and limits of the worker.
@@ -623,6 +629,11 @@ pub enum Question {
     Route { pid: Pid, destination: IpAddr },
     /// The state, parent and command of a process.
     Process { pid: Pid },
+}
+
+/// What a recording says that was made before the question could leave the sockets out.
+fn yes() -> bool {
+    true
 }
 
 /// The answer to a [`Question`].
@@ -690,7 +701,8 @@ pub struct UnixPath {
     pub stopped: Option<(String, Errno)>,
     /// uid, gid, supplementary groups of the worker, and whether it may override file permissions (CAP_DAC_OVERRIDE).
     pub credentials: (u32, u32, Vec<u32>, bool),
-    /// The sockets bound to that path on this host (any namespace we could read), listening or not.
+    /// The sockets bound to that path on this host (any namespace we could read), listening or not; none where they
+    /// were not asked for.
     pub sockets: Vec<UnixSocket>,
 }
 

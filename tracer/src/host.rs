@@ -30,7 +30,9 @@ const OWNER_SEARCH: Duration = Duration::from_millis(300);
 #[must_use]
 pub fn answer(question: &Question) -> Answer {
     let (answer, pid) = match question {
-        Question::UnixPath { pid, path } => (unix::look_at(*pid, path).map(Answer::UnixPath), *pid),
+        Question::UnixPath { pid, path, sockets } => {
+            (unix::look_at(*pid, path, *sockets).map(Answer::UnixPath), *pid)
+        }
         Question::Ports { pid, destination } => (ports(*pid, *destination), *pid),
         Question::Descriptors { pid } => (descriptors(*pid), *pid),
         Question::Route { pid, destination } => (

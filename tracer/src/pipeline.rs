@@ -23,8 +23,10 @@ const POLL: Duration = Duration::from_millis(25);
 /// Questions are answered at once, before time moves on for the engine, for at most this long in each second; what is
 /// asked beyond (a storm of failures) is answered on other threads.
 const AT_ONCE: Duration = Duration::from_millis(500);
-/// Questions under way on other threads.
-const MAX_QUESTIONS: usize = 8;
+/// Questions that wait for other threads; what comes later is answered too late for its attempt anyway.
+const MAX_QUESTIONS: usize = 256;
+/// Threads that answer what is not answered at once: a storm of questions must not take the machine's processors.
+pub const ANSWERING: usize = 2;
 
 /// When to stop by itself.
 #[derive(Clone, Copy, Debug, Default)]

@@ -12,7 +12,7 @@ use crate::{
     host,
     nginx::find::Target,
     outputs::{Outputs, Pace},
-    pipeline::{Limits, Pipeline, run as run_pipeline},
+    pipeline::{ANSWERING, Limits, Pipeline, run as run_pipeline},
     privilege,
     session::Origin,
     sink::trace_file::Target as TraceTarget,
@@ -97,7 +97,7 @@ pub fn run(args: &AttachArgs, verbose: u8) -> Result<Status, Stop> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(8)
+        .max_blocking_threads(ANSWERING)
         .build()
         .map_err(|error| Stop::NotAttached(anyhow!(error).context("starting the runtime")))?;
     let closed = runtime.block_on(async {

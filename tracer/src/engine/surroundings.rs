@@ -24,8 +24,10 @@ pub const LISTENER_MEMORY: u64 = 600 * SECOND;
 const PACKET_MEMORY: u64 = 150 * SECOND;
 /// How long a refusal is kept: what was refused ends at once.
 const REFUSAL_MEMORY: u64 = 5 * SECOND;
-/// How long an answer of the host stands for the same question.
-const ANSWER_MEMORY: u64 = SECOND / 4;
+/// How long an answer of the host stands for the same question about a later attempt.
+pub const ANSWER_STANDS: u64 = SECOND / 4;
+/// How long an answer is kept: an attempt that is diagnosed again finds what it found before.
+const ANSWER_MEMORY: u64 = 5 * SECOND;
 /// How close in time two records of one packet may lie across sockets and CPUs.
 pub const SLACK: u64 = 1_000_000;
 
@@ -547,9 +549,12 @@ impl Surroundings {
             .map(|(at, listener)| (*at, listener))
     }
 
-    /// The host's answer, when it is fresh.
-    pub fn answer(&self, question: &Question) -> Option<&Answer> {
-        self.answers.last(question).map(|(_, answer)| answer)
+    /// The host's answer for something that happened at `at`: the first one that is not too old for it.
+    pub fn answer(&self, question: &Question, at: Ktime) -> Option<&Answer> {
+        self.answers
+            .get(question)
+            .find(|(answered, _)| at.since(*answered) <= ANSWER_STANDS)
+            .map(|(_, answer)| answer)
     }
 
     /// Who last answered on a unix path.

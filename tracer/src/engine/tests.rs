@@ -981,6 +981,37 @@ fn component(path: &str, kind: &str, allowed: bool) -> PathComponent {
 }
 
 #[test]
+fn an_answer_that_served_an_earlier_attempt_is_not_lost_when_the_line_comes_late() {
+    let mut lab = Lab::new();
+    lab.see(Event::Line(at_once("unix:/run/app.sock", 13)));
+    lab.answer(walked(
+        vec![component("/run/app.sock", "socket", false)],
+        None,
+        vec![],
+    ));
+    // Another worker's attempt, while the answer is fresh; its line of the file comes when it is not any more.
+    lab.tell(
+        ms(240),
+        Input::Kernel(Event::Line(Line {
+            id: LineId(2),
+            at: ms(240),
+            ..at_once("unix:/run/app.sock", 13)
+        })),
+    );
+    lab.tell(
+        ms(500),
+        Input::LogLine(logged(
+            "connect() to unix:/run/app.sock failed",
+            Some(13),
+            "unix:/run/app.sock",
+        )),
+    );
+    lab.tell(ms(100_000), Input::Detach { in_flight: 0 });
+    let verdicts: Vec<_> = lab.attempts().into_iter().map(verdict).collect();
+    assert_eq!(verdicts, [("unix-permission", Confirmed); 2]);
+}
+
+#[test]
 fn a_unix_failure_is_told_by_errno_and_path() {
     const PATH: &str = "/run/app.sock";
     let asked = |errno, answer| {

@@ -1,6 +1,13 @@
 //! Processes as `/proc` shows them: small reads which answer `None` when the process is gone.
 
-use std::{collections::BTreeMap, fs, io, os::unix::fs::MetadataExt, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use nix::{
     fcntl::{OFlag, open, readlinkat},
@@ -159,20 +166,27 @@ pub fn owners(inodes: impl IntoIterator<Item = u64>, limit: Duration) -> BTreeMa
     if owners.is_empty() {
         return owners;
     }
+    if let Some(known) = still_held(&owners) {
+        return known;
+    }
+    let mut found: BTreeMap<u64, Holders> = BTreeMap::new();
     let began = processor_time();
     for pid in pids().unwrap_or_default().into_iter().rev() {
         if processor_time() - began > limit {
             break;
         }
-        for inode in socket_inodes(pid) {
+        for (inode, descriptor) in sockets_of(pid) {
             let Some(holders) = owners.get_mut(&inode) else {
                 continue;
             };
+            let by = &mut found.entry(inode).or_default().by;
             if !holders.iter().any(|(holder, _)| *holder == pid) {
                 holders.push((pid, comm(pid).unwrap_or_default()));
+                by.push((pid, descriptor));
             }
         }
     }
+    remember(found);
     for holders in owners.values_mut() {
         holders.sort();
     }
@@ -191,24 +205,81 @@ pub fn processor_time() -> Duration {
     })
 }
 
-fn socket_inodes(pid: Pid) -> Vec<u64> {
+/// The sockets a process holds: their inodes and descriptors.
+fn sockets_of(pid: Pid) -> Vec<(u64, u32)> {
     let path = format!("/proc/{pid}/fd");
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let (Ok(directory), Ok(entries)) = (open(Path::new(&path), flags, Mode::empty()), fs::read_dir(&path))
     else {
         return vec![];
     };
-    let inode = |entry: fs::DirEntry| {
+    let socket = |entry: fs::DirEntry| {
         // Counted from the directory: walking the whole path for each of ten thousands takes twice as long.
         let target = readlinkat(&directory, Path::new(&entry.file_name())).ok()?;
-        target
-            .to_str()?
-            .strip_prefix("socket:[")?
-            .strip_suffix(']')?
-            .parse()
-            .ok()
+        Some((
+            socket_inode(target.to_str()?)?,
+            entry.file_name().to_str()?.parse().ok()?,
+        ))
     };
-    entries.flatten().filter_map(inode).collect()
+    entries.flatten().filter_map(socket).collect()
+}
+
+fn socket_inode(link: &str) -> Option<u64> {
+    link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// Who held which socket under which descriptor when all processes were last searched. A storm asks for the same few
+/// sockets again and again, and a look at one descriptor tells whether its holder still has it.
+static HOLDERS: Mutex<BTreeMap<u64, Holders>> = Mutex::new(BTreeMap::new());
+
+/// Sockets remembered at most, and for how long: a new holder is found by the next search.
+const MAX_HELD: usize = 256;
+const HELD_FOR: Duration = Duration::from_secs(2);
+
+#[derive(Debug)]
+struct Holders {
+    searched: Instant,
+    by: Vec<(Pid, u32)>,
+}
+
+impl Default for Holders {
+    fn default() -> Self {
+        Self {
+            searched: Instant::now(),
+            by: vec![],
+        }
+    }
+}
+
+fn remember(found: BTreeMap<u64, Holders>) {
+    let mut held = HOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
+    held.retain(|_, holders| holders.searched.elapsed() < HELD_FOR);
+    let room = MAX_HELD.saturating_sub(held.len());
+    held.extend(found.into_iter().take(room));
+}
+
+/// The holders of all these sockets, where a search found them a moment ago and every one of them still holds them.
+fn still_held(wanted: &BTreeMap<u64, Vec<(Pid, String)>>) -> Option<BTreeMap<u64, Vec<(Pid, String)>>> {
+    let held = HOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let holders_of = |inode: u64| -> Option<Vec<(Pid, String)>> {
+        let holders = held
+            .get(&inode)
+            .filter(|holders| holders.searched.elapsed() < HELD_FOR)?;
+        let mut found = Vec::new();
+        for (pid, descriptor) in &holders.by {
+            let link = fs::read_link(format!("/proc/{pid}/fd/{descriptor}")).ok()?;
+            if socket_inode(link.to_str()?) != Some(inode) {
+                return None;
+            }
+            found.push((*pid, comm(*pid).unwrap_or_default()));
+        }
+        found.sort();
+        Some(found)
+    };
+    wanted
+        .keys()
+        .map(|inode| Some((*inode, holders_of(*inode)?)))
+        .collect()
 }
 
 /// How many descriptors it has open.

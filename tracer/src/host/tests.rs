@@ -290,6 +290,7 @@ fn descriptors_and_processes_are_read() {
         Question::UnixPath {
             pid,
             path: "/x".into(),
+            sockets: true,
         },
         Question::Ports {
             pid,
@@ -337,7 +338,11 @@ impl Worker {
 
     fn look(&self, path: &str) -> UnixPath {
         let path = path.replace('@', &self.directory.path().to_string_lossy());
-        match self.sleeper.ask(|pid| Question::UnixPath { pid, path }) {
+        match self.sleeper.ask(|pid| Question::UnixPath {
+            pid,
+            path,
+            sockets: true,
+        }) {
             Answer::UnixPath(answer) => answer,
             answer => panic!("{answer:?}"),
         }
@@ -550,6 +555,7 @@ fn groups_lists_and_capabilities_open_what_modes_close() {
     let Answer::UnixPath(answer) = root.ask(|pid| Question::UnixPath {
         pid,
         path: path.to_string_lossy().into_owned(),
+        sockets: true,
     }) else {
         panic!("it can be read");
     };
@@ -600,6 +606,7 @@ fn the_worker_is_judged_by_its_groups() {
     let Answer::UnixPath(answer) = member.ask(|pid| Question::UnixPath {
         pid,
         path: path.to_string_lossy().into_owned(),
+        sockets: true,
     }) else {
         panic!("it can be read");
     };

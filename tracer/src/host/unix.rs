@@ -32,7 +32,7 @@ const MAX_COMPONENTS: usize = 256;
 const NAMESPACE_SEARCH: Duration = Duration::from_millis(500);
 
 /// The answer to [`crate::event::Question::UnixPath`].
-pub fn look_at(pid: Pid, path: &str) -> io::Result<UnixPath> {
+pub fn look_at(pid: Pid, path: &str, wants_sockets: bool) -> io::Result<UnixPath> {
     let credentials = Credentials::of(pid)?;
     let walk = Walk::along(pid, path, &credentials)?;
     let file = walk
@@ -40,8 +40,13 @@ pub fn look_at(pid: Pid, path: &str) -> io::Result<UnixPath> {
         .last()
         .filter(|_| walk.stopped.is_none())
         .map(|last| last.inode);
+    let sockets = if wants_sockets {
+        bound_sockets(pid, path, file)
+    } else {
+        vec![]
+    };
     Ok(UnixPath {
-        sockets: bound_sockets(pid, path, file),
+        sockets,
         components: walk.components,
         stopped: walk.stopped,
         credentials: (
@@ -297,7 +302,8 @@ fn parent(path: &str) -> String {
 }
 
 /// The sockets bound to that file, or to that path by name, in any network namespace: the kernel finds a unix socket
-/// by its file, wherever it was made.
+/// by its file, wherever it was made. The worker's own namespace is looked at first, and alone when the file's socket
+/// is there.
 fn bound_sockets(pid: Pid, path: &str, file: Option<(u64, u64)>) -> Vec<UnixSocket> {
     let deadline = Instant::now() + NAMESPACE_SEARCH;
     let own = process::netns_of(pid);
@@ -310,7 +316,8 @@ fn bound_sockets(pid: Pid, path: &str, file: Option<(u64, u64)>) -> Vec<UnixSock
     );
     let mut found: BTreeMap<u64, sock_diag::UnixSocket> = BTreeMap::new();
     for (index, member) in namespaces.into_iter().enumerate() {
-        if index > 0 && Instant::now() > deadline {
+        let is_found = file.is_some() && found.values().any(|socket| socket.file == file);
+        if index > 0 && (is_found || Instant::now() > deadline) {
             break;
         }
         // Namespaces that cannot be read are left out; the worker's own comes first.

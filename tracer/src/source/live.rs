@@ -28,6 +28,8 @@ use crate::{
 
 /// Most records taken at one go, so that other inputs get their turn.
 const BATCH: usize = 20_000;
+/// Batches taken at the end: a full ring holds fewer, and nginx goes on meanwhile.
+const LAST_BATCHES: usize = 16;
 /// How long after a change of nginx's processes they are looked at: titles and workers appear by then.
 const LOOK_AFTER: u64 = 10_000_000;
 /// How long after a process's end what it left is swept: its sockets close within a millisecond or two.
@@ -97,6 +99,8 @@ pub struct Live {
     inputs: Vec<Stamped>,
     last: Ktime,
     look_at: Option<Ktime>,
+    /// The last poll stopped at its limit and left records in the ring.
+    has_more: bool,
     ended: VecDeque<(Ktime, Pid)>,
     unix_lines: VecDeque<Line>,
     next_tick: u64,
@@ -174,6 +178,7 @@ impl Live {
             inputs: Vec::new(),
             last: Ktime(0),
             look_at: None,
+            has_more: false,
             ended: VecDeque::new(),
             unix_lines: VecDeque::new(),
             next_tick: 0,
@@ -233,10 +238,16 @@ impl Live {
     /// # Errors
     /// A table of the kernel half cannot be read any more.
     pub fn poll(&mut self) -> Result<Vec<Stamped>> {
-        self.take_records();
+        // nginx is heard before it writes: a line read before the records finds its own among them, however late both
+        // are. The other way round a tracer that was starved would read a second of failures without their lines.
+        self.take_lines();
+        self.has_more = self.take_records() >= BATCH;
+        if self.has_more {
+            // More lies in the ring, from a time that the clock must not pass yet.
+            return Ok(std::mem::take(&mut self.inputs));
+        }
         let now = boottime();
         self.look(now);
-        self.take_lines(now);
         self.settle_unix_lines(now)?;
         self.sweep_ended(now)?;
         if now.0 >= self.next_second {
@@ -286,7 +297,15 @@ impl Live {
         let now = boottime();
         let (answered, in_flight) = self.kernel.finish(now)?;
         self.next_second = 0;
-        let mut inputs = self.poll()?;
+        let mut inputs = Vec::new();
+        for _ in 0..LAST_BATCHES {
+            inputs.append(&mut self.poll()?);
+            if !self.has_more {
+                break;
+            }
+        }
+        // The lines of the last records, which nginx wrote after they were heard.
+        self.take_lines();
         for exchange in answered {
             self.push(now, Input::Kernel(Event::Exchange(Box::new(exchange))));
         }
@@ -307,15 +326,18 @@ impl Live {
         self.push(at, Input::Clock { unix_ns });
     }
 
-    fn take_records(&mut self) {
+    /// Takes what lies in the ring, at most a batch; how many records that was.
+    fn take_records(&mut self) -> usize {
         let mut records = Vec::new();
         let decoder = &self.decoder;
         self.ring.drain(BATCH, |bytes| {
             records.push((Decoder::time_of(bytes), decoder.decode(bytes)))
         });
+        let taken = records.len();
         for (at, event) in records {
             self.note(at, event);
         }
+        taken
     }
 
     /// Keeps the books on nginx's processes, and passes the event on.
@@ -703,7 +725,8 @@ impl Live {
         }
     }
 
-    fn take_lines(&mut self, now: Ktime) {
+    fn take_lines(&mut self) {
+        let now = self.last;
         let mut lines = Vec::new();
         let mut lost = 0;
         for tail in self.tails.values_mut() {

@@ -218,14 +218,20 @@ pub fn lines(seen: &Seen<'_>) -> Vec<String> {
     let mut attempts: Vec<&Value> = of_type(seen.records, "attempt")
         .filter(|attempt| !attempt["nginx_says"].is_null())
         .collect();
-    for line in error_log::attempts(seen.error_log) {
-        match attempts.iter().position(|attempt| fits(&line, attempt)) {
-            Some(at) => {
-                attempts.swap_remove(at);
-            }
-            None => problems.push(format!("no attempt for nginx's line: {}", line.line)),
-        }
+    // An attempt that claims a line has that one; one that claims none may be any line's that is left.
+    let mut left = error_log::attempts(seen.error_log);
+    for is_claimed in [true, false] {
+        left.retain(|line| {
+            let found = attempts
+                .iter()
+                .position(|attempt| attempt["log"].is_object() == is_claimed && fits(line, attempt));
+            found.map(|at| attempts.swap_remove(at)).is_none()
+        });
     }
+    problems.extend(
+        left.iter()
+            .map(|line| format!("no attempt for nginx's line: {}", line.line)),
+    );
     problems.extend(
         attempts
             .iter()

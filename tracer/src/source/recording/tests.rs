@@ -288,7 +288,7 @@ fn input() -> impl Strategy<Value = Input> {
         1 => (peer(), any::<SocketAddr>()).prop_map(|(path, destination)| Input::Answer {
             question: match path {
                 Peer::Tcp(_) => Question::Ports { pid: Pid(1), destination: flat(destination) },
-                Peer::Unix(path) => Question::UnixPath { pid: Pid(1), path },
+                Peer::Unix(path) => Question::UnixPath { pid: Pid(1), path, sockets: true },
             },
             answer: Answer::Ports { range: (1, 2), by_state: vec![("TIME_WAIT".to_owned(), 3)] },
         }),
