@@ -17,7 +17,7 @@ use xtask::{
 };
 
 /// Reasons for which CI may skip a test: what its machines lack, and nothing else.
-const EXPECTED_SKIPS: &[&str] = &["this kernel cannot destroy sockets on request", "a long run"];
+const EXPECTED_SKIPS: &[&str] = &["this kernel cannot destroy sockets on request"];
 
 /// What tests stand on.
 pub struct Ground {
@@ -89,23 +89,6 @@ pub fn live(
         },
         Err(reason) => skipped(&reason),
     })
-}
-
-/// A test that takes so long that it only runs when asked for.
-pub fn long(
-    ground: &Arc<Ground>,
-    name: &str,
-    test: impl FnOnce(&Run, &Path) -> Result<()> + Send + 'static,
-) -> Trial {
-    if is_full() {
-        return live(ground, name, test);
-    }
-    Trial::ignorable_test(name, || skipped("a long run: set TRACER_SUITE=full"))
-}
-
-/// Whether the long runs are wanted.
-pub fn is_full() -> bool {
-    std::env::var("TRACER_SUITE").is_ok_and(|wanted| wanted == "full")
 }
 
 /// A skip, which CI takes for a failure unless it expects it.

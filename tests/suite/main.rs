@@ -2,8 +2,7 @@
 //! recordings, mistakes of the user, the architecture's invariants.
 //!
 //! Tests that need root, or something this machine lacks, are skipped with the reason; in CI (`CI=true`) a skip nobody
-//! expects is a failure. The order is shuffled with a seed that is printed; `TRACER_SUITE_SEED` sets it, and
-//! `TRACER_SUITE=full` adds the long runs.
+//! expects is a failure. The order is shuffled with a seed that is printed; `TRACER_SUITE_SEED` sets it.
 
 mod follow;
 mod ground;

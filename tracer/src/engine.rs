@@ -93,6 +93,8 @@ pub struct Engine {
     early_edges: Keyed<ConnId, Backend>,
     pending: BTreeMap<u64, Pending>,
     by_deadline: BTreeSet<(Ktime, u64)>,
+    /// Those of them that the clock has ticked for often enough: at their deadlines they are written.
+    ripe: BTreeSet<(Ktime, u64)>,
     by_exchange: BTreeMap<ExchangeId, u64>,
     by_line: BTreeMap<LineId, u64>,
     /// Exchanges whose line is known by its number and has not arrived, and until when they wait.
@@ -198,6 +200,7 @@ impl Engine {
             early_edges: Keyed::new(capacity, 10 * SECOND),
             pending: BTreeMap::new(),
             by_deadline: BTreeSet::new(),
+            ripe: BTreeSet::new(),
             by_exchange: BTreeMap::new(),
             by_line: BTreeMap::new(),
             awaiting_line: BTreeMap::new(),
@@ -279,6 +282,9 @@ impl Engine {
                 for number in open {
                     if let Some(pending) = self.pending.get_mut(&number) {
                         pending.ticks = pending.ticks.saturating_add(1);
+                        if pending.ticks == LEAST_TICKS {
+                            self.ripe.insert((pending.deadline, number));
+                        }
                     }
                     self.join_unix_line(number);
                     self.evaluate(number, &mut outputs);
@@ -305,6 +311,7 @@ impl Engine {
             + self.early_edges.len()
             + self.pending.len()
             + self.by_deadline.len()
+            + self.ripe.len()
             + self.by_exchange.len()
             + self.by_line.len()
             + self.awaiting_line.len()
@@ -1196,16 +1203,13 @@ impl Engine {
 
     /// Writes what has waited long enough by `now`, each as its surroundings were known then.
     fn write_overdue(&mut self, now: Ktime, outputs: &mut Vec<Output>) {
-        let overdue: Vec<u64> = self
+        let ripe = self.ripe.iter().take_while(|(deadline, _)| *deadline <= now);
+        // A tracer whose clock stands still does not hold them back for ever.
+        let late = self
             .by_deadline
             .iter()
-            .take_while(|(deadline, _)| *deadline <= now)
-            .filter(|(deadline, number)| {
-                let ticks = self.pending.get(number).map_or(u8::MAX, |pending| pending.ticks);
-                ticks >= LEAST_TICKS || now.since(*deadline) > SECOND
-            })
-            .map(|(_, number)| *number)
-            .collect();
+            .take_while(|(deadline, _)| now.since(*deadline) > SECOND);
+        let overdue: BTreeSet<u64> = ripe.chain(late).map(|(_, number)| *number).collect();
         for number in overdue {
             self.finish(number, outputs);
         }
@@ -1217,6 +1221,7 @@ impl Engine {
             return;
         };
         self.by_deadline.remove(&(pending.deadline, number));
+        self.ripe.remove(&(pending.deadline, number));
         if let Some(exchange) = &pending.exchange {
             self.by_exchange.remove(&exchange.id);
         }

@@ -12,9 +12,6 @@ use crate::{play::root, setup};
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Also the runs that take long.
-    #[arg(long)]
-    full: bool,
     /// Leave out what `cargo xtask setup` would do.
     #[arg(long)]
     no_setup: bool,
@@ -64,9 +61,6 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
     let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"]);
-    if args.full {
-        tests.env("TRACER_SUITE", "full");
-    }
     if let Some(filter) = &args.filter {
         tests.args(["--", filter]);
     }
