@@ -28,21 +28,10 @@ use super::{
 use crate::{
     event::{Config, Errno, LogLine, Netns, Peer, Pid},
     host::process::processor_time,
+    trials::eventually,
 };
 
 const NGINX: &str = "/usr/sbin/nginx";
-
-/// Asks again and again until there is an answer.
-fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "not within 20 s: {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
 
 /// Why such a test cannot run here.
 fn obstacle() -> Option<&'static str> {
