@@ -5,6 +5,7 @@
 //! expects is a failure. The order is shuffled with a seed that is printed; `TRACER_SUITE_SEED` sets it, and
 //! `TRACER_SUITE=full` adds the long runs.
 
+mod demo;
 mod follow;
 mod ground;
 mod input;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
     trials.extend(scenarios::trials(&ground));
     trials.extend(regressions::trials(&ground));
     trials.extend(follow::trials(&ground));
+    trials.extend(demo::trials(&ground));
     trials.extend(referee::trials(&ground));
     ground::shuffle(&mut trials);
     let conclusion = libtest_mimic::run(&arguments, trials);
