@@ -22,7 +22,7 @@ use crate::ground::{Ground, live, tracer};
 /// How long a whole demonstration may take on a machine that has much else to do.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// One screenful of a person's terminal, and the scroll of a finger.
-const SCREENFUL: usize = 64;
+const SCREENFUL: usize = 70;
 
 /// The tests.
 pub fn trials(ground: &Arc<Ground>) -> Vec<Trial> {

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -63,6 +64,11 @@ pub fn trials(ground: &Arc<Ground>) -> Vec<Trial> {
             ground,
             "follow/two_instances_of_nginx_renamed_as_angie",
             two_instances,
+        ),
+        live(
+            ground,
+            "follow/two_containers_of_one_image_and_nginx_renamed_as_nginx_debug",
+            two_containers,
         ),
         live(ground, "follow/a_worker_pid_stands_for_its_instance", by_worker),
         live(
@@ -474,6 +480,67 @@ fn two_instances(run: &Run, nginx: &Path) -> Result<()> {
     are_refused_at(&failures(&tracer, 2)?[1..], Some("two"))?;
     tracer.stop()?;
     Ok(())
+}
+
+/// A program that runs `nginx` from an overlay of its own over a folder that others share, as containers do.
+fn contained(run: &Run, image: &Path, nginx: &str) -> Result<PathBuf> {
+    let folder = run.folder("container")?;
+    let script = folder.join("run");
+    let (dir, image) = (folder.display(), image.display());
+    let text = format!(
+        "#!/bin/sh\nexec unshare --mount --propagation private sh -ec '\
+         mkdir {dir}/upper {dir}/work {dir}/root\n\
+         mount -t overlay overlay -o lowerdir={image},upperdir={dir}/upper,workdir={dir}/work {dir}/root\n\
+         exec {dir}/root/{nginx} \"$@\"' sh \"$@\"\n"
+    );
+    fs::write(&script, text).with_context(|| format!("writing {}", script.display()))?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("making {} executable", script.display()))?;
+    Ok(script)
+}
+
+fn two_containers(run: &Run, nginx: &Path) -> Result<()> {
+    let program = renamed(run, nginx, "nginx-debug")?;
+    let image = program.parent().context("a program without a folder")?;
+    let set = |name: &str| -> Result<Stage> {
+        let text = format!(
+            r#"
+about = "an upstream that is not there"
+[lab]
+nginx.http = "upstream {name} {{ server {{app}}; }}"
+nginx.server = "location /app {{ proxy_pass http://{name}; }}"
+names.app = "unix"
+steps = []
+"#
+        );
+        let program = contained(run, image, "nginx-debug")?;
+        Stage::set(run, &scenario(&format!("container-{name}"), &text)?, &program)
+    };
+    let (one, two) = (set("one")?, set("two")?);
+    let tracer = attach(run, &one, "nginx-debug", &[])?;
+    ask(&one, "/app")?;
+    ask(&two, "/app")?;
+    failures(&tracer, 2)?;
+    let records = tracer.stop()?;
+    let mut failed: Vec<_> = not_ok(&records).map(|attempt| (told(attempt), attempt)).collect();
+    failed.sort_by_key(|((upstream, ..), _)| *upstream);
+    // The file under both is one, and so is the probe on it: nothing is heard twice.
+    let seen: Vec<_> = failed
+        .iter()
+        .map(|((upstream, cause, _), _)| (*upstream, *cause))
+        .collect();
+    let cause = Some("unix-missing");
+    ensure!(
+        seen == [(Some("one"), cause), (Some("two"), cause)],
+        "expected one failure of each: {failed:?}"
+    );
+    for (_, attempt) in failed {
+        ensure!(
+            attempt["nginx_says"].is_string(),
+            "it lacks nginx's line: {attempt}"
+        );
+    }
+    has_lost_nothing(&records)
 }
 
 fn by_worker(run: &Run, nginx: &Path) -> Result<()> {

@@ -7,7 +7,6 @@ use std::{
     collections::BTreeMap,
     ffi::OsStr,
     io,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     rc::Rc,
 };
@@ -229,12 +228,12 @@ pub fn installed(target: &Target, path: Option<&OsStr>) -> BTreeMap<(u64, u64), 
         .filter(|folder| folder.is_absolute())
     {
         for file in names.iter().map(|name| folder.join(name)) {
-            if let Ok(meta) = std::fs::metadata(&file)
-                && meta.is_file()
-                && !found.contains_key(&(meta.dev(), meta.ino()))
+            if let Ok(identity) = process::file_identity(&file)
+                && file.is_file()
+                && !found.contains_key(&identity)
                 && matches!(build::read_file(&file), Ok(Some(_)))
             {
-                found.insert((meta.dev(), meta.ino()), file);
+                found.insert(identity, file);
             }
         }
     }
