@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -9,13 +10,13 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 use xtask::{
     lab::{
         Run,
-        client::Client,
-        nginx::{Nginx, Start},
+        client::{Client, Keeps, Load},
+        nginx::{Nginx, Start, children, wait_for_end},
         wait_for,
     },
     scenario::stage::Stage,
@@ -26,6 +27,10 @@ use crate::ground::{Ground, live, scenario, tracer};
 
 /// How long nginx or the tracer may take to come round.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Healthy requests under way while nginx changes.
+const LOAD: usize = 50;
+/// What nginx says of a refusal.
+const REFUSED: &str = "connect() failed (111: Connection refused) while connecting to upstream";
 
 /// The tests.
 pub fn trials(ground: &Arc<Ground>) -> Vec<Trial> {
@@ -41,6 +46,17 @@ pub fn trials(ground: &Arc<Ground>) -> Vec<Trial> {
             "follow/an_nginx_renamed_as_freenginx_that_starts_later",
             started_later,
         ),
+        live(
+            ground,
+            "follow/an_upgrade_by_the_old_masters_pid",
+            |run, nginx| upgrade(run, nginx, "upgrade-by-pid", false),
+        ),
+        live(
+            ground,
+            "follow/an_upgrade_of_nginx_renamed_as_tengine_by_name",
+            |run, nginx| upgrade(run, &renamed(run, nginx, "tengine")?, "upgrade-by-name", true),
+        ),
+        live(ground, "follow/an_upgrade_taken_back", upgrade_taken_back),
         live(ground, "follow/a_crash_of_a_worker", worker_crash),
         live(ground, "follow/a_crash_of_the_master", master_crash),
         live(ground, "follow/master_process_off", no_master),
@@ -48,6 +64,11 @@ pub fn trials(ground: &Arc<Ground>) -> Vec<Trial> {
             ground,
             "follow/two_instances_of_nginx_renamed_as_angie",
             two_instances,
+        ),
+        live(
+            ground,
+            "follow/two_containers_of_one_image_and_nginx_renamed_as_nginx_debug",
+            two_containers,
         ),
         live(ground, "follow/a_worker_pid_stands_for_its_instance", by_worker),
         live(
@@ -215,6 +236,7 @@ fn start_again(stage: &mut Stage, program: &Path) -> Result<()> {
             config: &stage.config,
             folder: &stage.folder,
             workers: 2,
+            daemon: false,
         },
     )?;
     Ok(())
@@ -233,9 +255,153 @@ fn started_later(run: &Run, nginx: &Path) -> Result<()> {
     start_again(&mut stage, &program)?;
     // The first request at once: membership is decided in the kernel, not after a look around.
     ask(&stage, "/app")?;
-    are_refused_at(&failures(&tracer, 1)?, Some("app"))?;
+    let failed = failures(&tracer, 1)?;
+    are_refused_at(&failed, Some("app"))?;
+    // Whether its log function was heard in time or only its log file was read.
+    ensure!(
+        failed[0]["nginx_says"] == REFUSED,
+        "its first failure lacks nginx's line: {}",
+        failed[0]
+    );
     tracer.stop()?;
     Ok(())
+}
+
+/// Where a failure comes from is told by its worker.
+fn are_named_by_worker(failed: &[Value], old: &[u32]) -> Result<()> {
+    for attempt in failed {
+        let (_, _, worker) = told(attempt);
+        let is_old = old.iter().any(|pid| u64::from(*pid) == worker);
+        are_refused_at(
+            std::slice::from_ref(attempt),
+            Some(if is_old { "before" } else { "after" }),
+        )?;
+        ensure!(
+            attempt["nginx_says"] == REFUSED,
+            "it lacks nginx's line: {attempt}"
+        );
+    }
+    Ok(())
+}
+
+/// A stage whose nginx is a daemon with healthy traffic, and a tracer at it that has seen a failure of the old workers.
+fn before_an_upgrade(run: &Run, nginx: &Path, name: &str, by_name: bool) -> Result<(Stage, Load, Tracer)> {
+    let stage = refusing(run, nginx, name, "before", "nginx.daemon = true")?;
+    let load = Load::start(
+        &stage.near,
+        &stage.address,
+        &["/healthy", "/healthy-new"],
+        LOAD,
+        Keeps::None,
+    )?;
+    let target = if by_name {
+        base_name(nginx)?
+    } else {
+        stage.nginx.pid().to_string()
+    };
+    let tracer = attach(run, &stage, &target, &[])?;
+    ask(&stage, "/app")?;
+    are_named_by_worker(&failures(&tracer, 1)?, &stage.nginx.workers())?;
+    Ok((stage, load, tracer))
+}
+
+fn upgrade(run: &Run, nginx: &Path, name: &str, by_name: bool) -> Result<()> {
+    let (mut stage, load, tracer) = before_an_upgrade(run, nginx, name, by_name)?;
+    let old = stage.nginx.workers();
+    let config = stage.config.replace("before", "after");
+    let old_master = stage.nginx.upgrade(&config, old.len())?;
+    // Both serve.
+    for _ in 0..20 {
+        ask(&stage, "/app")?;
+    }
+    are_named_by_worker(&failures(&tracer, 21)?, &old)?;
+    send(old_master, Signal::SIGWINCH)?;
+    wait_for("the old workers to end", PATIENCE, || {
+        // The new master is the old one's child.
+        match children(old_master) {
+            left if left.iter().all(|pid| *pid == stage.nginx.pid()) => Ok(()),
+            left => Err(format!("{left:?}")),
+        }
+    })?;
+    ask(&stage, "/app")?;
+    send(old_master, Signal::SIGQUIT)?;
+    wait_for_end(old_master)?;
+    ask(&stage, "/app")?;
+    let failed = failures(&tracer, 23)?;
+    are_named_by_worker(&failed, &old)?;
+    for attempt in &failed[21..] {
+        ensure!(
+            told(attempt).0 == Some("after"),
+            "an old worker served after its end: {attempt}"
+        );
+    }
+    // The new master is followed on as the old one was.
+    stage.nginx.reload(&config.replace("after", "later"))?;
+    wait_for("a failure of the reloaded workers", PATIENCE, || {
+        ask(&stage, "/app").map_err(|error| format!("{error:#}"))?;
+        let failed = failures(&tracer, 24).map_err(|error| format!("{error:#}"))?;
+        match failed.last().map(|attempt| told(attempt).0) {
+            Some(Some("later")) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })?;
+    let report = load.stop();
+    ensure!(report.failed.is_empty(), "healthy traffic: {:?}", report.failed);
+    let records = tracer.stop()?;
+    has_lost_nothing(&records)
+}
+
+/// After an upgrade is taken back, the old master starts workers again from its own memory, whatever the file says.
+fn upgrade_taken_back(run: &Run, nginx: &Path) -> Result<()> {
+    let (mut stage, load, tracer) = before_an_upgrade(run, nginx, "upgrade-taken-back", false)?;
+    let config = stage.config.replace("before", "after");
+    let n_workers = stage.nginx.workers().len();
+    let old_master = stage.nginx.upgrade(&config, n_workers)?;
+    send(old_master, Signal::SIGWINCH)?;
+    wait_for("the old workers to end", PATIENCE, || {
+        match children(old_master).len() {
+            // The new master.
+            1 => Ok(()),
+            left => Err(format!("{left} children")),
+        }
+    })?;
+    send(old_master, Signal::SIGHUP)?;
+    wait_for("the old master's workers", PATIENCE, || {
+        match children(old_master).len() {
+            there if there > n_workers => Ok(()),
+            there => Err(format!("{there} children")),
+        }
+    })?;
+    send(stage.nginx.pid(), Signal::SIGQUIT)?;
+    wait_for_end(stage.nginx.pid())?;
+    for _ in 0..4 {
+        ask(&stage, "/app")?;
+    }
+    are_refused_at(&failures(&tracer, 5)?, Some("before"))?;
+    let report = load.stop();
+    ensure!(report.failed.is_empty(), "healthy traffic: {:?}", report.failed);
+    tracer.stop()?;
+    Ok(())
+}
+
+/// The summary counts no loss.
+fn has_lost_nothing(records: &[Value]) -> Result<()> {
+    let summary = records.last().context("an empty trace")?;
+    ensure!(
+        summary["type"] == "summary" && summary["complete"] == true,
+        "the trace is not complete: {summary}"
+    );
+    Ok(())
+}
+
+fn send(pid: u32, signal: Signal) -> Result<()> {
+    kill(nix::unistd::Pid::from_raw(pid.cast_signed()), signal)
+        .with_context(|| format!("sending {signal} to {pid}"))
+}
+
+fn base_name(program: &Path) -> Result<String> {
+    let name = program.file_name().context("a program without a name")?;
+    Ok(name.to_string_lossy().into_owned())
 }
 
 fn worker_crash(run: &Run, nginx: &Path) -> Result<()> {
@@ -314,6 +480,67 @@ fn two_instances(run: &Run, nginx: &Path) -> Result<()> {
     are_refused_at(&failures(&tracer, 2)?[1..], Some("two"))?;
     tracer.stop()?;
     Ok(())
+}
+
+/// A program that runs `nginx` from an overlay of its own over a folder that others share, as containers do.
+fn contained(run: &Run, image: &Path, nginx: &str) -> Result<PathBuf> {
+    let folder = run.folder("container")?;
+    let script = folder.join("run");
+    let (dir, image) = (folder.display(), image.display());
+    let text = format!(
+        "#!/bin/sh\nexec unshare --mount --propagation private sh -ec '\
+         mkdir {dir}/upper {dir}/work {dir}/root\n\
+         mount -t overlay overlay -o lowerdir={image},upperdir={dir}/upper,workdir={dir}/work {dir}/root\n\
+         exec {dir}/root/{nginx} \"$@\"' sh \"$@\"\n"
+    );
+    fs::write(&script, text).with_context(|| format!("writing {}", script.display()))?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("making {} executable", script.display()))?;
+    Ok(script)
+}
+
+fn two_containers(run: &Run, nginx: &Path) -> Result<()> {
+    let program = renamed(run, nginx, "nginx-debug")?;
+    let image = program.parent().context("a program without a folder")?;
+    let set = |name: &str| -> Result<Stage> {
+        let text = format!(
+            r#"
+about = "an upstream that is not there"
+[lab]
+nginx.http = "upstream {name} {{ server {{app}}; }}"
+nginx.server = "location /app {{ proxy_pass http://{name}; }}"
+names.app = "unix"
+steps = []
+"#
+        );
+        let program = contained(run, image, "nginx-debug")?;
+        Stage::set(run, &scenario(&format!("container-{name}"), &text)?, &program)
+    };
+    let (one, two) = (set("one")?, set("two")?);
+    let tracer = attach(run, &one, "nginx-debug", &[])?;
+    ask(&one, "/app")?;
+    ask(&two, "/app")?;
+    failures(&tracer, 2)?;
+    let records = tracer.stop()?;
+    let mut failed: Vec<_> = not_ok(&records).map(|attempt| (told(attempt), attempt)).collect();
+    failed.sort_by_key(|((upstream, ..), _)| *upstream);
+    // The file under both is one, and so is the probe on it: nothing is heard twice.
+    let seen: Vec<_> = failed
+        .iter()
+        .map(|((upstream, cause, _), _)| (*upstream, *cause))
+        .collect();
+    let cause = Some("unix-missing");
+    ensure!(
+        seen == [(Some("one"), cause), (Some("two"), cause)],
+        "expected one failure of each: {failed:?}"
+    );
+    for (_, attempt) in failed {
+        ensure!(
+            attempt["nginx_says"].is_string(),
+            "it lacks nginx's line: {attempt}"
+        );
+    }
+    has_lost_nothing(&records)
 }
 
 fn by_worker(run: &Run, nginx: &Path) -> Result<()> {

@@ -4,6 +4,7 @@
 //! Tests that need root, or something this machine lacks, are skipped with the reason; in CI (`CI=true`) a skip nobody
 //! expects is a failure. The order is shuffled with a seed that is printed; `TRACER_SUITE_SEED` sets it.
 
+mod demo;
 mod follow;
 mod ground;
 mod input;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
     trials.extend(scenarios::trials(&ground));
     trials.extend(regressions::trials(&ground));
     trials.extend(follow::trials(&ground));
+    trials.extend(demo::trials(&ground));
     trials.extend(referee::trials(&ground));
     ground::shuffle(&mut trials);
     let conclusion = libtest_mimic::run(&arguments, trials);

@@ -710,7 +710,6 @@ offsets! {
     skb_sk: "sk_buff.sk",
     skb_cb: "sk_buff.cb",
     skb_head: "sk_buff.head",
-    skb_protocol: "sk_buff.protocol",
     skb_network_header: "sk_buff.network_header",
     skb_dev: "sk_buff.dev",
     exterr_ee: "sock_exterr_skb.ee",
@@ -722,7 +721,6 @@ offsets! {
     inode_mode: "inode.i_mode",
     unix_addr: "unix_sock.addr",
     unix_peer: "unix_sock.peer",
-    unix_address_len: "unix_address.len",
     unix_address_name: "unix_address.name",
     task_pid: "task_struct.pid",
     task_tgid: "task_struct.tgid",
@@ -779,8 +777,8 @@ pub struct Settings {
     pub lines_heard: u32,
     /// 1: the programs speak of themselves (`-vv`).
     pub verbose: u32,
-    /// The tracer's own process.
-    pub own_pid: u32,
+    /// 1: only what nginx's own processes execute can become one of them, as for `--pid NUMBER`.
+    pub by_parentage: u32,
     /// One byte per drop reason: 1 = of interest.
     pub drop_wanted: [u8; DROP_REASONS],
 }

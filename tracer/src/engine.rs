@@ -45,6 +45,8 @@ const PATIENCE: u64 = 300_000_000;
 const LEAST_PATIENCE: u64 = 100_000_000;
 /// The clock must have ticked this often before an attempt is written unsettled.
 const LEAST_TICKS: u8 = 2;
+/// nginx tries the next peer within the same handler; a client's next request needs at least a round trip.
+const HANDLER: u64 = 20_000_000;
 /// How long a line waits for the exchange that it belongs to, and the reverse.
 const JOIN_MEMORY: u64 = 150 * SECOND;
 
@@ -177,6 +179,10 @@ struct Pending {
     asked: Vec<Question>,
     /// Only a client that left, or a line not yet read, could still change the outcome.
     is_final: bool,
+    /// Its worker is not introduced yet, so what its peer is called is not known.
+    is_nameless: bool,
+    /// `connect()` failed at once; nginx's line about it and its socket join it where there are such.
+    is_at_once: bool,
     /// The verdict, when it is settled and only the log line is waited for.
     settled: Option<Diagnosis>,
 }
@@ -238,6 +244,7 @@ impl Engine {
             }
             Input::Addresses { netns, addresses } => self.around.set_addresses(netns, addresses),
             Input::Instance(instance) => {
+                self.configurations.set_heard(instance.pid, instance.heard_since);
                 for worker in instance.workers {
                     self.configurations.add_worker_if_new(worker, instance.pid);
                 }
@@ -278,6 +285,7 @@ impl Engine {
                 self.expire();
                 let now = self.now;
                 self.stop_awaiting_lines(|until| until <= now, &mut outputs);
+                self.tell_unheard(&mut outputs);
                 let open: Vec<u64> = self.pending.keys().copied().collect();
                 for number in open {
                     if let Some(pending) = self.pending.get_mut(&number) {
@@ -461,13 +469,15 @@ impl Engine {
                 outputs.extend(self.note_death(&death).map(Output::Event));
                 self.around.died(death);
             }
-            Event::Forked { at, parent, child } => {
-                if self.configurations.is_master(parent) {
-                    self.worker(child, parent, at, outputs);
-                }
-            }
-            // Membership was decided in the kernel; what an unknown record meant, the source counts.
-            Event::ConnectFailed { .. } | Event::Executed { .. } | Event::Unknown { .. } => {}
+            Event::ConnectFailed {
+                at,
+                worker,
+                peer,
+                errno,
+            } => self.connect_failed(at, worker, peer, errno, outputs),
+            // Membership was decided in the kernel; whether a child is a worker, and what an unknown record meant,
+            // the source knows.
+            Event::Forked { .. } | Event::Executed { .. } | Event::Unknown { .. } => {}
         }
     }
 
@@ -494,6 +504,41 @@ impl Engine {
         if is_new && self.started.is_some_and(|start| started > start) {
             outputs.push(Output::Event(notes::worker_started(started, worker, master)));
         }
+        self.introduce(worker, outputs);
+    }
+
+    /// What a worker did before it was known whose it is waits for its names.
+    fn introduce(&mut self, worker: Pid, outputs: &mut Vec<Output>) {
+        let waiting: Vec<u64> = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| pending.is_nameless && pending.attempt.worker == worker)
+            .map(|(number, _)| *number)
+            .collect();
+        for number in waiting {
+            self.name(number);
+            self.read_again(number);
+            self.evaluate(number, outputs);
+        }
+    }
+
+    /// Gives a pending attempt the names of its worker's configuration.
+    fn name(&mut self, number: u64) {
+        let Some(pending) = self.pending.get_mut(&number) else {
+            return;
+        };
+        let attempt = &mut pending.attempt;
+        pending.is_nameless = !self.configurations.is_process(attempt.worker);
+        if let Some(peer) = &attempt.peer {
+            let scheme = attempt.log.as_ref().and_then(correlate::scheme);
+            let names = self.configurations.names(attempt.worker, peer, scheme);
+            attempt.upstream = names.upstream;
+            attempt.upstreams = names.upstreams;
+            attempt.server = names.server;
+            attempt.via = names.via;
+            pending.limits = names.limits;
+        }
+        self.find_upstream_peers(number);
     }
 
     /// Whether a listener's place is one that nginx is configured for or has tried.
@@ -564,12 +609,19 @@ impl Engine {
                 self.around.served(path, task);
             }
         }
+        if let Some(number) = self.failed_at_once(&exchange) {
+            return self.merge_into_attempt(number, exchange, outputs);
+        }
         let (line, said) = self.line_of(&exchange);
         if let (Some(line), Some(said)) = (&line, &said)
             && said.meaning.stands_alone()
         {
             // connect() began and failed in one call: the line made the attempt, the socket adds what it knows.
-            return self.merge_into_line(line.id, exchange, outputs);
+            // Already written: the line said it all.
+            if let Some(number) = self.by_line.get(&line.id).copied() {
+                self.merge_into_attempt(number, exchange, outputs);
+            }
+            return;
         }
         if said.as_ref().is_some_and(|said| said.meaning == Meaning::Connect) && exchange.received > 0 {
             // nginx took the kept connection for its next request and found it dead before it sent a byte.
@@ -606,7 +658,8 @@ impl Engine {
         let may_have_stalled = socket::may_have_stalled(&exchange, &names.limits);
         let is_final = ending.is_final && !may_have_stalled;
         let is_done = attempt.outcome == Outcome::Ok && (is_final || !(self.has_tail || may_have_stalled));
-        if is_done {
+        let is_nameless = !self.configurations.is_process(exchange.worker);
+        if is_done && !is_nameless {
             return self.write(attempt, outputs);
         }
         let number = attempt.number;
@@ -629,6 +682,8 @@ impl Engine {
             ticks: 0,
             asked: Vec::new(),
             is_final,
+            is_nameless,
+            is_at_once: false,
             settled: None,
         };
         self.add_pending(number, pending, log, outputs);
@@ -700,12 +755,24 @@ impl Engine {
         }
     }
 
-    /// The kernel saw the socket of a connect that failed at once: it joins the attempt its line made.
-    fn merge_into_line(&mut self, line: LineId, exchange: Box<Exchange>, outputs: &mut Vec<Output>) {
-        // Already written: the line said it all.
-        let Some(number) = self.by_line.get(&line).copied() else {
-            return;
+    /// The attempt of a `connect()` that failed at once and left this socket behind.
+    fn failed_at_once(&self, exchange: &Exchange) -> Option<u64> {
+        let is_its = |pending: &&Pending| {
+            pending.is_at_once
+                && pending.exchange.is_none()
+                && pending.attempt.worker == exchange.worker
+                && pending.attempt.peer.as_ref() == Some(&exchange.peer)
+                && (exchange.began_at..=exchange.ended_at).contains(&pending.attempt.ended_at)
         };
+        if socket::is_established(exchange) {
+            return None;
+        }
+        let pending = self.pending.values().find(is_its)?;
+        Some(pending.attempt.number)
+    }
+
+    /// The kernel saw the socket of a connect that failed at once: it joins the attempt that is there already.
+    fn merge_into_attempt(&mut self, number: u64, exchange: Box<Exchange>, outputs: &mut Vec<Output>) {
         let Some(pending) = self.pending.get_mut(&number) else {
             return;
         };
@@ -732,7 +799,7 @@ impl Engine {
             Some(said) => Heard::Line(said),
             // Its line was there and is lost to us: judge by the kernel alone.
             None if exchange.line.is_some_and(|id| self.lines.last(&id).is_none()) => Heard::Deaf,
-            None if self.hears_nginx() => Heard::Silence {
+            None if self.hears(exchange.worker, exchange.ended_at) => Heard::Silence {
                 is_proven: self.hears_errors,
             },
             None => Heard::Deaf,
@@ -741,6 +808,17 @@ impl Engine {
 
     fn hears_nginx(&self) -> bool {
         self.around.sees("nginx-log") && (self.around.surely_sees("nginx-log") || self.hears_errors)
+    }
+
+    /// Whether a line of this worker would have been heard at that time.
+    fn hears(&self, worker: Pid, at: Ktime) -> bool {
+        let since = self.configurations.heard_since(worker);
+        self.hears_nginx() && since.is_some_and(|since| at >= since)
+    }
+
+    /// Whether an attempt's line would have been heard.
+    fn hears_of(&self, attempt: &Attempt) -> bool {
+        self.hears(attempt.worker, attempt.ended_at)
     }
 
     fn attempt_of(
@@ -829,7 +907,7 @@ impl Engine {
                 pending.is_final = ending.is_final;
             }
         }
-        pending.attempt.nginx_says = pending.said.as_ref().map(|said| said.text.clone());
+        pending.attempt.nginx_says = pending.nginx_says();
         pending.settled = None;
         self.pending.insert(number, pending);
     }
@@ -852,7 +930,9 @@ impl Engine {
     fn upstream_line(&mut self, line: Line, said: Said, outputs: &mut Vec<Output>) {
         let log = self.log_join.heard(self.now, &line);
         if said.meaning.stands_alone() {
-            if !self.is_resolver_line(&line, &said) {
+            if let Some(number) = self.awaiting_its_line(&line, &said) {
+                self.join_line_at_once(number, line, said, log, outputs);
+            } else if !self.is_resolver_line(&line, &said) {
                 self.lone_attempt(
                     line.at,
                     line.worker,
@@ -901,8 +981,6 @@ impl Engine {
         let names = peer.as_ref().map_or_else(Names::default, |peer| {
             self.configurations.names(worker, peer, None)
         });
-        // nginx tries the next peer within the same handler; a client's next request needs at least a round trip.
-        const HANDLER: u64 = 20_000_000;
         let before = connection
             .and_then(|connection| self.clients.last(&(worker, connection)).cloned())
             .filter(|before| at.since(before.at) <= HANDLER);
@@ -923,7 +1001,7 @@ impl Engine {
             outcome: socket::outcome_of_lone(&said),
             phase: Phase::Connecting,
             errno: said.errno,
-            nginx_says: Some(said.text.clone()),
+            nginx_says: Some(said.text.clone()).filter(|text| !text.is_empty()),
             log: None,
             reused: false,
             exchange: 1,
@@ -955,6 +1033,7 @@ impl Engine {
             attempt.upstreams = before.upstreams;
         }
         let number = attempt.number;
+        let is_at_once = said.is_by_kernel();
         if let Some(line) = &line {
             self.tries.push(
                 self.now,
@@ -974,6 +1053,8 @@ impl Engine {
             ticks: 0,
             asked: Vec::new(),
             is_final: true,
+            is_nameless: !self.configurations.is_process(worker),
+            is_at_once,
             settled: None,
         };
         self.add_pending(number, pending, log, outputs);
@@ -985,10 +1066,8 @@ impl Engine {
         if said.meaning == Meaning::Nothing || self.is_from_before(&log) {
             return;
         }
-        if self.hears_nginx() {
-            let Some(line) = self.log_join.read(self.now, &log) else {
-                return;
-            };
+        let hears = self.hears_nginx();
+        if hears && let Some(line) = self.log_join.read(self.now, &log) {
             match self.by_line.get(&line).copied() {
                 Some(number) => {
                     self.set_log(number, log);
@@ -998,13 +1077,22 @@ impl Engine {
             }
             return;
         }
+        if hears && self.configurations.heard_since(log.pid) == Some(Ktime(0)) {
+            return;
+        }
+        // The kernel tells of every connect() that failed at once, and its record is the attempt.
+        let is_told = said.meaning == Meaning::ConnectAtOnce && self.around.surely_sees("connect-errno");
         match self.fitting(&log, &said) {
             Some(number) => {
+                if hears {
+                    self.log_join.take_text(|text| *text == log);
+                }
                 self.set_log(number, log);
                 self.read_again(number);
                 self.evaluate(number, outputs);
             }
-            None if said.meaning.stands_alone() => {
+            None if hears => {}
+            None if said.meaning.stands_alone() && !is_told => {
                 let (worker, connection) = (log.pid, log.connection);
                 self.lone_attempt(self.now, worker, connection, said, None, Some(log), outputs);
             }
@@ -1014,10 +1102,117 @@ impl Engine {
         }
     }
 
+    /// Lines of the log file that are attempts by themselves, written by workers that were not heard yet.
+    fn tell_unheard(&mut self, outputs: &mut Vec<Output>) {
+        if !self.hears_nginx() {
+            return;
+        }
+        let sees_connects = self.around.surely_sees("connect-errno");
+        let offset = self.wall_offset.unwrap_or_default();
+        loop {
+            let configurations = &self.configurations;
+            // nginx's time has whole seconds and may be a loop old, so one that is later proves that it was heard.
+            let is_unheard = |log: &LogLine| {
+                let may_be = match configurations.heard_since(log.pid) {
+                    Some(Ktime(0)) => false,
+                    Some(since) => i128::from(log.time) * 1_000_000_000 <= offset + i128::from(since.0),
+                    None => true,
+                };
+                let meaning = Said::logged(log).meaning;
+                may_be && meaning.stands_alone() && !(sees_connects && meaning == Meaning::ConnectAtOnce)
+            };
+            let Some(log) = self.log_join.take_unheard(self.now, LEAST_PATIENCE, is_unheard) else {
+                return;
+            };
+            let (said, worker, connection) = (Said::logged(&log), log.pid, log.connection);
+            self.lone_attempt(self.now, worker, connection, said, None, Some(log), outputs);
+        }
+    }
+
+    // Connects that failed at once.
+
+    /// The kernel saw `connect()` itself fail. nginx's line says the same where it is heard, and then joins.
+    fn connect_failed(
+        &mut self,
+        at: Ktime,
+        worker: Pid,
+        peer: Peer,
+        errno: Errno,
+        outputs: &mut Vec<Output>,
+    ) {
+        if let Peer::Tcp(address) = peer
+            && self.configurations.is_resolver(worker, address)
+        {
+            return;
+        }
+        let said = Said::by_connect(peer, errno);
+        self.lone_attempt(at, worker, None, said, None, None, outputs);
+    }
+
+    /// The attempt that the kernel told of a moment before this line, which is about it.
+    fn awaiting_its_line(&self, line: &Line, said: &Said) -> Option<u64> {
+        let is_its = |pending: &&Pending| {
+            pending.is_at_once
+                && pending.line.is_none()
+                && pending.attempt.worker == line.worker
+                && pending.attempt.errno == line.errno
+                && said.peer.is_some()
+                && pending.attempt.peer == said.peer
+                && pending.attempt.ended_at <= line.at
+        };
+        let pending = self.pending.values().rfind(is_its)?;
+        Some(pending.attempt.number)
+    }
+
+    fn join_line_at_once(
+        &mut self,
+        number: u64,
+        line: Line,
+        said: Said,
+        log: Option<LogLine>,
+        outputs: &mut Vec<Output>,
+    ) {
+        let Some(pending) = self.pending.get_mut(&number) else {
+            return;
+        };
+        let attempt = &mut pending.attempt;
+        if attempt.retry.is_none() {
+            attempt.retry = line
+                .connection
+                .and_then(|connection| self.clients.last(&(line.worker, connection)))
+                .filter(|before| line.at.since(before.at) <= HANDLER && before.number != number)
+                .map(|before| (before.number, before.n.saturating_add(1)));
+        }
+        attempt.nginx_says = Some(said.text.clone());
+        let n = attempt.retry.map_or(1, |(_, n)| n);
+        if let Some(connection) = line.connection {
+            let client = ClientTry {
+                number,
+                n,
+                at: line.at,
+                upstream: attempt.upstream.clone(),
+                upstreams: attempt.upstreams.clone(),
+            };
+            self.clients.push(self.now, (line.worker, connection), client);
+        }
+        self.tries.push(self.now, Origin::Line(line.id), (number, n));
+        self.by_line.insert(line.id, number);
+        pending.said = Some(said);
+        pending.line = Some(line);
+        pending.settled = None;
+        if let Some(log) = log {
+            self.set_log(number, log);
+        }
+        self.evaluate(number, outputs);
+    }
+
     /// The pending attempt that a line of the log file is about, where only the file tells what nginx said: the oldest
     /// failure that fits, or the only answered attempt that does.
     fn fitting(&self, log: &LogLine, said: &Said) -> Option<u64> {
-        let mut fits = self.pending.iter().filter(|(_, pending)| pending.fits(log, said));
+        let mut fits = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| pending.fits(log, said) && !self.hears_of(&pending.attempt));
         let failed = fits
             .clone()
             .find(|(_, pending)| pending.attempt.outcome != Outcome::Ok);
@@ -1054,16 +1249,7 @@ impl Engine {
         if attempt.peer.is_none() && meaning != Some(Meaning::NoLiveUpstreams) {
             attempt.peer.clone_from(&log.peer);
         }
-        if let Some(peer) = &attempt.peer {
-            let names = self
-                .configurations
-                .names(attempt.worker, peer, correlate::scheme(&log));
-            attempt.upstream = names.upstream;
-            attempt.upstreams = names.upstreams;
-            attempt.server = names.server;
-            attempt.via = names.via;
-            pending.limits = names.limits;
-        } else if let Some(upstream) = correlate::named_upstream(&log) {
+        if let (None, Some(upstream)) = (&attempt.peer, correlate::named_upstream(&log)) {
             attempt.upstream = Some(upstream.to_owned());
             attempt.upstreams = vec![upstream.to_owned()];
             attempt.via = correlate::scheme(&log).map(str::to_owned);
@@ -1079,7 +1265,7 @@ impl Engine {
         });
         attempt.log = Some(log);
         pending.settled = None;
-        self.find_upstream_peers(number);
+        self.name(number);
     }
 
     /// An attempt without a peer is about all peers of its upstream.
@@ -1138,10 +1324,10 @@ impl Engine {
 
     /// Without nginx's own voice, a text of the log file that was read before the kernel's record arrived.
     fn text_waiting_for(&mut self, number: u64) -> Option<LogLine> {
-        if self.hears_nginx() {
+        let pending = self.pending.get(&number)?;
+        if self.hears_of(&pending.attempt) {
             return None;
         }
-        let pending = self.pending.get(&number)?;
         self.log_join
             .take_text(|log| pending.fits(log, &Said::logged(log)))
     }
@@ -1152,7 +1338,7 @@ impl Engine {
             return;
         };
         if pending.attempt.outcome == Outcome::Ok {
-            if pending.is_final {
+            if pending.is_final && !pending.is_nameless {
                 self.finish(number, outputs);
             }
             return;
@@ -1173,14 +1359,18 @@ impl Engine {
         // A lone line whose errno also leaves a socket behind waits for that socket.
         let awaits_socket =
             pending.stands_alone() && pending.exchange.is_none() && pending.attempt.errno == Some(Errno(99));
-        let awaits_log = self.awaits_log(pending);
-        if pending.settled.is_some() && pending.is_final && !awaits_log && !awaits_socket {
+        let awaits_line = pending.is_at_once
+            && pending.line.is_none()
+            && self.hears_of(&pending.attempt)
+            && self.now.since(pending.attempt.ended_at) < LEAST_PATIENCE;
+        let awaits = awaits_socket || awaits_line || pending.is_nameless || self.awaits_log(pending);
+        if pending.settled.is_some() && pending.is_final && !awaits {
             self.finish(number, outputs);
         }
     }
 
     fn awaits_log(&self, pending: &Pending) -> bool {
-        let is_logged = pending.said.is_some() || !self.hears_nginx();
+        let is_logged = pending.line.is_some() || !self.hears_of(&pending.attempt);
         self.has_tail && is_logged && pending.attempt.log.is_none()
     }
 
@@ -1260,10 +1450,14 @@ impl Engine {
     /// What of this attempt could not be seen, beside what its cause says.
     fn unseen(&self, pending: &Pending, diagnosis: &Diagnosis) -> Vec<String> {
         let mut unseen = Vec::new();
-        if !self.hears_nginx() && pending.said.is_none() {
-            unseen.push(self.around.without("nginx-log"));
+        if pending.nginx_says().is_none() && !self.hears_of(&pending.attempt) {
+            unseen.push(match self.hears_nginx() {
+                true => "nginx-log: the log function of this nginx's executable was not heard at that time"
+                    .to_owned(),
+                false => self.around.without("nginx-log"),
+            });
         }
-        if pending.said.is_some() && self.has_tail && pending.attempt.log.is_none() {
+        if pending.nginx_says().is_some() && self.has_tail && pending.attempt.log.is_none() {
             unseen.push("error-log-file: this line was not found in the files that are read".to_owned());
         }
         if diagnosis.headline.is_none() {
@@ -1402,6 +1596,12 @@ impl Pending {
         }
     }
 
+    /// What nginx logged about it, from whichever source.
+    fn nginx_says(&self) -> Option<String> {
+        let said = self.said.as_ref().filter(|said| !said.is_by_kernel())?;
+        Some(said.text.clone())
+    }
+
     fn stands_alone(&self) -> bool {
         self.said.as_ref().is_some_and(|said| said.meaning.stands_alone())
     }
@@ -1415,6 +1615,9 @@ impl Pending {
             .is_some_and(|peer| correlate::names_peer(log, peer));
         if attempt.log.is_some() || attempt.worker != log.pid || !is_peer {
             return false;
+        }
+        if self.is_at_once {
+            return said.meaning == Meaning::ConnectAtOnce && attempt.errno == said.errno;
         }
         let Some(exchange) = self.exchange.as_deref() else {
             return false;

@@ -572,6 +572,14 @@ pub struct Instance {
     pub workers: Vec<Pid>,
     /// Its network namespace.
     pub netns: Netns,
+    /// From when on its log function is heard; `None`: it never is. What others' can tell is another matter.
+    #[serde(default = "always")]
+    pub heard_since: Option<Ktime>,
+}
+
+/// Recordings that do not say were made when there was no telling apart.
+fn always() -> Option<Ktime> {
+    Some(Ktime(0))
 }
 
 /// A line of an error-log file, parsed; query strings are cut and the referrer is dropped already.

@@ -10,7 +10,7 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 
-use crate::event::{Answer, Ktime, Listener, Peer, Pid, Question, Sock, Task};
+use crate::event::{Answer, Ktime, Pid, Question};
 
 pub mod netns;
 pub mod process;
@@ -99,53 +99,6 @@ pub fn addresses(pid: Pid) -> Vec<IpAddr> {
     let interfaces = interfaces.unwrap_or_default().into_iter();
     let addresses: BTreeSet<IpAddr> = interfaces.filter_map(of_interface).collect();
     addresses.into_iter().collect()
-}
-
-/// Every TCP and unix listener in the network namespace of a process, with its holders.
-///
-/// The kernel does not tell a socket's address this way: [`Listener::sock`] is 0.
-pub fn listeners(pid: Pid) -> io::Result<Vec<Listener>> {
-    let netns = netns_of(pid).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-    let (tcp, unix) = netns::run_in(pid, || {
-        Ok((sock_diag::tcp_listeners()?, sock_diag::unix_sockets()?))
-    })?;
-    let unix = unix
-        .into_iter()
-        .filter(|socket| socket.is_listening && socket.kind == "stream");
-    let unix = unix.filter_map(|socket| {
-        let (queue, limit) = socket.queue.unwrap_or_default();
-        Some((Peer::Unix(socket.path?), false, queue, limit, socket.inode))
-    });
-    let tcp = tcp.into_iter().map(|socket| {
-        (
-            Peer::Tcp(socket.address),
-            socket.is_v6only,
-            socket.queue,
-            socket.limit,
-            socket.inode,
-        )
-    });
-    let found: Vec<_> = tcp.chain(unix).collect();
-    let owners = process::owners(found.iter().map(|(.., inode)| *inode), OWNER_SEARCH);
-    let listener = |(address, v6only, queue, limit, inode): (Peer, bool, u32, u32, u64)| {
-        let holder = owners.get(&inode).and_then(|holders| holders.first()).cloned();
-        let (pid, comm) = holder.unwrap_or_default();
-        Listener {
-            sock: Sock(0),
-            netns,
-            address,
-            v6only,
-            queue,
-            limit,
-            task: Task {
-                pid,
-                comm,
-                exiting: None,
-                oom: false,
-            },
-        }
-    };
-    Ok(found.into_iter().map(listener).collect())
 }
 
 /// The kernel's release, `6.18.44`.

@@ -43,6 +43,8 @@ pub struct KernelOptions {
     pub without: BTreeSet<String>,
     /// Task names that make a process an nginx when it executes.
     pub names: Vec<String>,
+    /// Only what nginx's own processes execute can become one of them.
+    pub by_parentage: bool,
     /// Executables whose log function is heard, as paths that lead to the right inode (`/proc/PID/exe`).
     pub executables: Vec<PathBuf>,
     /// The programs speak of themselves.
@@ -58,6 +60,7 @@ pub struct Kernel {
     pub symbols: BTreeMap<u64, String>,
     status: Vec<HookStatus>,
     uprobe_loaded: bool,
+    heard: BTreeSet<PathBuf>,
     missed: BTreeMap<String, u64>,
     counted: [u64; counter::N as usize],
 }
@@ -139,6 +142,7 @@ impl Kernel {
                 .collect(),
             status: Vec::new(),
             uprobe_loaded: false,
+            heard: BTreeSet::new(),
             missed: BTreeMap::new(),
             counted: [0; counter::N as usize],
         };
@@ -287,7 +291,10 @@ impl Kernel {
                 let mut any = executables.is_empty();
                 for executable in executables {
                     match hear_program(program, function, executable) {
-                        Ok(()) => any = true,
+                        Ok(()) => {
+                            self.heard.insert(executable.clone());
+                            any = true;
+                        }
                         Err(error) => last = Some(error),
                     }
                 }
@@ -311,6 +318,12 @@ impl Kernel {
                 _ => Ok(()),
             };
         }
+    }
+
+    /// Whether the log function of this executable is heard, by the path it was given with.
+    #[must_use]
+    pub fn hears(&self, executable: &std::path::Path) -> bool {
+        self.heard.contains(executable)
     }
 
     /// Hears the log function of one more executable.
@@ -520,7 +533,7 @@ fn settings(layout: &Layout, options: &KernelOptions, places: &BTreeMap<&str, (u
         ipv6only_bit: layout.ipv6only_bit,
         lines_heard: u32::from(!options.without.contains("nginx-log")),
         verbose: u32::from(options.verbose),
-        own_pid: std::process::id(),
+        by_parentage: u32::from(options.by_parentage),
         drop_wanted,
     }
 }

@@ -28,4 +28,6 @@ pub mod session;
 pub mod sink;
 pub mod source;
 pub mod tally;
+#[cfg(test)]
+mod trials;
 pub mod view;

@@ -115,11 +115,10 @@ fn keep_only(wanted: CapsHashSet) -> Result<()> {
 mod tests {
     use std::{
         fs::{self, Permissions},
-        io::Read,
         net::TcpListener,
         os::unix::fs::{PermissionsExt, chown},
         path::Path,
-        process::{Child, Command, Stdio},
+        process::{Child, Command},
         thread,
     };
 
@@ -127,6 +126,7 @@ mod tests {
     use crate::{
         event::Pid,
         host::{netns, process, root::Root, sock_diag},
+        trials::start_ready,
     };
 
     fn set(capabilities: &[Capability]) -> CapsHashSet {
@@ -176,28 +176,19 @@ mod tests {
             fs::write(&file, "x").expect("a file");
             fs::set_permissions(&file, Permissions::from_mode(0o600)).expect("an own file");
             chown(&file, Some(4242), Some(4242)).expect("root may");
-            let mut child = Command::new("unshare")
-                .args([
-                    "--net",
-                    "setpriv",
-                    "--reuid",
-                    "4242",
-                    "--regid",
-                    "4242",
-                    "--clear-groups",
-                ])
-                .args(["sh", "-c", "echo ready && exec cat"])
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()
-                .expect("it starts");
-            let mut ready = [0; 6];
-            child
-                .stdout
-                .as_mut()
-                .expect("piped")
-                .read_exact(&mut ready)
-                .expect("it is ready");
+            let child = start_ready(
+                Command::new("unshare")
+                    .args([
+                        "--net",
+                        "setpriv",
+                        "--reuid",
+                        "4242",
+                        "--regid",
+                        "4242",
+                        "--clear-groups",
+                    ])
+                    .args(["sh", "-c", "echo ready && exec cat"]),
+            );
             Self { child, directory }
         }
 

@@ -232,6 +232,7 @@ pub fn instance() -> Instance {
         conf: Some("/etc/nginx/nginx.conf".to_owned()),
         workers: vec![Pid(811), Pid(812)],
         netns: Netns(4_026_531_840),
+        heard_since: Some(Ktime(0)),
     }
 }
 

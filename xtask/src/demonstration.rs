@@ -1,5 +1,7 @@
 //! The demonstration's stage: what `cargo xtask demo` shows and the referee's test measures.
 
+pub mod show;
+
 use anyhow::{Context as _, Result};
 
 use crate::{

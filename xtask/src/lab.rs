@@ -18,9 +18,11 @@ use std::{
 
 use anyhow::{Result, bail};
 
+use crate::demonstration::show;
+
 pub use run::{Run, sweep};
 
-/// Becomes a backend or a stranger when the arguments say so: every program that uses the laboratory calls this first
+/// Becomes a backend, a stranger or the demonstration when the arguments say so: every program that uses the laboratory calls this first
 /// in its `main`, since the laboratory starts its helpers from the running executable.
 pub fn run_if_backend() {
     let mut arguments = std::env::args().skip(1);
@@ -31,6 +33,7 @@ pub fn run_if_backend() {
             backend::serve::main_of_child(arguments.next().as_deref().unwrap_or_default())
         }
         Some(stranger::ROLE) => stranger::serve::main(arguments.next().as_deref().unwrap_or_default()),
+        Some(show::ROLE) => show::main(arguments),
         _ => return,
     };
     if let Err(error) = result {

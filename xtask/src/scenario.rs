@@ -133,6 +133,9 @@ pub struct Nginx {
     /// Whether there is a master process.
     #[serde(default = "yes")]
     pub master: bool,
+    /// Whether it is a daemon.
+    #[serde(default)]
+    pub daemon: bool,
 }
 
 /// How clients reach nginx.

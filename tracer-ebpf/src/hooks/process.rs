@@ -5,7 +5,7 @@ use tracer_ebpf::{COMM_LEN, Process, SignalSent, TaskInfo, Worker, kind, task};
 
 use crate::{
     filter::worker,
-    maps::{NAMES, OWNERS, SIGNALS, WORKERS, offset},
+    maps::{NAMES, OWNERS, SIGNALS, WORKERS, offset, setting},
     output::{counted, header, now, say, write},
     sock::{current_task, oom_flag, read},
 };
@@ -72,8 +72,9 @@ pub fn process_forked(ctx: BtfTracePointContext) -> i32 {
 pub fn process_executed(ctx: BtfTracePointContext) -> i32 {
     let task_struct = ctx.arg::<u64>(0);
     let info = of(task_struct);
-    let is_nginx = NAMES.get_ptr(info.comm).is_some();
     let was_nginx = worker(info.pid).is_some();
+    let may_be = was_nginx || setting!(by_parentage) == 0;
+    let is_nginx = may_be && NAMES.get_ptr(info.comm).is_some();
     if is_nginx {
         counted(WORKERS.insert(info.pid, &NEW_WORKER, 0));
     } else if was_nginx {

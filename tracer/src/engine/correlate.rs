@@ -32,6 +32,8 @@ pub struct Configurations {
     generations: BTreeMap<Pid, Vec<Generation>>,
     /// A worker's master and start.
     workers: BTreeMap<Pid, (Pid, Ktime)>,
+    /// Since when a master's executable is heard, where that is not always; `None`: never.
+    heard: BTreeMap<Pid, Option<Ktime>>,
 }
 
 #[derive(Debug)]
@@ -57,8 +59,13 @@ impl Configurations {
             self.generations.pop_first();
         }
         let generations = self.generations.entry(master).or_default();
+        if since == Ktime(0) {
+            // A master just met: what is known of that number is another's, whose number it was before.
+            generations.clear();
+        }
         let changed = generations
             .last()
+            .filter(|before| !before.config.path.is_empty())
             .map(|before| changed_upstreams(&before.config, &config));
         generations.push(Generation { since, config, peers });
         generations.sort_by_key(|generation| generation.since);
@@ -81,6 +88,21 @@ impl Configurations {
         if !self.workers.contains_key(&worker) {
             self.add_worker(worker, master, Ktime(0));
         }
+    }
+
+    /// Takes in from when on the log function of an instance is heard.
+    pub fn set_heard(&mut self, master: Pid, since: Option<Ktime>) {
+        if since == Some(Ktime(0)) {
+            self.heard.remove(&master);
+        } else if self.heard.len() < PROCESSES {
+            self.heard.insert(master, since);
+        }
+    }
+
+    /// Since when the log function of this worker's executable is heard; `None`: never.
+    pub fn heard_since(&self, worker: Pid) -> Option<Ktime> {
+        let master = self.workers.get(&worker).map_or(worker, |(master, _)| *master);
+        self.heard.get(&master).copied().unwrap_or(Some(Ktime(0)))
     }
 
     /// Whether this process is a master with a configuration.
@@ -156,7 +178,7 @@ impl Configurations {
 
     /// How many entries it holds.
     pub fn len(&self) -> usize {
-        self.workers.len() + self.generations.values().map(Vec::len).sum::<usize>()
+        self.workers.len() + self.heard.len() + self.generations.values().map(Vec::len).sum::<usize>()
     }
 
     /// The generation a worker runs with: the newest one not younger than the worker itself.
@@ -172,12 +194,8 @@ impl Configurations {
         if let Some((master, started)) = self.workers.get(&worker) {
             return newest_before(master, *started);
         }
-        // Not introduced yet, or `master_process off`: then it is its own master, or there is only one to choose.
-        match self.generations.get(&worker) {
-            Some(own) => own.last(),
-            None if self.generations.len() == 1 => self.generations.values().next()?.last(),
-            None => None,
-        }
+        // A process that is its own master, or one not introduced yet: whose it is, nobody can say.
+        self.generations.get(&worker)?.last()
     }
 }
 
@@ -252,6 +270,18 @@ impl LogJoin {
     /// Takes the oldest waiting text that `fits`.
     pub fn take_text(&mut self, fits: impl Fn(&LogLine) -> bool) -> Option<LogLine> {
         let index = self.texts.iter().position(|(_, text)| fits(text))?;
+        self.texts.remove(index).map(|(_, text)| text)
+    }
+
+    /// Takes the oldest text that has waited so long for its line and `fits`.
+    pub fn take_unheard(
+        &mut self,
+        now: Ktime,
+        wait: u64,
+        fits: impl Fn(&LogLine) -> bool,
+    ) -> Option<LogLine> {
+        let is_unheard = |(read_at, text): &(Ktime, LogLine)| now.since(*read_at) >= wait && fits(text);
+        let index = self.texts.iter().position(is_unheard)?;
         self.texts.remove(index).map(|(_, text)| text)
     }
 

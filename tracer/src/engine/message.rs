@@ -89,6 +89,24 @@ impl Said {
         }
     }
 
+    /// What nginx will have logged about a `connect()` that the kernel saw fail; its text is not known.
+    pub fn by_connect(peer: Peer, errno: Errno) -> Self {
+        Self {
+            meaning: Meaning::ConnectAtOnce,
+            line: None,
+            errno: Some(errno),
+            action: None,
+            argument: Some(peer.to_string()),
+            peer: Some(peer),
+            text: String::new(),
+        }
+    }
+
+    /// Not nginx said it.
+    pub fn is_by_kernel(&self) -> bool {
+        self.text.is_empty()
+    }
+
     /// From a line of a log file.
     pub fn logged(log: &LogLine) -> Self {
         let level = match log.level.as_str() {

@@ -326,7 +326,20 @@ impl Lab {
                 addresses: vec![Ipv4Addr::LOCALHOST.into(), own],
             },
         );
+        lab.introduce(WORKER);
         lab
+    }
+
+    /// Says whose this worker is.
+    fn introduce(&mut self, worker: Pid) {
+        self.tell(
+            ms(-9000),
+            Input::Worker {
+                worker,
+                master: Pid(800),
+                started: ms(-9500),
+            },
+        );
     }
 
     fn tell(&mut self, at: Ktime, input: Input) {
@@ -1182,6 +1195,7 @@ fn configured(upstream: &str, address: &str) -> ConfiguredPeer {
 
 fn configure(lab: &mut Lab, since: Ktime, peers: Vec<ConfiguredPeer>) {
     let config = Config {
+        path: "/etc/nginx/nginx.conf".to_owned(),
         peers,
         ..Config::default()
     };
@@ -1423,6 +1437,269 @@ fn without_nginx_s_voice_the_file_tells_what_it_can() {
         (attempts[1].peer.clone(), verdict(attempts[1]).0),
         (Some(peer("unix:/x")), "unix-missing")
     );
+}
+
+fn instance(pid: u32, worker: Pid, heard_since: Option<Ktime>) -> Input {
+    Input::Instance(crate::event::Instance {
+        pid: Pid(pid),
+        workers: vec![worker],
+        heard_since,
+        ..crate::samples::instance()
+    })
+}
+
+#[test]
+fn an_executable_that_is_not_heard_is_judged_as_without_nginx_s_voice() {
+    for (since, has_line) in [(Some(ms(50)), true), (None, true), (None, false)] {
+        let mut lab = Lab::new();
+        let worker = Pid(900);
+        lab.tell(ms(-10), instance(899, worker, since));
+        lab.see(no_socket(APP));
+        lab.end(Exchange {
+            worker,
+            ..refused(APP)
+        });
+        if has_line {
+            let text = LogLine {
+                pid: worker,
+                ..logged("connect() failed", Some(111), APP)
+            };
+            lab.tell(ms(20), Input::LogLine(text));
+        }
+        lab.tell(ms(200), Input::Tick);
+        lab.tell(ms(400), Input::Tick);
+        let attempt = lab.only();
+        assert_eq!(verdict(&attempt).0, "no-listener");
+        assert_eq!(attempt.nginx_says.is_some(), has_line, "{attempt:#?}");
+        let is_said = attempt
+            .unseen
+            .iter()
+            .any(|unseen| unseen.contains("was not heard at that time"));
+        assert_eq!(is_said, !has_line, "{:?}", attempt.unseen);
+    }
+}
+
+#[test]
+fn a_timeout_of_an_executable_that_is_not_heard_is_no_client_that_left() {
+    let mut lab = Lab::new();
+    let worker = Pid(900);
+    lab.tell(ms(-10), instance(899, worker, None));
+    // Others' lines are heard.
+    lab.see(Event::Line(line(9, ms(-5), "upstream timed out", Some(110))));
+    lab.end(Exchange {
+        worker,
+        ..sent(APP, ms(700))
+    });
+    assert_eq!(lab.only().outcome, Outcome::TimedOut);
+}
+
+#[test]
+fn a_lone_line_of_a_worker_not_heard_yet_is_an_attempt() {
+    for since in [Some(ms(500)), None] {
+        let mut lab = Lab::new();
+        lab.tell(ms(-10), instance(899, Pid(900), since));
+        lab.tell(ms(-10), Input::Clock { unix_ns: 1_000 });
+        let text = LogLine {
+            pid: Pid(900),
+            time: 0,
+            ..logged("connect() to unix:/x failed", Some(2), "unix:/x")
+        };
+        lab.tell(ms(1), Input::LogLine(text));
+        for at in [100, 200, 300, 600] {
+            lab.tell(ms(at), Input::Tick);
+        }
+        assert_eq!(lab.only().peer, Some(peer("unix:/x")));
+    }
+}
+
+#[test]
+fn attempts_of_a_worker_not_introduced_yet_wait_for_their_names() {
+    let mut lab = Lab::new();
+    let worker = Pid(900);
+    configure(&mut lab, ms(-8000), vec![configured("another", APP)]);
+    lab.see(no_socket(APP));
+    lab.end(Exchange {
+        worker,
+        ..refused(APP)
+    });
+    lab.end(Exchange {
+        worker,
+        id: id(2, 1),
+        end: EndKind::NextExchange,
+        first_received_at: Some(ms(3)),
+        last_received_at: Some(ms(3)),
+        received: 10,
+        ..sent(APP, ms(4))
+    });
+    assert!(lab.attempts().is_empty(), "whose worker it is is not known");
+    let config = Config {
+        peers: vec![configured("own", APP)],
+        ..Config::default()
+    };
+    lab.tell(
+        ms(30),
+        Input::Config {
+            master: Pid(899),
+            since: Ktime(0),
+            config,
+        },
+    );
+    lab.tell(ms(30), instance(899, worker, Some(Ktime(0))));
+    lab.tell(
+        ms(30),
+        Input::Worker {
+            worker,
+            master: Pid(899),
+            started: ms(-1),
+        },
+    );
+    lab.tell(ms(300), Input::Tick);
+    lab.tell(ms(600), Input::Tick);
+    let names: Vec<_> = lab
+        .attempts()
+        .iter()
+        .map(|attempt| attempt.upstream.clone())
+        .collect();
+    assert_eq!(names, [Some("own".to_owned()), Some("own".to_owned())]);
+}
+
+#[test]
+fn a_worker_that_is_never_introduced_has_no_names() {
+    let mut lab = Lab::new();
+    configure(&mut lab, ms(-8000), vec![configured("another", APP)]);
+    lab.see(no_socket(APP));
+    lab.end(Exchange {
+        worker: Pid(900),
+        ..refused(APP)
+    });
+    lab.tell(ms(200), Input::Tick);
+    lab.tell(ms(400), Input::Tick);
+    let attempts = lab.attempts();
+    assert_eq!((attempts.len(), &attempts[0].upstream), (1, &None));
+}
+
+#[test]
+fn a_master_s_number_used_again_has_its_own_names() {
+    let mut lab = Lab::new();
+    for since in [Ktime(0), ms(-8000)] {
+        configure(&mut lab, since, vec![configured("before", APP)]);
+    }
+    configure(&mut lab, Ktime(0), vec![configured("after", APP)]);
+    lab.see(no_socket(APP));
+    lab.end(refused(APP));
+    assert_eq!(lab.only().upstream.as_deref(), Some("after"));
+}
+
+fn connect_failed(to: &str, errno: i32) -> Event {
+    Event::ConnectFailed {
+        at: ms(0),
+        worker: WORKER,
+        peer: peer(to),
+        errno: Errno(errno),
+    }
+}
+
+const CONNECTS: [(&str, i32, Outcome); 7] = [
+    ("unix:/x", 2, Outcome::Missing),
+    ("unix:/x", 13, Outcome::Denied),
+    ("unix:/x", 11, Outcome::Exhausted),
+    ("unix:/x", 111, Outcome::Refused),
+    (FAR, 101, Outcome::Unreachable),
+    (FAR, 99, Outcome::Exhausted),
+    (FAR, 13, Outcome::Denied),
+];
+
+/// Hooks as on a kernel where fexit loads.
+fn with_connects(missing: &[&str]) -> Lab {
+    let mut lab = Lab::new();
+    let hooks = ["nginx-log", "connect-errno"].map(|sees| HookStatus {
+        sees: sees.to_owned(),
+        how: (!missing.contains(&sees)).then(|| "a way".to_owned()),
+        why_not: None,
+        without: "it is not seen".to_owned(),
+    });
+    lab.tell(ms(-9000), Input::Hooks(hooks.into()));
+    lab
+}
+
+#[test]
+fn a_connect_that_failed_at_once_is_an_attempt_without_nginx_s_voice() {
+    for (to, errno, outcome) in CONNECTS {
+        let mut lab = with_connects(&["nginx-log"]);
+        lab.see(connect_failed(to, errno));
+        lab.tell(ms(150), Input::Tick);
+        lab.tell(ms(400), Input::Tick);
+        let attempt = lab.only();
+        assert_eq!(
+            (attempt.peer.clone(), attempt.outcome, attempt.errno),
+            (Some(peer(to)), outcome, Some(Errno(errno)))
+        );
+        assert_eq!((attempt.nginx_says, attempt.log), (None, None));
+    }
+}
+
+#[test]
+fn a_connect_that_failed_at_once_is_not_doubled_by_its_line() {
+    for (to, errno, outcome) in CONNECTS {
+        let mut lab = with_connects(&[]);
+        lab.see(connect_failed(to, errno));
+        lab.see(Event::Line(Line {
+            at: us(20),
+            ..at_once(to, errno)
+        }));
+        lab.tell(ms(150), Input::Tick);
+        lab.tell(ms(400), Input::Tick);
+        let attempt = lab.only();
+        assert_eq!(attempt.outcome, outcome);
+        assert!(attempt.nginx_says.is_some(), "{attempt:#?}");
+    }
+}
+
+#[test]
+fn a_connect_that_failed_at_once_is_not_doubled_by_the_log_file() {
+    for is_line_first in [false, true] {
+        let mut lab = with_connects(&["nginx-log"]);
+        let text = || {
+            Input::LogLine(LogLine {
+                level: "crit".to_owned(),
+                ..logged("connect() to unix:/x failed", Some(2), "unix:/x")
+            })
+        };
+        if is_line_first {
+            lab.tell(ms(0), text());
+        }
+        lab.see(connect_failed("unix:/x", 2));
+        if !is_line_first {
+            lab.tell(ms(20), text());
+        }
+        lab.tell(ms(150), Input::Tick);
+        lab.tell(ms(400), Input::Tick);
+        let attempt = lab.only();
+        assert!(attempt.log.is_some(), "{attempt:#?}");
+        assert!(attempt.nginx_says.is_some());
+    }
+}
+
+#[test]
+fn the_socket_of_a_connect_that_failed_at_once_joins_it() {
+    for missing in [&[][..], &["nginx-log"][..]] {
+        let mut lab = with_connects(missing);
+        lab.see(connect_failed(FAR, 99));
+        let line = missing.is_empty().then(|| at_once(FAR, 99));
+        if let Some(line) = line.clone() {
+            lab.see(Event::Line(line));
+        }
+        lab.end(Exchange {
+            local: None,
+            line: line.map(|line| line.id),
+            ..connect(FAR, ms(0))
+        });
+        lab.tell(ms(150), Input::Tick);
+        lab.tell(ms(400), Input::Tick);
+        let attempt = lab.only();
+        assert!(attempt.connection.is_some(), "{attempt:#?}");
+        assert_eq!(attempt.errno, Some(Errno(99)));
+    }
 }
 
 #[test]

@@ -11,7 +11,10 @@ use std::{
 
 use nix::{
     fcntl::{OFlag, open, readlinkat},
-    sys::stat::Mode,
+    sys::{
+        stat::Mode,
+        statfs::{OVERLAYFS_SUPER_MAGIC, statfs},
+    },
     time::{ClockId, clock_gettime},
     unistd::{SysconfVar, sysconf},
 };
@@ -61,8 +64,24 @@ pub fn exe(pid: Pid) -> io::Result<String> {
 
 /// Device and inode of its executable, also when the file was replaced since.
 pub fn exe_inode(pid: Pid) -> io::Result<(u64, u64)> {
-    let meta = fs::metadata(format!("/proc/{pid}/exe"))?;
-    Ok((meta.dev(), meta.ino()))
+    file_identity(Path::new(&format!("/proc/{pid}/exe")))
+}
+
+/// What tells a file from every other: device and inode.
+///
+/// Containers of one image share its files through overlays, each a device of its own; a probe on the file under one of
+/// them is a probe under all. There the time of the last change stands in for the device.
+pub fn file_identity(path: &Path) -> io::Result<(u64, u64)> {
+    let meta = fs::metadata(path)?;
+    let is_overlay = statfs(path).is_ok_and(|found| found.filesystem_type() == OVERLAYFS_SUPER_MAGIC);
+    let device = if is_overlay {
+        let changed = meta.mtime().wrapping_mul(1_000_000_000) + meta.mtime_nsec();
+        // No device number has its highest bit set.
+        changed.cast_unsigned() | 1 << 63
+    } else {
+        meta.dev()
+    };
+    Ok((device, meta.ino()))
 }
 
 /// Its arguments as they lie in memory, separated by NUL bytes.

@@ -15,7 +15,6 @@ const AF_UNIX: u8 = 1;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IPPROTO_TCP: u8 = 6;
-const INET_DIAG_SKV6ONLY: u16 = 11;
 const UNIX_DIAG_NAME: u16 = 0;
 const UNIX_DIAG_VFS: u16 = 1;
 const UNIX_DIAG_RQLEN: u16 = 4;
@@ -39,21 +38,6 @@ const STATES: [&str; 13] = [
 const ESTABLISHED: u8 = 1;
 const LISTEN: u8 = 10;
 
-/// A listening TCP socket.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TcpListener {
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// The IPv6 socket takes no IPv4 connections.
-    pub is_v6only: bool,
-    /// Connections waiting for `accept()`.
-    pub queue: u32,
-    /// The accept queue's limit.
-    pub limit: u32,
-    /// The socket's inode.
-    pub inode: u64,
-}
-
 /// A unix socket that is no accepted or connected end: it listens, or is merely bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnixSocket {
@@ -69,23 +53,6 @@ pub struct UnixSocket {
     pub queue: Option<(u32, u32)>,
     /// The socket's inode.
     pub inode: u64,
-}
-
-/// Every listening TCP socket.
-pub fn tcp_listeners() -> io::Result<Vec<TcpListener>> {
-    let mut listeners = Vec::new();
-    for family in [AF_INET, AF_INET6] {
-        ask_inet(family, 1 << LISTEN, 0, |socket| {
-            listeners.push(TcpListener {
-                address: socket.source,
-                is_v6only: socket.is_v6only,
-                queue: socket.queue,
-                limit: socket.limit,
-                inode: socket.inode,
-            });
-        })?;
-    }
-    Ok(listeners)
 }
 
 /// How many TCP sockets go to `destination`, by state.
@@ -115,21 +82,13 @@ pub fn count_to(destination: SocketAddr) -> io::Result<Vec<(String, u32)>> {
         .collect())
 }
 
-/// `struct inet_diag_msg`, and the one attribute that matters.
+/// What matters of `struct inet_diag_msg`.
 struct InetSocket {
     state: u8,
-    source: SocketAddr,
     destination: SocketAddr,
-    /// Of a listener: connections waiting, and the limit.
-    queue: u32,
-    limit: u32,
-    inode: u64,
-    is_v6only: bool,
 }
 
 impl InetSocket {
-    const SIZE: usize = 72;
-
     fn read(bytes: &[u8]) -> Option<Self> {
         let port = |at: usize| Some(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?));
         let address = |at: usize| {
@@ -141,13 +100,7 @@ impl InetSocket {
         };
         Some(Self {
             state: *bytes.get(1)?,
-            source: SocketAddr::new(address(8)?, port(4)?),
             destination: SocketAddr::new(address(24)?, port(6)?),
-            queue: number(bytes, 56)?,
-            limit: number(bytes, 60)?,
-            inode: number(bytes, 68)?.into(),
-            is_v6only: attributes(bytes.get(Self::SIZE..)?)
-                .any(|(kind, value)| kind == INET_DIAG_SKV6ONLY && value.first() == Some(&1)),
         })
     }
 }

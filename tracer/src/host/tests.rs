@@ -2,7 +2,6 @@
 
 use std::{
     fs::{self, File, Permissions},
-    io::Read,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     os::unix::{
         fs::{MetadataExt, PermissionsExt, chown, symlink},
@@ -10,26 +9,17 @@ use std::{
         process::CommandExt,
     },
     path::Path,
-    process::{Child, Command, Stdio},
-    thread,
+    process::{Child, Command},
     time::{Duration, Instant},
 };
 
 use nix::unistd::{Gid, Uid, User};
 
 use super::*;
-use crate::event::{Errno, PathComponent, UnixPath, UnixSocket};
-
-fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "not within 20 s: {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
+use crate::{
+    event::{Errno, PathComponent, UnixPath, UnixSocket},
+    trials::{eventually, start_ready},
+};
 
 macro_rules! needs_root {
     () => {
@@ -45,20 +35,7 @@ struct Sleeper(Child);
 
 impl Sleeper {
     fn start(mut command: Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("it starts");
-        // It says when it is ready, and ends with its input.
-        let mut ready = [0; 6];
-        child
-            .stdout
-            .as_mut()
-            .expect("piped")
-            .read_exact(&mut ready)
-            .expect("it is ready");
-        Self(child)
+        Self(start_ready(&mut command))
     }
 
     fn shell(script: &str) -> Command {
@@ -102,7 +79,7 @@ impl Drop for Sleeper {
 const OWN: fn() -> Pid = || Pid(std::process::id());
 
 #[test]
-fn a_namespace_has_its_own_addresses_and_listeners() {
+fn a_namespace_has_its_own_addresses() {
     needs_root!();
     let lab = Sleeper::in_netns("ip addr add 192.0.2.7/32 dev lo");
     assert_ne!(netns_of(lab.pid()), netns_of(OWN()));
@@ -113,62 +90,6 @@ fn a_namespace_has_its_own_addresses_and_listeners() {
             "{addresses:?}"
         );
     }
-    let before = listeners(lab.pid()).expect("its listeners");
-    assert_eq!(
-        before
-            .iter()
-            .filter(|listener| matches!(listener.address, Peer::Tcp(_)))
-            .count(),
-        0,
-        "{before:?}"
-    );
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = directory.path().join("a.sock");
-    let (tcp, v6, unix) = lab.run_in(|| {
-        Ok((
-            TcpListener::bind("127.0.0.1:0")?,
-            TcpListener::bind("[::1]:0")?,
-            UnixListener::bind(&path)?,
-        ))
-    });
-    let address = tcp.local_addr().expect("bound");
-    let after = listeners(lab.pid()).expect("its listeners");
-    let listener = after
-        .iter()
-        .find(|listener| listener.address == Peer::Tcp(address))
-        .expect("it listens");
-    assert_eq!(listener.task.pid, OWN());
-    assert_eq!(listener.netns, netns_of(lab.pid()).expect("a namespace"));
-    assert_eq!(
-        (listener.queue, listener.limit > 0, listener.v6only),
-        (0, true, false)
-    );
-    let address6 = Peer::Tcp(v6.local_addr().expect("bound"));
-    assert!(
-        after.iter().any(|listener| listener.address == address6),
-        "{after:?}"
-    );
-    let unix_peer = Peer::Unix(path.to_string_lossy().into_owned());
-    assert!(
-        after
-            .iter()
-            .any(|listener| listener.address == unix_peer && listener.task.pid == OWN()),
-        "{after:?}"
-    );
-    // Two connections that nobody accepts wait in the queue.
-    let _clients = lab.run_in(|| Ok((TcpStream::connect(address)?, TcpStream::connect(address)?)));
-    let after = listeners(lab.pid()).expect("its listeners");
-    let listener = after
-        .iter()
-        .find(|listener| listener.address == Peer::Tcp(address))
-        .expect("it listens");
-    assert_eq!(listener.queue, 2);
-    let own = listeners(OWN()).expect("own listeners");
-    assert!(
-        own.iter()
-            .all(|listener| listener.address != Peer::Tcp(address) || listener.netns != after[0].netns)
-    );
-    drop((tcp, v6, unix));
 }
 
 #[test]

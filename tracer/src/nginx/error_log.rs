@@ -97,6 +97,12 @@ pub fn parse_fresh(line: &str, context: &mut Context, now: i64) -> Option<LogLin
     Some(parsed)
 }
 
+/// Takes a line apart that may be old; `None` unless it was surely written within the last seconds before `now`.
+#[must_use]
+pub fn parse_recent(line: &str, context: &Context, now: i64) -> Option<LogLine> {
+    parse(line, context).filter(|parsed| (now - parsed.time).abs() <= FRESH)
+}
+
 /// Takes a line apart; `None`: it is not the beginning of an nginx log line.
 #[must_use]
 pub fn parse(line: &str, context: &Context) -> Option<LogLine> {

@@ -3,7 +3,13 @@
 //! A process is an nginx when the text of its executable says so; its name alone proves nothing. Nothing is run and
 //! nothing is asked: everything comes from `/proc` and from the executable's bytes.
 
-use std::{collections::BTreeMap, io, path::Path, rc::Rc};
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    io,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
 
 use crate::{
     event::{Instance, Ktime, Netns, Pid},
@@ -185,6 +191,53 @@ pub fn find(target: &Target) -> Result<Vec<Found>, FindError> {
             Ok(instances(&candidates))
         }
     }
+}
+
+/// Where packages and builds from source put nginx, beside the folders of `PATH`.
+const PLACES: [&str; 12] = [
+    "/usr/sbin",
+    "/usr/bin",
+    "/usr/local/sbin",
+    "/usr/local/bin",
+    "/usr/local/nginx/sbin",
+    "/usr/local/openresty/nginx/sbin",
+    "/usr/local/openresty-debug/nginx/sbin",
+    "/usr/local/angie/sbin",
+    "/usr/local/tengine/sbin",
+    "/usr/local/freenginx/sbin",
+    "/opt/nginx/sbin",
+    "/opt/openresty/nginx/sbin",
+];
+
+/// Executables on this host that `target` may mean, whether they run or not: each by its device and inode.
+///
+/// An nginx that starts later is heard from its first line on when its executable is known before.
+#[must_use]
+pub fn installed(target: &Target, path: Option<&OsStr>) -> BTreeMap<(u64, u64), PathBuf> {
+    let names: Vec<&str> = match target {
+        Target::Pid(_) => return BTreeMap::new(),
+        Target::Name(name) if name == "nginx" => NAMES.to_vec(),
+        // A fork's executable may well be called nginx, and only the link to it by the fork's own name.
+        Target::Name(name) => vec![name],
+    };
+    let mut found = BTreeMap::new();
+    for folder in path
+        .into_iter()
+        .flat_map(std::env::split_paths)
+        .chain(PLACES.map(PathBuf::from))
+        .filter(|folder| folder.is_absolute())
+    {
+        for file in names.iter().map(|name| folder.join(name)) {
+            if let Ok(identity) = process::file_identity(&file)
+                && file.is_file()
+                && !found.contains_key(&identity)
+                && matches!(build::read_file(&file), Ok(Some(_)))
+            {
+                found.insert(identity, file);
+            }
+        }
+    }
+    found
 }
 
 fn base_name(path: &str) -> &str {
@@ -375,6 +428,7 @@ fn describe(family: &[Member<'_>], is_orphaned: bool) -> Found {
             conf,
             workers,
             netns: process::netns_of(head.pid).unwrap_or_default(),
+            heard_since: None,
         },
         processes,
         executable: head.executable,

@@ -35,6 +35,8 @@ pub struct Tail {
     unseen: Vec<String>,
     has_more: bool,
     lost: u64,
+    /// How far before its end a file that is there already is read.
+    back: u64,
 }
 
 #[derive(Debug)]
@@ -61,7 +63,14 @@ impl Tail {
     /// yet is read from its beginning once it appears.
     #[must_use]
     pub fn open(pid: Pid, targets: &[String]) -> Self {
+        Self::open_back(pid, targets, 0)
+    }
+
+    /// As [`Self::open`], beginning so many bytes before the end of a file: at a line that is whole.
+    #[must_use]
+    pub fn open_back(pid: Pid, targets: &[String], back: u64) -> Self {
         let mut tail = Self {
+            back,
             root: None,
             inotify: Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).ok(),
             logs: vec![],
@@ -104,7 +113,7 @@ impl Tail {
                 if self.logs.iter().any(is_known) {
                     return;
                 }
-                open.go_to_end();
+                open.go_to_end(self.back);
                 log.current = Some(open);
             }
             // /dev/stderr and what links to it, as in containers: it leads to whatever the reader has there.
@@ -243,8 +252,9 @@ impl Tail {
 }
 
 impl Open {
-    fn go_to_end(&mut self) {
-        self.offset = self.file.metadata().map_or(0, |meta| meta.len());
+    fn go_to_end(&mut self, back: u64) {
+        let length = self.file.metadata().map_or(0, |meta| meta.len());
+        self.offset = length.saturating_sub(back);
         let mut last = [b'\n'];
         if self.offset > 0 {
             let _ = self.file.read_exact_at(&mut last, self.offset - 1);

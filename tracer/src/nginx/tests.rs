@@ -21,28 +21,17 @@ use nix::{
 use super::{
     config::{self, Options},
     error_log::{self, Context, Zone},
-    find::{FindError, Found, Process, Role, Target, find},
+    find::{FindError, Found, Process, Role, Target, find, installed},
     tail::Tail,
 };
 
 use crate::{
     event::{Config, Errno, LogLine, Netns, Peer, Pid},
     host::process::processor_time,
+    trials::eventually,
 };
 
 const NGINX: &str = "/usr/sbin/nginx";
-
-/// Asks again and again until there is an answer.
-fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "not within 20 s: {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
 
 /// Why such a test cannot run here.
 fn obstacle() -> Option<&'static str> {
@@ -192,6 +181,31 @@ fn plain() -> String {
         HEAD,
         "server { listen unix:@/front.sock; location / { return 200 ok; } }",
     )
+}
+
+#[test]
+fn executables_are_found_before_they_run() {
+    needs_nginx!();
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let angie = folder.path().join("angie");
+    fs::copy(NGINX, &angie).expect("a copy");
+    fs::write(folder.path().join("tengine"), "#!/bin/sh\n").expect("another program");
+    let link = folder.path().join("nginx");
+    std::os::unix::fs::symlink(NGINX, &link).expect("a link");
+    let found = |name: &str| -> Vec<PathBuf> {
+        let target = Target::Name(name.to_owned());
+        let mut found: Vec<PathBuf> = installed(&target, Some(folder.path().as_os_str()))
+            .into_values()
+            .filter(|path| path.starts_with(folder.path()))
+            .collect();
+        found.sort();
+        found
+    };
+    // The link leads to the file that the well-known places have as well: it counts once.
+    assert_eq!(found("nginx"), [angie.clone(), link]);
+    assert_eq!(found("angie"), [angie]);
+    assert_eq!(found("tengine"), [PathBuf::new(); 0]);
+    assert!(installed(&Target::Pid(Pid(1)), None).is_empty());
 }
 
 #[test]

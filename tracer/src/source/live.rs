@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     event::{
-        Answer, Config, EndKind, Event, Exchange, Input, Ktime, Line, LossClass, Netns, Peer, Pid, Question,
-        Stamped, decode::Decoder,
+        Answer, Config, EndKind, Event, Exchange, Input, Instance, Ktime, Line, LossClass, Netns, Peer, Pid,
+        Question, Stamped, decode::Decoder,
     },
     host,
     kernel::{Kernel, KernelOptions, ring::Ring},
@@ -38,6 +38,8 @@ const SWEEP_AFTER: u64 = 500_000_000;
 const UNIX_LINE_WAIT: u64 = 100_000_000;
 const TICK: u64 = 100_000_000;
 const SECOND: u64 = 1_000_000_000;
+/// How much of its error log an nginx that started since may have written before it was found.
+const WRITTEN_MEANWHILE: u64 = 64 << 10;
 /// Error-log files followed at once.
 const MAX_LOGS: usize = 64;
 const SWEEP_EVERY: u64 = 10 * SECOND;
@@ -46,6 +48,8 @@ const CLOCK_EVERY: u64 = 60 * SECOND;
 const GENERATION: u64 = 2 * SECOND;
 /// A worker that has ended by itself is replaced at once.
 const REPLACED_WITHIN: u64 = SECOND / 10;
+/// A master's child that executes something does so this soon.
+const EXECUTED_WITHIN: u64 = 5_000_000;
 
 /// Where names come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +84,8 @@ struct Known {
     config: Config,
     forked_at: Ktime,
     worker_ended_at: Ktime,
+    /// The master of another executable that this one started (a binary upgrade under way).
+    upgraded_by: Option<Pid>,
 }
 
 /// The live source.
@@ -90,11 +96,18 @@ pub struct Live {
     options: LiveOptions,
     instances: BTreeMap<Pid, Known>,
     members: BTreeSet<Pid>,
-    /// When each process was forked, exactly; `/proc` knows it to a hundredth of a second.
-    forked: BTreeMap<Pid, Ktime>,
-    heard: BTreeSet<(u64, u64)>,
+    /// When each process was forked, exactly, and by whom; `/proc` knows the time to a hundredth of a second.
+    forked: BTreeMap<Pid, (Ktime, Pid)>,
+    /// Since when the log function of each executable is heard; `None`: it cannot be.
+    heard: BTreeMap<(u64, u64), Option<Ktime>>,
+    /// Records that wait for the next look: whether a child executes something is not yet known.
+    held: VecDeque<(Ktime, Event)>,
+    has_begun: bool,
+    is_ending: bool,
     log: error_log::Context,
     tails: BTreeMap<(u32, String), Tail>,
+    /// Those of which the next lines may be older than the trace.
+    reaching_back: BTreeSet<(u32, String)>,
     named_netns: BTreeSet<Netns>,
     inputs: Vec<Stamped>,
     last: Ktime,
@@ -143,14 +156,11 @@ impl Live {
                 .next()
                 .map(str::to_owned)
         }));
-        if let Target::Pid(_) = options.target {
-            // Membership is by parentage; only what the followed nginx itself executes may become one of its own.
-            names.truncate(0);
-        }
         let mut kernel = Kernel::load(&KernelOptions {
             without: options.without.clone(),
             names,
-            executables: executables(&found),
+            by_parentage: matches!(options.target, Target::Pid(_)),
+            executables: executables(&found).into_values().collect(),
             verbose: options.verbose,
         })?;
         let ring = kernel.take_ring()?;
@@ -167,13 +177,17 @@ impl Live {
             instances: BTreeMap::new(),
             members: BTreeSet::new(),
             forked: BTreeMap::new(),
-            heard: found.iter().map(|found| found.executable).collect(),
+            heard: BTreeMap::new(),
+            held: VecDeque::new(),
+            has_begun: false,
+            is_ending: false,
             log: error_log::Context {
                 zone: Zone::utc(),
                 pids: BTreeMap::new(),
                 unix_paths: Vec::new(),
             },
             tails: BTreeMap::new(),
+            reaching_back: BTreeSet::new(),
             named_netns: BTreeSet::new(),
             inputs: Vec::new(),
             last: Ktime(0),
@@ -186,8 +200,45 @@ impl Live {
             next_sweep: 0,
             next_clock: 0,
         };
+        for (executable, path) in executables(&found) {
+            let since = live.kernel.hears(&path).then_some(Ktime(0));
+            live.heard.insert(executable, since);
+        }
+        live.hear_installed();
         live.begin()?;
         Ok(live)
+    }
+
+    /// Hears executables before they run, so that the first failures of an nginx that starts later have their lines.
+    fn hear_installed(&mut self) {
+        let path = std::env::var_os("PATH");
+        for (executable, path) in find::installed(&self.options.target, path.as_deref()) {
+            if self.heard.contains_key(&executable) {
+                continue;
+            }
+            match self.kernel.hear(&path) {
+                Ok(()) => {
+                    self.heard.insert(executable, Some(Ktime(0)));
+                }
+                Err(error) => log::debug!("{}: not heard: {error:#}", path.display()),
+            }
+        }
+    }
+
+    /// Hears the executable of a process that runs; since when it is heard.
+    fn hear(&mut self, pid: Pid, executable: (u64, u64)) -> Option<Ktime> {
+        if let Some(since) = self.heard.get(&executable) {
+            return *since;
+        }
+        let since = match self.kernel.hear(&exe_link(pid)) {
+            Ok(()) => Some(boottime()),
+            Err(error) => {
+                log::warn!("pid {pid}: its error lines are read from its log file only: {error:#}");
+                None
+            }
+        };
+        self.heard.insert(executable, since);
+        since
     }
 
     fn begin(&mut self) -> Result<()> {
@@ -219,6 +270,7 @@ impl Live {
         }
         self.next_second = now.0 + SECOND;
         self.next_sweep = now.0 + SWEEP_EVERY;
+        self.has_begun = true;
         Ok(())
     }
 
@@ -297,6 +349,7 @@ impl Live {
         let now = boottime();
         let (answered, in_flight) = self.kernel.finish(now)?;
         self.next_second = 0;
+        self.is_ending = true;
         let mut inputs = Vec::new();
         for _ in 0..LAST_BATCHES {
             inputs.append(&mut self.poll()?);
@@ -328,16 +381,52 @@ impl Live {
 
     /// Takes what lies in the ring, at most a batch; how many records that was.
     fn take_records(&mut self) -> usize {
-        let mut records = Vec::new();
+        let mut records = std::mem::take(&mut self.held);
         let decoder = &self.decoder;
-        self.ring.drain(BATCH, |bytes| {
-            records.push((Decoder::time_of(bytes), decoder.decode(bytes)))
+        let taken = self.ring.drain(BATCH, |bytes| {
+            records.push_back((Decoder::time_of(bytes), decoder.decode(bytes)))
         });
-        let taken = records.len();
-        for (at, event) in records {
+        let now = boottime();
+        let executed: BTreeSet<Pid> = records
+            .iter()
+            .filter_map(|(_, event)| match event {
+                Event::Executed { pid, .. } => Some(*pid),
+                _ => None,
+            })
+            .collect();
+        while let Some((at, event)) = records.pop_front() {
+            if let Event::Forked { parent, child, .. } = &event
+                && self.instances.contains_key(parent)
+            {
+                let has_executed = executed.contains(child);
+                if !has_executed && !self.is_ending && now.since(at) < EXECUTED_WITHIN {
+                    records.push_front((at, event));
+                    break;
+                }
+                if !has_executed {
+                    self.begin_worker(at, *parent, *child);
+                }
+            }
             self.note(at, event);
         }
+        self.held = records;
         taken
+    }
+
+    /// A master forked a worker: what it forks to execute (a binary upgrade) is none.
+    fn begin_worker(&mut self, at: Ktime, master: Pid, worker: Pid) {
+        self.begin_generation(at, master);
+        self.log
+            .pids
+            .insert(host::process::inner_pid(worker).unwrap_or(worker.0), worker);
+        self.push(
+            at,
+            Input::Worker {
+                worker,
+                master,
+                started: at,
+            },
+        );
     }
 
     /// Keeps the books on nginx's processes, and passes the event on.
@@ -345,37 +434,28 @@ impl Live {
         match &mut event {
             Event::Forked { parent, child, .. } => {
                 self.members.insert(*child);
-                self.forked.insert(*child, at);
+                self.forked.insert(*child, (at, *parent));
                 self.look_soon(at);
-                let (parent, child) = (*parent, *child);
-                if self.instances.contains_key(&parent) {
-                    self.begin_generation(at, parent);
-                    self.log
-                        .pids
-                        .insert(host::process::inner_pid(child).unwrap_or(child.0), child);
-                    self.push(
-                        at,
-                        Input::Worker {
-                            worker: child,
-                            master: parent,
-                            started: at,
-                        },
-                    );
-                }
             }
             Event::Executed { pid, is_nginx, .. } => {
                 if *is_nginx {
                     self.members.insert(*pid);
+                    // Its first failure may come before the look.
+                    if let Ok(executable) = host::process::exe_inode(*pid) {
+                        self.hear(*pid, executable);
+                    }
+                    let parent = self.forked.get(pid).map(|(_, parent)| *parent);
+                    if let Some(known) = parent.and_then(|parent| self.instances.get_mut(&parent)) {
+                        known.upgraded_by = Some(*pid);
+                    }
                 }
-                // What the new nginx has done since is behind this record: its names come before.
-                self.look_at = Some(at);
-                self.look(boottime());
                 self.look_soon(at);
             }
             Event::ProcessExited { task, is_nginx, .. } => {
                 if *is_nginx {
                     self.look_soon(at);
                     for known in self.instances.values_mut() {
+                        known.upgraded_by = known.upgraded_by.filter(|pid| *pid != task.pid);
                         if known
                             .found
                             .processes
@@ -539,26 +619,36 @@ impl Live {
         }
     }
 
-    /// An instance was found, or its workers changed.
+    /// An instance was found, or its workers changed: what is configured comes before those who run with it.
     fn adopt_instance(&mut self, now: Ktime, found: Found) {
         let master = found.instance.pid;
-        if self.heard.insert(found.executable)
-            && let Err(error) = self.kernel.hear(&exe_link(master))
-        {
-            log::warn!("pid {master}: its error lines are read from its log file only: {error:#}");
-        }
         let netns = found.instance.netns;
-        self.push(now, Input::Instance(found.instance.clone()));
-        for process in &found.processes {
+        let instance = Instance {
+            heard_since: self.hear(master, found.executable),
+            ..found.instance.clone()
+        };
+        let processes = found.processes.clone();
+        // How the pids in its log lines are to be read, before the first of them is.
+        let inner = processes.iter().map(|process| (process.inner_pid, process.pid));
+        self.log.pids.extend(inner);
+        let known = match self.instances.remove(&master) {
+            Some(known) => Known { found, ..known },
+            None => self.meet_instance(now, found),
+        };
+        self.instances.insert(master, known);
+        self.push(now, Input::Instance(instance));
+        for process in processes {
             self.members.insert(process.pid);
-            self.log.pids.insert(process.inner_pid, process.pid);
             if matches!(process.role, Role::Worker | Role::OldWorker | Role::Single) {
                 self.push(
                     now,
                     Input::Worker {
                         worker: process.pid,
                         master,
-                        started: self.forked.get(&process.pid).copied().unwrap_or(process.started),
+                        started: self
+                            .forked
+                            .get(&process.pid)
+                            .map_or(process.started, |(at, _)| *at),
                     },
                 );
             }
@@ -566,27 +656,28 @@ impl Live {
         if self.named_netns.insert(netns) {
             self.tell_addresses(now, netns, master);
         }
-        let known = self.instances.get(&master);
-        let forked_at = known.map_or(Ktime(0), |known| known.forked_at);
-        let worker_ended_at = known.map_or(Ktime(0), |known| known.worker_ended_at);
-        let config = match self.instances.remove(&master) {
-            Some(known) => known.config,
-            None => {
-                let config = self.read_config(&found, None);
-                self.tell_config(now, master, Ktime(0), &config);
-                self.follow_logs(master, &config);
-                config
-            }
-        };
-        self.instances.insert(
-            master,
-            Known {
-                found,
-                config,
-                forked_at,
-                worker_ended_at,
-            },
-        );
+    }
+
+    /// An instance not seen before: its configuration as the file says it now.
+    fn meet_instance(&mut self, now: Ktime, found: Found) -> Known {
+        let master = found.instance.pid;
+        let config = self.read_config(&found, None);
+        let is_old = |process: &find::Process| process.role == Role::OldWorker;
+        if found.processes.iter().any(is_old) {
+            // What those run with that serve their last requests is not in the file any more.
+            self.tell_config(now, master, Ktime(0), &Config::default());
+            self.tell_config(now, master, found.generation_started(), &config);
+        } else {
+            self.tell_config(now, master, Ktime(0), &config);
+        }
+        self.follow_logs(master, &config);
+        Known {
+            found,
+            config,
+            forked_at: Ktime(0),
+            worker_ended_at: Ktime(0),
+            upgraded_by: None,
+        }
     }
 
     /// The first worker a master forks after a while has the configuration the master has just read.
@@ -600,7 +691,9 @@ impl Live {
         let is_replacement =
             known.worker_ended_at.0 != 0 && at.since(known.worker_ended_at) < REPLACED_WITHIN;
         known.forked_at = at;
-        if is_same || is_replacement {
+        // Beside a new executable's master the old one starts its workers again without reading the file: an upgrade
+        // is taken back.
+        if is_same || is_replacement || known.upgraded_by.is_some() {
             return;
         }
         let found = known.found.clone();
@@ -710,15 +803,19 @@ impl Live {
         };
         let mounts = host::process::namespace_of(reader, "mnt").unwrap_or(0);
         self.log.zone = Zone::of(master);
+        let back = if self.has_begun { WRITTEN_MEANWHILE } else { 0 };
         for target in targets {
             if self.tails.len() >= MAX_LOGS {
                 log::warn!("more than {MAX_LOGS} error logs: {target} is not read");
                 return;
             }
-            let tail = self
-                .tails
-                .entry((mounts, target.clone()))
-                .or_insert_with(|| Tail::open(reader, std::slice::from_ref(&target)));
+            let key = (mounts, target.clone());
+            let tail = self.tails.entry(key.clone()).or_insert_with(|| {
+                if back > 0 {
+                    self.reaching_back.insert(key);
+                }
+                Tail::open_back(reader, std::slice::from_ref(&target), back)
+            });
             for unseen in tail.unseen() {
                 log::info!("{unseen}");
             }
@@ -729,13 +826,19 @@ impl Live {
         let now = self.last;
         let mut lines = Vec::new();
         let mut lost = 0;
-        for tail in self.tails.values_mut() {
-            lines.append(&mut tail.poll_lines());
+        for (key, tail) in &mut self.tails {
+            let is_old = self.reaching_back.remove(key);
+            lines.extend(tail.poll_lines().into_iter().map(|line| (line, is_old)));
             lost += tail.take_lost();
         }
         let unix_seconds = host::clock().1 / 1_000_000_000;
-        for line in lines {
-            if let Some(parsed) = error_log::parse_fresh(&line, &mut self.log, unix_seconds) {
+        for (line, is_old) in lines {
+            let parsed = if is_old {
+                error_log::parse_recent(&line, &self.log, unix_seconds)
+            } else {
+                error_log::parse_fresh(&line, &mut self.log, unix_seconds)
+            };
+            if let Some(parsed) = parsed {
                 self.push(now, Input::LogLine(parsed));
             }
         }
@@ -763,11 +866,10 @@ fn exe_link(pid: Pid) -> PathBuf {
 }
 
 /// One path per executable, through a process that runs it: right for containers and for replaced files.
-fn executables(found: &[Found]) -> Vec<PathBuf> {
-    let mut seen = BTreeSet::new();
+fn executables(found: &[Found]) -> BTreeMap<(u64, u64), PathBuf> {
     found
         .iter()
-        .filter(|found| seen.insert(found.executable))
-        .map(|found| exe_link(found.instance.pid))
+        .rev()
+        .map(|found| (found.executable, exe_link(found.instance.pid)))
         .collect()
 }

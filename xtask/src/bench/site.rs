@@ -123,6 +123,7 @@ fn start(run: &Run, namespace: &Netns, program: &Path, label: &str, http: &str) 
             config: &config,
             folder: &folder,
             workers: WORKERS,
+            daemon: false,
         },
     )
     .with_context(|| format!("starting the nginx called {label}"))

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Run, wait_for};
+use super::{Run, run::making, wait_for};
 
 /// Where memory control groups can be made: version 1's own tree, or version 2's with the memory controller on.
 fn root() -> Option<(PathBuf, &'static str)> {
@@ -44,6 +44,7 @@ impl MemoryLimit {
             name: run.unique_name(),
         };
         let folder = root.join(&group.name);
+        let _making = making();
         fs::create_dir(&folder).with_context(|| format!("making {}", folder.display()))?;
         fs::write(folder.join(limit), bytes.to_string())
             .with_context(|| format!("limiting {}", folder.display()))?;

@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, setns};
 
 use super::{
     Run,
-    run::{processes_in, spawn},
+    run::{NETNS, making, processes_in, spawn},
 };
 
 /// nginx's end of the cable.
@@ -41,7 +41,11 @@ impl Netns {
         let name = run.unique_name();
         {
             let _adding = ADDING.lock().unwrap_or_else(PoisonError::into_inner);
+            let was_mounted = is_mounted(NETNS);
             finish(Command::new("ip").args(["netns", "add", &name]))?;
+            if !was_mounted {
+                run.note_netns_mount()?;
+            }
         }
         let path = format!("/run/netns/{name}");
         let file = File::open(&path).with_context(|| format!("opening {path}"))?;
@@ -112,9 +116,16 @@ impl Drop for Netns {
     }
 }
 
+/// Whether something is mounted at this place.
+fn is_mounted(place: &str) -> bool {
+    std::fs::read_to_string("/proc/self/mounts")
+        .is_ok_and(|mounts| mounts.lines().any(|mount| mount.split(' ').nth(1) == Some(place)))
+}
+
 /// Runs a command to its end.
 pub(crate) fn finish(command: &mut Command) -> Result<String> {
     let shown = format!("{command:?}");
+    let _making = making();
     let Output {
         status,
         stdout,

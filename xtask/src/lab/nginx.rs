@@ -18,7 +18,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A running nginx; killed when dropped.
 #[derive(Debug)]
 pub struct Nginx {
-    child: Child,
+    /// The master, or the only process.
+    pid: u32,
+    /// The same, while it is a child of ours: a daemon is nobody's.
+    child: Option<Child>,
     folder: PathBuf,
 }
 
@@ -33,6 +36,8 @@ pub struct Start<'a> {
     pub folder: &'a Path,
     /// Whether to wait for worker processes.
     pub workers: usize,
+    /// Whether it becomes a daemon, as services do: only then does nginx start another executable beside itself.
+    pub daemon: bool,
 }
 
 impl Nginx {
@@ -53,18 +58,22 @@ impl Nginx {
                 .arg(folder.join("error.log"))
                 .arg("-c")
                 .arg(&config)
-                .args(["-g", "daemon off;"])
+                .args(["-g", if start.daemon { "daemon on;" } else { "daemon off;" }])
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(errors),
         )?;
         let mut nginx = Self {
-            child,
+            pid: child.id(),
+            child: Some(child),
             folder: folder.to_owned(),
         };
+        if start.daemon {
+            nginx.wait_for_daemon()?;
+        }
         let wanted = start.workers;
         wait_for(format!("nginx with {wanted} workers"), PATIENCE, || {
-            if let Ok(Some(status)) = nginx.child.try_wait() {
+            if let Some(Ok(Some(status))) = nginx.child.as_mut().map(Child::try_wait) {
                 let said = fs::read_to_string(nginx.folder.join("nginx.stderr")).unwrap_or_default();
                 return Err(format!("nginx ended with {status}: {said}{}", nginx.error_log()));
             }
@@ -78,10 +87,51 @@ impl Nginx {
         Ok(nginx)
     }
 
+    /// Waits until the process that was started has left the daemon alone, and follows that.
+    fn wait_for_daemon(&mut self) -> Result<()> {
+        let Some(mut child) = self.child.take() else {
+            return Ok(());
+        };
+        let status = wait_for("nginx to become a daemon", PATIENCE, || match child.try_wait() {
+            Ok(Some(status)) => Ok(status),
+            Ok(None) => Err("it is in the foreground".to_owned()),
+            Err(error) => Err(error.to_string()),
+        })?;
+        ensure!(
+            status.success(),
+            "nginx ended with {status}: {}",
+            self.error_log()
+        );
+        self.pid = wait_for("nginx.pid", PATIENCE, || {
+            self.written_pid().ok_or_else(|| "no pid in it".to_owned())
+        })?;
+        Ok(())
+    }
+
+    fn written_pid(&self) -> Option<u32> {
+        let text = fs::read_to_string(self.folder.join("nginx.pid")).ok()?;
+        text.trim().parse().ok()
+    }
+
+    /// Has a daemon start its executable anew beside itself with another configuration; from then on this is the new
+    /// master, and the old one's process id is returned.
+    pub fn upgrade(&mut self, config: &str, workers: usize) -> Result<u32> {
+        let old = self.pid;
+        fs::write(self.folder.join("nginx.conf"), config).context("writing nginx.conf")?;
+        self.signal(Signal::SIGUSR2)?;
+        self.pid = wait_for("a new master with its workers", PATIENCE, || {
+            match self.written_pid().filter(|pid| *pid != old) {
+                Some(pid) if children(pid).len() == workers => Ok(pid),
+                other => Err(format!("{other:?} in nginx.pid; {}", self.error_log())),
+            }
+        })?;
+        Ok(old)
+    }
+
     /// The master's process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
     }
 
     /// The process ids of the master's children.
@@ -126,7 +176,9 @@ impl Nginx {
     /// Ends nginx in an orderly way.
     pub fn stop(&mut self) -> Result<()> {
         self.signal(Signal::SIGTERM)?;
-        let child = &mut self.child;
+        let Some(child) = &mut self.child else {
+            return wait_for_end(self.pid);
+        };
         let status = wait_for("nginx to end", PATIENCE, || match child.try_wait() {
             Ok(Some(status)) => Ok(status),
             Ok(None) => Err("it runs".to_owned()),
@@ -150,9 +202,35 @@ impl Drop for Nginx {
         for worker in self.workers() {
             let _ = kill(as_pid(worker), Signal::SIGKILL);
         }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        match &mut self.child {
+            Some(child) => {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            None => {
+                let _ = kill(as_pid(self.pid), Signal::SIGKILL);
+            }
+        }
     }
+}
+
+/// Waits until a process is gone that is nobody's child here.
+pub fn wait_for_end(pid: u32) -> Result<()> {
+    wait_for(format!("process {pid} to end"), PATIENCE, || {
+        if is_alive(pid) {
+            Err("it runs".to_owned())
+        } else {
+            Ok(())
+        }
+    })
+}
+
+/// Whether a process runs; a zombie does not.
+fn is_alive(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        stat.rsplit_once(')')
+            .is_some_and(|(_, rest)| !matches!(rest.split_whitespace().next(), Some("Z" | "X") | None))
+    })
 }
 
 /// The living children of a process.

@@ -5,7 +5,10 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::{Child, Command},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        PoisonError, RwLock, RwLockReadGuard,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,7 +23,18 @@ use super::{memory, wait_for};
 /// All names start with this; the process id and its start time follow.
 const PREFIX: &str = "tracer-lab-";
 /// Where iproute2 keeps named namespaces.
-const NETNS: &str = "/run/netns";
+pub(crate) const NETNS: &str = "/run/netns";
+/// In a run's folder: the mount at [`NETNS`] was not there before.
+const NETNS_MOUNT: &str = "netns-mount";
+
+/// Held while something is made; whoever removes a run at a signal takes it for good, so that nothing is made meanwhile
+/// and nobody unwinds into what is being removed.
+static MAKING: RwLock<()> = RwLock::new(());
+
+/// To be held while something is made that the run must remove; from a signal on, nobody gets it any more.
+pub(crate) fn making() -> RwLockReadGuard<'static, ()> {
+    MAKING.read().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A run: whatever it makes carries its name and goes when it goes.
 #[derive(Debug)]
@@ -42,14 +56,15 @@ impl Run {
         sweep()?;
         let name = name_of(std::process::id())?;
         let folder = std::env::temp_dir().join(&name);
+        // Signals first: one that comes now must find everything.
+        remove_on_signal(name.clone())?;
+        let _making = making();
         fs::create_dir_all(folder.join("pids")).with_context(|| format!("making {}", folder.display()))?;
-        let run = Self {
-            name: name.clone(),
+        Ok(Self {
+            name,
             folder,
             next: AtomicU32::new(0),
-        };
-        remove_on_signal(name)?;
-        Ok(run)
+        })
     }
 
     /// A name nobody else has, for a namespace, a control group or a folder.
@@ -57,10 +72,16 @@ impl Run {
         format!("{}-{}", self.name, self.next.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// Remembers that the first namespace of this host made a mount, which nobody else will remove.
+    pub(crate) fn note_netns_mount(&self) -> Result<()> {
+        fs::write(self.folder.join(NETNS_MOUNT), "").context("noting a mount")
+    }
+
     /// A fresh folder that every user may enter: nginx's workers are nobody.
     pub fn folder(&self, label: &str) -> Result<PathBuf> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let folder = self.folder.join(format!("{number}-{label}"));
+        let _making = making();
         fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         Ok(folder)
     }
@@ -68,7 +89,8 @@ impl Run {
     /// Starts a process outside of all namespaces and remembers it, so that it cannot outlive the run.
     pub fn spawn(&self, command: &mut Command) -> Result<Child> {
         let program = command.get_program().display().to_string();
-        let child = spawn(command).with_context(|| format!("starting {program}"))?;
+        let _making = making();
+        let child = unblocked(command).with_context(|| format!("starting {program}"))?;
         let note = self.folder.join("pids").join(child.id().to_string());
         let started = start_time(child.id()).unwrap_or_default();
         fs::write(&note, started).with_context(|| format!("writing {}", note.display()))?;
@@ -78,6 +100,7 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
+        let _making = making();
         if let Err(error) = remove(&self.name) {
             eprintln!("the laboratory could not clean up: {error:#}");
         }
@@ -134,6 +157,13 @@ fn remove(run: &str) -> Result<()> {
     for name in memory::groups(PREFIX).into_iter().filter(belongs) {
         memory::remove(&name)?;
     }
+    if folder.join(NETNS_MOUNT).exists() && entries(Path::new(NETNS)).is_empty() {
+        // Somebody may have made another namespace there just now; then it stays, as it should.
+        let unmounted = Command::new("umount").arg(NETNS).output();
+        if unmounted.is_ok_and(|output| output.status.success()) {
+            let _ = fs::remove_dir(NETNS);
+        }
+    }
     if folder.exists() {
         fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
     }
@@ -172,8 +202,14 @@ pub(crate) fn as_pid(pid: u32) -> Pid {
     Pid::from_raw(pid.cast_signed())
 }
 
-/// Starts a process with no signal blocked: this process blocks those it cleans up on, and children inherit that.
+/// Starts a process that the run removes: one in a namespace of its own.
 pub(crate) fn spawn(command: &mut Command) -> std::io::Result<Child> {
+    let _making = making();
+    unblocked(command)
+}
+
+/// Starts a process with no signal blocked: this process blocks those it cleans up on, and children inherit that.
+fn unblocked(command: &mut Command) -> std::io::Result<Child> {
     let blocked = SigSet::thread_get_mask()?;
     SigSet::empty().thread_set_mask()?;
     let child = command.spawn();
@@ -192,6 +228,7 @@ fn remove_on_signal(run: String) -> Result<()> {
         .name("signals".to_owned())
         .spawn(move || {
             if let Ok(signal) = signals.wait() {
+                let _nobody_makes = MAKING.write().unwrap_or_else(PoisonError::into_inner);
                 eprintln!("{signal}: cleaning up");
                 if let Err(error) = remove(&run) {
                     eprintln!("the laboratory could not clean up: {error:#}");

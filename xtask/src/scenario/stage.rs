@@ -277,6 +277,7 @@ impl Stage {
                 config: &config,
                 folder: &folder,
                 workers: if lab.nginx.master { lab.nginx.workers } else { 0 },
+                daemon: lab.nginx.daemon,
             },
         )?;
         names.set("nginx.pid", nginx.pid().to_string());

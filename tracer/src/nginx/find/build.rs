@@ -1,6 +1,6 @@
 //! What the text inside an nginx executable says: its version and how it was configured. The file is read, never run.
 
-use std::{fs::File, io, io::Read};
+use std::{fs::File, io, io::Read, path::Path};
 
 use crate::event::Pid;
 
@@ -38,10 +38,13 @@ impl Build {
 
 /// Reads the executable of a process; `None`: it is no nginx.
 pub fn read(pid: Pid) -> io::Result<Option<Build>> {
+    read_file(Path::new(&format!("/proc/{pid}/exe")))
+}
+
+/// Reads an executable; `None`: it is no nginx.
+pub fn read_file(path: &Path) -> io::Result<Option<Build>> {
     let mut text = Vec::new();
-    File::open(format!("/proc/{pid}/exe"))?
-        .take(MAX_SIZE)
-        .read_to_end(&mut text)?;
+    File::open(path)?.take(MAX_SIZE).read_to_end(&mut text)?;
     Ok(parse(&text))
 }
 

@@ -252,13 +252,14 @@ fn input() -> impl Strategy<Value = Input> {
             netns: Netns(netns),
             addresses,
         }),
-        1 => vec(any::<u32>(), 0..4).prop_map(|pids| Input::Instance(Instance {
+        1 => (vec(any::<u32>(), 0..4), option::of(time())).prop_map(|(pids, heard_since)| Input::Instance(Instance {
             pid: Pid(1),
             exe: "/usr/sbin/nginx".to_owned(),
             version: None,
             conf: None,
             workers: pids.into_iter().map(Pid).collect(),
             netns: Netns(2),
+            heard_since,
         })),
         1 => (any::<u32>(), time(), config).prop_map(|(master, since, config)| Input::Config {
             master: Pid(master),

@@ -1,6 +1,6 @@
 //! The backend's process ended, or stopped serving, with this connection in its hands.
 
-use super::facts::{End, backend_close_fact, end_of, fin_fact, listener_closed_fact, request_fact, rst_fact};
+use super::facts::{End, closing_facts, end_of, listener_closed_fact};
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject},
@@ -8,21 +8,24 @@ use crate::{
         text::{between, process},
     },
     event::{Exchange, Ktime, Peer, Task},
-    model::{Evidence, Outcome},
+    model::Outcome,
 };
+
+/// What follows from the end of a backend.
+const EXPLAINED: &[&str] = &[
+    "closed-unread",
+    "closed-abortively",
+    "closed-on-accept",
+    "closed-without-response",
+    "closed-mid-response",
+    "response-unread",
+    "keepalive-race",
+];
 
 pub const BACKEND_DIED: Cause = Cause {
     id: "backend-died",
     title: "the backend's process was killed or crashed with this request in hand",
-    explains: &[
-        "closed-unread",
-        "closed-abortively",
-        "closed-on-accept",
-        "closed-without-response",
-        "closed-mid-response",
-        "response-unread",
-        "keepalive-race",
-    ],
+    explains: EXPLAINED,
     outcomes: &[Outcome::Closed, Outcome::Reset],
     nginx_logs: "upstream prematurely closed connection while reading response header from upstream; or recv() failed \
         (104: Connection reset by peer)",
@@ -43,15 +46,7 @@ pub const BACKEND_DIED: Cause = Cause {
 pub const BACKEND_RESTARTING: Cause = Cause {
     id: "backend-restarting",
     title: "the backend was stopped or restarted and closed this connection with it",
-    explains: &[
-        "closed-unread",
-        "closed-abortively",
-        "closed-on-accept",
-        "closed-without-response",
-        "closed-mid-response",
-        "response-unread",
-        "keepalive-race",
-    ],
+    explains: EXPLAINED,
     outcomes: &[Outcome::Closed, Outcome::Reset],
     nginx_logs: "upstream prematurely closed connection while reading response header from upstream; or recv() failed \
         (104: Connection reset by peer)",
@@ -87,15 +82,6 @@ fn end<'a>(exchange: &'a Exchange, around: &'a Surroundings) -> Option<(End<'a>,
         (None, None) => false,
     };
     is_by_exit.then_some((end, at))
-}
-
-fn closing_facts(exchange: &Exchange) -> Vec<Evidence> {
-    let mut evidence = Vec::new();
-    evidence.extend(request_fact(exchange));
-    evidence.extend(fin_fact(exchange));
-    evidence.extend(rst_fact(exchange));
-    evidence.extend(exchange.backend.as_ref().and_then(backend_close_fact));
-    evidence
 }
 
 /// How far the request had come, as the end of a sentence.

@@ -2,9 +2,7 @@
 //! (decisions.md 3), and the rows for far hosts, where no more can be seen.
 
 use super::{
-    facts::{
-        Read, backend_close_fact, backend_name, fin_fact, how_much_read, locality, request_fact, rst_fact,
-    },
+    facts::{Read, backend_name, closing_facts, how_much_read, locality},
     refused::remote,
 };
 use crate::{
@@ -14,7 +12,7 @@ use crate::{
         text::{between, span},
     },
     event::{Backend, Errno, Exchange, Peer},
-    model::{Confidence, Evidence, Outcome},
+    model::{Confidence, Outcome},
 };
 
 const NGINX_LOGS: &str =
@@ -159,15 +157,6 @@ fn ended_there<'a>(subject: &Subject<'a>) -> Option<&'a Exchange> {
     })
 }
 
-fn facts(exchange: &Exchange) -> Vec<Evidence> {
-    let mut evidence = Vec::new();
-    evidence.extend(request_fact(exchange));
-    evidence.extend(fin_fact(exchange));
-    evidence.extend(rst_fact(exchange));
-    evidence.extend(exchange.backend.as_ref().and_then(backend_close_fact));
-    evidence
-}
-
 /// The backend's socket is known, yet its close is not: its record is on its way.
 fn is_close_awaited(exchange: &Exchange) -> bool {
     matches!(exchange.peer, Peer::Tcp(_))
@@ -213,7 +202,7 @@ fn closed_unread(subject: &Subject<'_>, _: &Surroundings) -> Check {
         backend.read,
         backend.unread
     );
-    Stand::confirmed(summary, facts(exchange)).into()
+    Stand::confirmed(summary, closing_facts(exchange)).into()
 }
 
 /// On a unix socket the errno itself says it: a close with something unread gives the other end 104.
@@ -227,7 +216,7 @@ fn unix_closed_unread(exchange: &Exchange) -> Check {
         _ => String::new(),
     };
     let summary = format!("{who} closed{read} without having read the whole request.");
-    Stand::confirmed(summary, facts(exchange)).into()
+    Stand::confirmed(summary, closing_facts(exchange)).into()
 }
 
 fn closed_abortively(subject: &Subject<'_>, _: &Surroundings) -> Check {
@@ -253,7 +242,7 @@ fn closed_abortively(subject: &Subject<'_>, _: &Surroundings) -> Check {
         backend_name(Some(backend)),
         backend.read
     );
-    Stand::confirmed(summary, facts(exchange)).into()
+    Stand::confirmed(summary, closing_facts(exchange)).into()
 }
 
 fn closed_on_accept(subject: &Subject<'_>, around: &Surroundings) -> Check {
@@ -296,7 +285,7 @@ fn closed_on_accept(subject: &Subject<'_>, around: &Surroundings) -> Check {
         "{} {how} the connection{after}, without reading any of the request.",
         backend_name(exchange.backend.as_ref())
     );
-    Stand::confirmed(summary, facts(exchange)).into()
+    Stand::confirmed(summary, closing_facts(exchange)).into()
 }
 
 fn closed_without_response(subject: &Subject<'_>, around: &Surroundings) -> Check {
@@ -322,7 +311,7 @@ fn closed_without_response(subject: &Subject<'_>, around: &Surroundings) -> Chec
             "{who} read the whole request ({} bytes) and closed{after} without a byte of an answer.",
             exchange.sent
         );
-        return Stand::confirmed(summary, facts(exchange)).into();
+        return Stand::confirmed(summary, closing_facts(exchange)).into();
     }
     // A FIN of this host's TCP, not a reset: nothing lay unread when it closed.
     if read == Read::Unknown && is_near && exchange.acked >= exchange.sent && exchange.reset_at.is_none() {
@@ -330,7 +319,7 @@ fn closed_without_response(subject: &Subject<'_>, around: &Surroundings) -> Chec
             "The backend took the whole request ({} bytes) and closed{after} without a byte of an answer.",
             exchange.sent
         );
-        return Stand::likely(summary, facts(exchange))
+        return Stand::likely(summary, closing_facts(exchange))
             .without("the backend's own socket was not seen: which process it was is not known")
             .into();
     }
@@ -341,7 +330,7 @@ fn closed_mid_response(subject: &Subject<'_>, _: &Surroundings) -> Check {
     let Some(exchange) = ended_there(subject).filter(|exchange| exchange.received > 0) else {
         return Check::No;
     };
-    let mut evidence = facts(exchange);
+    let mut evidence = closing_facts(exchange);
     evidence.extend(exchange.last_received_at.map(|at| {
         fact(
             at,
@@ -375,7 +364,7 @@ fn response_unread(subject: &Subject<'_>, _: &Surroundings) -> Check {
     if answered == 0 {
         return Check::No;
     }
-    let mut evidence = facts(exchange);
+    let mut evidence = closing_facts(exchange);
     let text = format!("{answered} bytes of an answer, never read by nginx");
     evidence.push(fact(exchange.ended_at, "tcp", text).count("unread", answered));
     let summary = format!(
@@ -403,7 +392,7 @@ fn reset_remotely(subject: &Subject<'_>, around: &Surroundings) -> Check {
         exchange.peer,
         progress(subject, exchange)
     );
-    remote(Confidence::Confirmed, summary, facts(exchange), exchange, around).into()
+    remote(Confidence::Confirmed, summary, closing_facts(exchange), exchange, around).into()
 }
 
 fn closed_remotely(subject: &Subject<'_>, around: &Surroundings) -> Check {
@@ -420,7 +409,7 @@ fn closed_remotely(subject: &Subject<'_>, around: &Surroundings) -> Check {
         exchange.peer,
         progress(subject, exchange)
     );
-    remote(Confidence::Confirmed, summary, facts(exchange), exchange, around).into()
+    remote(Confidence::Confirmed, summary, closing_facts(exchange), exchange, around).into()
 }
 
 fn progress(subject: &Subject<'_>, exchange: &Exchange) -> String {

@@ -387,6 +387,16 @@ pub fn backend_close_fact(backend: &Backend) -> Option<Evidence> {
     Some(base)
 }
 
+/// How a connection that was up came to its end: the request, the FIN, the RST and the backend's own close.
+pub fn closing_facts(exchange: &Exchange) -> Vec<Evidence> {
+    let mut evidence = Vec::new();
+    evidence.extend(request_fact(exchange));
+    evidence.extend(fin_fact(exchange));
+    evidence.extend(rst_fact(exchange));
+    evidence.extend(exchange.backend.as_ref().and_then(backend_close_fact));
+    evidence
+}
+
 /// Who answers at the other end, for a sentence: `node (pid 7)` or `the backend`.
 pub fn backend_name(backend: Option<&Backend>) -> String {
     backend

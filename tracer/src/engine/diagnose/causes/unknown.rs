@@ -31,7 +31,7 @@ pub const UNKNOWN: Cause = Cause {
 /// The verdict when no cause stands.
 pub fn nothing_stands(subject: &Subject<'_>, around: &Surroundings) -> Verdict {
     let mut evidence: Vec<Evidence> = Vec::new();
-    if let Some(said) = subject.said {
+    if let Some(said) = subject.said.filter(|said| !said.is_by_kernel()) {
         evidence.push(fact(subject.attempt.ended_at, "nginx", said.text.clone()));
     }
     if let Some(exchange) = subject.exchange {
