@@ -208,6 +208,7 @@ pub struct LogJoin {
     lines: VecDeque<(Ktime, Line)>,
     texts: VecDeque<(Ktime, LogLine)>,
     capacity: usize,
+    given_up: u64,
 }
 
 /// How long one half waits for the other: a file may be read late, and nothing is lost by waiting.
@@ -220,6 +221,7 @@ impl LogJoin {
             lines: VecDeque::new(),
             texts: VecDeque::new(),
             capacity: capacity.max(1),
+            given_up: 0,
         }
     }
 
@@ -245,6 +247,7 @@ impl LogJoin {
         if let Some(index) = found {
             return self.lines.remove(index).map(|(_, line)| line.id);
         }
+        self.given_up += u64::from(self.texts.len() >= self.capacity);
         bounded_push(&mut self.texts, self.capacity, now, text.clone());
         None
     }
@@ -270,7 +273,31 @@ impl LogJoin {
             .is_some_and(|(at, _)| now.since(*at) > JOIN_WAIT)
         {
             self.texts.pop_front();
+            self.given_up += 1;
         }
+    }
+
+    /// How many texts nothing was found for; those that still wait are counted as well.
+    pub fn texts_given_up(&self) -> u64 {
+        self.given_up + self.texts.len() as u64
+    }
+
+    /// The texts read before a moment, those together that say the same of the same peer.
+    pub fn alike(&self, read_before: Ktime) -> Vec<Vec<LogLine>> {
+        let mut alike: Vec<Vec<LogLine>> = Vec::new();
+        for (_, text) in self.texts.iter().filter(|(at, _)| *at <= read_before) {
+            let is_alike = |other: &LogLine| {
+                (text.pid, &text.peer, &text.message, text.errno)
+                    == (other.pid, &other.peer, &other.message, other.errno)
+                    && text.action == other.action
+                    && (text.peer.is_some() || text.upstream == other.upstream)
+            };
+            match alike.iter_mut().find(|group| group.first().is_some_and(is_alike)) {
+                Some(group) => group.push(text.clone()),
+                None => alike.push(vec![text.clone()]),
+            }
+        }
+        alike
     }
 
     /// How many halves wait.
