@@ -5,6 +5,7 @@
 //! expects is a failure. The order is shuffled with a seed that is printed; `TRACER_SUITE_SEED` sets it, and
 //! `TRACER_SUITE=full` adds the long runs.
 
+mod deaf;
 mod follow;
 mod ground;
 mod input;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     trials.extend(tidy::trials());
     trials.extend(replay::trials());
+    trials.extend(deaf::trials(&ground));
     trials.extend(input::trials(&ground));
     trials.extend(scenarios::trials(&ground));
     trials.extend(regressions::trials(&ground));
