@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    path::Path,
     sync::Arc,
 };
 
@@ -19,10 +20,17 @@ use tracer::{
     model::{Attempt, Confidence, Outcome, Verdict},
     source::recording::RecordingReader,
 };
-use xtask::{scenario::Scenario, traced::RECORDING};
+use xtask::{
+    lab::Run,
+    scenario::{
+        Scenario, judge,
+        run::{Outcome as Ran, Setup},
+    },
+    traced::{self, RECORDING},
+};
 
 use crate::{
-    ground::{Ground, is_full, plain, play, root, skipped},
+    ground::{Ground, is_full, kept, live, plain, play, root, skipped, tracer},
     scenarios::scenarios,
 };
 
@@ -46,6 +54,16 @@ const LIVE: &[&str] = &[
     "unix-missing",
 ];
 
+/// Scenarios that also run live with nothing heard from nginx, beside the healthy ones.
+const LIVE_IN_SILENCE: &[&str] = &[
+    "backend-slow-unix",
+    "client-closed",
+    "closed-mid-response",
+    "keepalive-race",
+    "listener-died",
+    "syn-unanswered",
+];
+
 /// One test a recording, and some scenarios (with `TRACER_SUITE=full` all) live.
 pub fn trials(ground: &Arc<Ground>) -> Vec<Trial> {
     let all = plain("deaf/every_hook_is_thought_of", every_hook_is_thought_of);
@@ -53,7 +71,7 @@ pub fn trials(ground: &Arc<Ground>) -> Vec<Trial> {
         .into_iter()
         .map(|name| plain(&format!("deaf/{name}"), move || test(&name)));
     let is_wanted = |scenario: &Scenario| is_full() || LIVE.contains(&scenario.name.as_str());
-    let live = scenarios().into_iter().filter(is_wanted).map(|scenario| {
+    let heard = scenarios().into_iter().filter(is_wanted).map(|scenario| {
         let ground = Arc::clone(ground);
         let name = format!("deaf/live-{}", scenario.name);
         Trial::ignorable_test(name.clone(), move || match ground.live() {
@@ -62,7 +80,72 @@ pub fn trials(ground: &Arc<Ground>) -> Vec<Trial> {
             Err(reason) => skipped(&reason),
         })
     });
-    recorded.chain(live).chain([all]).collect()
+    let is_wanted = |scenario: &Scenario| {
+        let is_healthy = scenario.expect.is_empty();
+        is_full() || is_healthy || LIVE_IN_SILENCE.contains(&scenario.name.as_str())
+    };
+    let silent = scenarios().into_iter().filter(is_wanted).map(|scenario| {
+        live(
+            ground,
+            &format!("deaf/live-in-silence-{}", scenario.name),
+            move |run, nginx| in_silence(run, nginx, &scenario),
+        )
+    });
+    recorded.chain(heard).chain(silent).chain([all]).collect()
+}
+
+/// A scenario live, with nothing heard from nginx: healthy traffic is healthy, and no cause is named but the right one.
+fn in_silence(run: &Run, nginx: &Path, scenario: &Scenario) -> Result<()> {
+    let mut causes: Vec<String> = scenario
+        .expect
+        .iter()
+        .map(|expect| expect.cause.clone())
+        .collect();
+    let explained = causes.iter().filter_map(|id| diagnose::causes::find(id));
+    let shallower: Vec<String> = explained
+        .flat_map(|cause| cause.explains)
+        .map(|id| (*id).to_owned())
+        .collect();
+    causes.extend(shallower);
+    causes.push("unknown".to_owned());
+    let mut scenario = scenario.clone();
+    for expect in &mut scenario.expect {
+        // What only nginx knows is not waited for.
+        expect.attempts = None;
+        expect.optional = true;
+    }
+    let keep = kept(&format!("deaf/live-in-silence-{}", scenario.name));
+    let arguments = ["--without", VOICE, "--error-log", "off"];
+    let setup = Setup {
+        tracer: Some(tracer()),
+        nginx: nginx.to_owned(),
+        keep: keep.clone(),
+        arguments: arguments.map(str::to_owned).to_vec(),
+    };
+    // Of the problems it finds, most are that nginx was not heard.
+    if let Ran::Skipped(_) = xtask::scenario::run::run(run, &scenario, &setup)? {
+        return Ok(());
+    }
+    let records = traced::records(&keep.join("trace.jsonl"))?;
+    let mut problems = judge::frame(&records);
+    for attempt in traced::not_ok(&records) {
+        let is_right = causes
+            .iter()
+            .any(|cause| attempt["cause"]["id"] == cause.as_str());
+        if !is_right {
+            problems.push(format!("none of {causes:?}: {attempt}"));
+        }
+    }
+    if scenario.expect.is_empty() && traced::not_ok(&records).count() > 0 {
+        problems.push("a failure where nothing failed".to_owned());
+    }
+    ensure!(
+        problems.is_empty(),
+        "see {}\n{}",
+        keep.display(),
+        problems.join("\n")
+    );
+    Ok(())
 }
 
 /// A recording with every hook missing, and every two.

@@ -1042,20 +1042,22 @@ impl Engine {
         if self.hears_nginx() {
             return;
         }
-        for alike in self.log_join.alike(read_before) {
-            let Some(first) = alike.first() else { continue };
-            let said = Said::logged(first);
+        for (first, n_alike) in self.log_join.alike(read_before) {
+            let said = Said::logged(&first);
             let fitting: Vec<u64> = self
                 .pending
                 .iter()
-                .filter(|(_, pending)| pending.fits(first, &said))
+                .filter(|(_, pending)| pending.fits(&first, &said))
                 .map(|(number, _)| *number)
                 .collect();
-            if fitting.len() > alike.len() {
+            if fitting.len() > n_alike {
                 continue;
             }
-            for (number, text) in fitting.into_iter().zip(&alike) {
-                if let Some(log) = self.log_join.take_text(|waiting| waiting == text) {
+            for number in fitting {
+                let text = self
+                    .log_join
+                    .take_text(|waiting| correlate::is_alike(waiting, &first));
+                if let Some(log) = text {
                     self.end_with_text(number, log, outputs);
                 }
             }

@@ -282,28 +282,30 @@ impl LogJoin {
         self.given_up + self.texts.len() as u64
     }
 
-    /// The texts read before a moment, those together that say the same of the same peer.
-    pub fn alike(&self, read_before: Ktime) -> Vec<Vec<LogLine>> {
-        let mut alike: Vec<Vec<LogLine>> = Vec::new();
+    /// The oldest of the texts read before a moment that say the same of the same peer, and how many say so.
+    pub fn alike(&self, read_before: Ktime) -> Vec<(LogLine, usize)> {
+        let mut alike: Vec<(&LogLine, usize)> = Vec::new();
         for (_, text) in self.texts.iter().filter(|(at, _)| *at <= read_before) {
-            let is_alike = |other: &LogLine| {
-                (text.pid, &text.peer, &text.message, text.errno)
-                    == (other.pid, &other.peer, &other.message, other.errno)
-                    && text.action == other.action
-                    && (text.peer.is_some() || text.upstream == other.upstream)
-            };
-            match alike.iter_mut().find(|group| group.first().is_some_and(is_alike)) {
-                Some(group) => group.push(text.clone()),
-                None => alike.push(vec![text.clone()]),
+            match alike.iter_mut().find(|(first, _)| is_alike(first, text)) {
+                Some((_, n)) => *n += 1,
+                None => alike.push((text, 1)),
             }
         }
-        alike
+        alike.into_iter().map(|(text, n)| (text.clone(), n)).collect()
     }
 
     /// How many halves wait.
     pub fn len(&self) -> usize {
         self.lines.len() + self.texts.len()
     }
+}
+
+/// Whether two texts say the same of the same peer.
+pub fn is_alike(one: &LogLine, other: &LogLine) -> bool {
+    let said = |text: &LogLine| (text.pid, text.errno);
+    said(one) == said(other)
+        && (&one.message, &one.action, &one.peer) == (&other.message, &other.action, &other.peer)
+        && (one.peer.is_some() || one.upstream == other.upstream)
 }
 
 fn bounded_push<T>(queue: &mut VecDeque<(Ktime, T)>, capacity: usize, now: Ktime, value: T) {
