@@ -91,6 +91,11 @@ pub fn live(
     })
 }
 
+/// Whether the runs that add nothing but length are wanted.
+pub fn is_full() -> bool {
+    std::env::var("TRACER_SUITE").is_ok_and(|wanted| wanted == "full")
+}
+
 /// A skip, which CI takes for a failure unless it expects it.
 pub fn skipped(reason: &str) -> Result<Completion, Failed> {
     let is_expected = EXPECTED_SKIPS.iter().any(|expected| reason.starts_with(expected));

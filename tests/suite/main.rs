@@ -2,8 +2,10 @@
 //! recordings, mistakes of the user, the architecture's invariants.
 //!
 //! Tests that need root, or something this machine lacks, are skipped with the reason; in CI (`CI=true`) a skip nobody
-//! expects is a failure. The order is shuffled with a seed that is printed; `TRACER_SUITE_SEED` sets it.
+//! expects is a failure. The order is shuffled with a seed that is printed; `TRACER_SUITE_SEED` sets it, and
+//! `TRACER_SUITE=full` runs every scenario once more with nothing heard from nginx.
 
+mod deaf;
 mod demo;
 mod follow;
 mod ground;
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     trials.extend(tidy::trials());
     trials.extend(replay::trials());
+    trials.extend(deaf::trials(&ground));
     trials.extend(input::trials(&ground));
     trials.extend(scenarios::trials(&ground));
     trials.extend(regressions::trials(&ground));

@@ -27,7 +27,7 @@ pub fn trials() -> Vec<Trial> {
 }
 
 /// The recordings' names.
-fn recorded() -> Vec<String> {
+pub fn recorded() -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(root().join("tests/recordings"))
         .into_iter()
         .flatten()

@@ -1,7 +1,4 @@
 //! Every scenario file, live: the real fault on a real nginx, named right, and nothing else named wrong.
-//!
-//! With `TRACER_SUITE=full` each runs a second time without the uprobe on nginx's log function: the same id, or an
-//! honest lower confidence.
 
 use std::sync::Arc;
 
@@ -10,11 +7,14 @@ use xtask::scenario::Scenario;
 
 use crate::ground::{Ground, play, root, skipped};
 
+/// The scenario files.
+pub fn scenarios() -> Vec<Scenario> {
+    Scenario::read_all(&root().join("tests/scenarios")).expect("the scenarios are well-formed")
+}
+
 /// One test a scenario.
 pub fn trials(ground: &Arc<Ground>) -> Vec<Trial> {
-    let scenarios =
-        Scenario::read_all(&root().join("tests/scenarios")).expect("the scenarios are well-formed");
-    scenarios
+    scenarios()
         .into_iter()
         .map(|scenario| {
             let ground = Arc::clone(ground);

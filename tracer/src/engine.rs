@@ -47,6 +47,8 @@ const LEAST_PATIENCE: u64 = 100_000_000;
 const LEAST_TICKS: u8 = 2;
 /// nginx tries the next peer within the same handler; a client's next request needs at least a round trip.
 const HANDLER: u64 = 20_000_000;
+/// How long a text of the log file waits until the kernel's records of its time have been read.
+const TEXT_SETTLES: u64 = 50_000_000;
 /// How long a line waits for the exchange that it belongs to, and the reverse.
 const JOIN_MEMORY: u64 = 150 * SECOND;
 
@@ -233,6 +235,10 @@ impl Engine {
         // Sources run side by side, so stamps may jump back a little; the engine's own time does not.
         let now = self.now.max(at);
         self.started.get_or_insert(now);
+        if now.since(self.now) > PATIENCE {
+            // A starved tracer, whose ticks come late.
+            self.join_waiting_texts(now, &mut outputs);
+        }
         self.write_overdue(now, &mut outputs);
         self.now = now;
         self.around.tick(now);
@@ -286,6 +292,7 @@ impl Engine {
                 let now = self.now;
                 self.stop_awaiting_lines(|until| until <= now, &mut outputs);
                 self.tell_unheard(&mut outputs);
+                self.join_waiting_texts(Ktime(now.0.saturating_sub(TEXT_SETTLES)), &mut outputs);
                 let open: Vec<u64> = self.pending.keys().copied().collect();
                 for number in open {
                     if let Some(pending) = self.pending.get_mut(&number) {
@@ -629,6 +636,18 @@ impl Engine {
             self.read_exchange(Box::new(answered), outputs);
             exchange = Box::new(unsent);
         }
+        self.judge_exchange(exchange, line, said, None, outputs);
+    }
+
+    /// Reads an exchange together with what nginx said at its end.
+    fn judge_exchange(
+        &mut self,
+        mut exchange: Box<Exchange>,
+        line: Option<Line>,
+        said: Option<Said>,
+        log: Option<LogLine>,
+        outputs: &mut Vec<Output>,
+    ) {
         if let Some(early) = self.early_edges.last(&exchange.id.conn) {
             let early = early.clone();
             exchange.backend = Some(match exchange.backend.take() {
@@ -669,7 +688,7 @@ impl Engine {
             (number, attempt.retry.map_or(1, |(_, n)| n)),
         );
         let deadline = self.deadline(exchange.ended_at);
-        let log = exchange.line.and_then(|id| self.texts.last(&id).cloned());
+        let log = log.or_else(|| exchange.line.and_then(|id| self.texts.last(&id).cloned()));
         let pending = Pending {
             attempt,
             exchange: Some(exchange),
@@ -1096,6 +1115,7 @@ impl Engine {
                 let (worker, connection) = (log.pid, log.connection);
                 self.lone_attempt(self.now, worker, connection, said, None, Some(log), outputs);
             }
+            // Its record may be on its way, or an answer was not whole: see `join_waiting_texts`.
             None => {
                 self.log_join.read(self.now, &log);
             }
@@ -1206,21 +1226,62 @@ impl Engine {
         self.evaluate(number, outputs);
     }
 
-    /// The pending attempt that a line of the log file is about, where only the file tells what nginx said: the oldest
-    /// failure that fits, or the only answered attempt that does.
+    /// The failure that a line of the log file is about, where only the file tells what nginx said: the oldest that
+    /// fits.
     fn fitting(&self, log: &LogLine, said: &Said) -> Option<u64> {
-        let mut fits = self
-            .pending
+        self.pending
             .iter()
-            .filter(|(_, pending)| pending.fits(log, said) && !self.hears_of(&pending.attempt));
-        let failed = fits
-            .clone()
-            .find(|(_, pending)| pending.attempt.outcome != Outcome::Ok);
-        if let Some((number, _)) = failed {
-            return Some(*number);
+            .find(|(_, pending)| {
+                pending.attempt.outcome != Outcome::Ok
+                    && !self.hears_of(&pending.attempt)
+                    && pending.fits(log, said)
+            })
+            .map(|(number, _)| *number)
+    }
+
+    /// Gives answered exchanges the texts of the log file that say what was wrong with the answers, when all records of
+    /// that time have come. Which text is whose is known only where each exchange that fits can have one.
+    fn join_waiting_texts(&mut self, read_before: Ktime, outputs: &mut Vec<Output>) {
+        for (first, n_alike) in self.log_join.alike(read_before) {
+            let said = Said::logged(&first);
+            let fitting: Vec<u64> = self
+                .pending
+                .iter()
+                .filter(|(_, pending)| pending.fits(&first, &said) && !self.hears_of(&pending.attempt))
+                .map(|(number, _)| *number)
+                .collect();
+            if fitting.len() > n_alike {
+                continue;
+            }
+            for number in fitting {
+                let text = self
+                    .log_join
+                    .take_text(|waiting| correlate::is_alike(waiting, &first));
+                if let Some(log) = text {
+                    self.end_with_text(number, log, outputs);
+                }
+            }
         }
-        let (number, _) = fits.next()?;
-        fits.next().is_none().then_some(*number)
+    }
+
+    /// nginx's line of the log file belongs to an attempt that counted as answered until now.
+    fn end_with_text(&mut self, number: u64, log: LogLine, outputs: &mut Vec<Output>) {
+        let said = Said::logged(&log);
+        let Some(pending) = self.pending.get_mut(&number) else {
+            return;
+        };
+        let is_reuse = said.meaning == Meaning::Connect && pending.attempt.outcome == Outcome::Ok;
+        let Some(exchange) = pending.exchange.take_if(|_| is_reuse) else {
+            self.set_log(number, log);
+            self.read_again(number);
+            return self.evaluate(number, outputs);
+        };
+        // nginx took the kept connection for its next request and found it dead before it sent a byte.
+        let (answered, unsent) = socket::split_at_reuse(*exchange);
+        pending.exchange = Some(Box::new(answered));
+        self.read_again(number);
+        self.evaluate(number, outputs);
+        self.judge_exchange(Box::new(unsent), None, Some(said), Some(log), outputs);
     }
 
     /// A line written before the trace began explains nothing in it.
@@ -1326,6 +1387,10 @@ impl Engine {
     fn text_waiting_for(&mut self, number: u64) -> Option<LogLine> {
         let pending = self.pending.get(&number)?;
         if self.hears_of(&pending.attempt) {
+            return None;
+        }
+        // Which answered exchange a text is about is seen when all of them are here.
+        if pending.attempt.outcome == Outcome::Ok {
             return None;
         }
         self.log_join
@@ -1464,7 +1529,7 @@ impl Engine {
             let missing = [
                 "resets-sent",
                 "drops",
-                "listeners",
+                "snapshot",
                 "processes",
                 "bytes",
                 "accept-queue",
@@ -1514,6 +1579,7 @@ impl Engine {
 
     fn detach(&mut self, in_flight: u64, outputs: &mut Vec<Output>) {
         self.stop_awaiting_lines(|_| true, outputs);
+        self.join_waiting_texts(self.now, outputs);
         let open: Vec<u64> = self.pending.keys().copied().collect();
         for number in open {
             self.join_unix_line(number);
@@ -1521,7 +1587,11 @@ impl Engine {
         }
         let evicted = self.take_evicted();
         self.lose(LossClass::Queue, evicted, outputs);
-        let n_unjoined = self.lines_heard.saturating_sub(self.lines_joined);
+        let n_unjoined = if self.hears_nginx() {
+            self.lines_heard.saturating_sub(self.lines_joined)
+        } else {
+            self.log_join.texts_given_up()
+        };
         if n_unjoined > 0 {
             outputs.push(Output::Event(notes::lines_unjoined(self.now, n_unjoined)));
         }
@@ -1624,6 +1694,7 @@ impl Pending {
         };
         let is_answered = attempt.outcome == Outcome::Ok;
         match said.meaning {
+            Meaning::Connect if is_answered => socket::may_end_at_reuse(exchange, said.errno),
             Meaning::Connect => attempt.phase == Phase::Connecting && attempt.errno == said.errno,
             // The one errno at once that leaves a socket behind.
             Meaning::ConnectAtOnce => attempt.phase == Phase::Connecting && attempt.errno == said.errno,

@@ -12,6 +12,9 @@ use crate::{play::root, setup};
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
 pub struct Args {
+    /// Also every scenario live with nothing heard from nginx; without it a few of them, and all from recordings.
+    #[arg(long)]
+    full: bool,
     /// Leave out what `cargo xtask setup` would do.
     #[arg(long)]
     no_setup: bool,
@@ -61,6 +64,9 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
     let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"]);
+    if args.full {
+        tests.env("TRACER_SUITE", "full");
+    }
     if let Some(filter) = &args.filter {
         tests.args(["--", filter]);
     }

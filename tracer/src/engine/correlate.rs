@@ -226,6 +226,7 @@ pub struct LogJoin {
     lines: VecDeque<(Ktime, Line)>,
     texts: VecDeque<(Ktime, LogLine)>,
     capacity: usize,
+    given_up: u64,
 }
 
 /// How long one half waits for the other: a file may be read late, and nothing is lost by waiting.
@@ -238,6 +239,7 @@ impl LogJoin {
             lines: VecDeque::new(),
             texts: VecDeque::new(),
             capacity: capacity.max(1),
+            given_up: 0,
         }
     }
 
@@ -263,6 +265,7 @@ impl LogJoin {
         if let Some(index) = found {
             return self.lines.remove(index).map(|(_, line)| line.id);
         }
+        self.given_up += u64::from(self.texts.len() >= self.capacity);
         bounded_push(&mut self.texts, self.capacity, now, text.clone());
         None
     }
@@ -300,13 +303,39 @@ impl LogJoin {
             .is_some_and(|(at, _)| now.since(*at) > JOIN_WAIT)
         {
             self.texts.pop_front();
+            self.given_up += 1;
         }
+    }
+
+    /// How many texts nothing was found for; those that still wait are counted as well.
+    pub fn texts_given_up(&self) -> u64 {
+        self.given_up + self.texts.len() as u64
+    }
+
+    /// The oldest of the texts read before a moment that say the same of the same peer, and how many say so.
+    pub fn alike(&self, read_before: Ktime) -> Vec<(LogLine, usize)> {
+        let mut alike: Vec<(&LogLine, usize)> = Vec::new();
+        for (_, text) in self.texts.iter().filter(|(at, _)| *at <= read_before) {
+            match alike.iter_mut().find(|(first, _)| is_alike(first, text)) {
+                Some((_, n)) => *n += 1,
+                None => alike.push((text, 1)),
+            }
+        }
+        alike.into_iter().map(|(text, n)| (text.clone(), n)).collect()
     }
 
     /// How many halves wait.
     pub fn len(&self) -> usize {
         self.lines.len() + self.texts.len()
     }
+}
+
+/// Whether two texts say the same of the same peer.
+pub fn is_alike(one: &LogLine, other: &LogLine) -> bool {
+    let said = |text: &LogLine| (text.pid, text.errno);
+    said(one) == said(other)
+        && (&one.message, &one.action, &one.peer) == (&other.message, &other.action, &other.peer)
+        && (one.peer.is_some() || one.upstream == other.upstream)
 }
 
 fn bounded_push<T>(queue: &mut VecDeque<(Ktime, T)>, capacity: usize, now: Ktime, value: T) {

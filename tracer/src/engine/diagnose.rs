@@ -10,8 +10,8 @@ use crate::{
         message::Said,
         surroundings::{SECOND, Surroundings},
     },
-    event::{Exchange, Ktime, Limits, Line, Peer, Question},
-    model::{Attempt, Confidence, Evidence, FieldValue, Outcome, Verdict},
+    event::{Errno, Exchange, Ktime, Limits, Line, Peer, Question},
+    model::{Attempt, Confidence, Evidence, FieldValue, Outcome, Phase, Verdict},
 };
 
 pub mod causes;
@@ -255,6 +255,7 @@ pub fn diagnose(subject: &Subject<'_>, around: &Surroundings) -> Diagnosis {
         }
     }
     lower_by_losses(subject, around, &mut standing);
+    lower_by_unheard_timer(subject, around, &mut standing);
 
     let Some(headline) = deepest(&standing) else {
         diagnosis.also = standing
@@ -332,6 +333,34 @@ fn lower_by_losses(subject: &Subject<'_>, around: &Surroundings, standing: &mut 
         stand
             .unseen
             .push("records were lost around this attempt; what they said is not known".to_owned());
+    }
+}
+
+/// Where nginx was not heard and its limits are not known, that a timer of its own ended the wait is a guess. Before
+/// the connection is up the causes are about the SYN, whoever lost patience.
+fn lower_by_unheard_timer(
+    subject: &Subject<'_>,
+    around: &Surroundings,
+    standing: &mut [(&'static Cause, Stand)],
+) {
+    let is_kernels = subject
+        .exchange
+        .is_none_or(|exchange| exchange.error == Some(Errno(110)));
+    let limit = match subject.attempt.phase {
+        Phase::Resolving | Phase::Connecting | Phase::Handshaking => return,
+        Phase::Sending => subject.limits.send_timeout_ms,
+        Phase::Waiting | Phase::Reading | Phase::Idle => subject.limits.read_timeout_ms,
+    };
+    if subject.attempt.outcome != Outcome::TimedOut || subject.said.is_some() || is_kernels || limit.is_some()
+    {
+        return;
+    }
+    for (_, stand) in standing.iter_mut() {
+        stand.confidence = stand.confidence.min(Confidence::Likely);
+        stand.unseen.push(format!(
+            "{}; nor is nginx's timer known",
+            around.without("nginx-log")
+        ));
     }
 }
 

@@ -44,7 +44,8 @@ pub struct Ending {
 ///
 /// `client_left`: nginx closed the client's connection right after it, because the client had gone.
 pub fn read(exchange: &Exchange, heard: Heard<'_>, client_left: bool, limits: &Limits) -> Option<Ending> {
-    let is_silent = exchange.sent == 0 && exchange.received == 0;
+    // A send that failed began a request, though no byte of it left.
+    let is_silent = exchange.sent == 0 && exchange.received == 0 && exchange.send_error.is_none();
     let is_idle = exchange.connect_at.is_none() && is_silent && exchange.unread == 0;
     if exchange.end == EndKind::Detached || (is_idle && !matches!(heard, Heard::Line(_))) {
         return None;
@@ -128,6 +129,14 @@ pub fn may_have_stalled(exchange: &Exchange, limits: &Limits) -> bool {
         && exchange.end == EndKind::Closed
         && exchange.line.is_none()
         && matches!((waited, limit), (Some(waited), Some(limit)) if waited.saturating_add(EARLY) >= limit)
+}
+
+/// Whether nginx can have taken the kept connection for its next request and found it dead with this errno.
+pub fn may_end_at_reuse(exchange: &Exchange, errno: Option<Errno>) -> bool {
+    errno.is_some()
+        && kernel_errno(exchange) == errno
+        && exchange.end == EndKind::Closed
+        && is_established(exchange)
 }
 
 /// Whether a line that no exchange claimed can be what nginx said before it closed this one without a trace.
@@ -216,9 +225,12 @@ fn outcome(
     if exchange.received > 0 {
         return after_an_answer(exchange, heard, client_left);
     }
-    if client_left {
-        // Over a unix socket the two closes are only near in time: a line of nginx may still say otherwise.
-        return (Outcome::Cancelled, None, matches!(exchange.peer, Peer::Tcp(_)));
+    let is_tcp = matches!(exchange.peer, Peer::Tcp(_));
+    // Over a unix socket the two closes are only near in time, and a client that got its 504 leaves as well.
+    let is_timer_due = !is_tcp && matches!(heard, Heard::Deaf) && is_timer(exchange, limits) == Some(true);
+    if client_left && !is_timer_due {
+        // A line of nginx may still say otherwise.
+        return (Outcome::Cancelled, None, is_tcp);
     }
     if let Some((outcome, errno)) = failed_in_the_kernel(exchange, heard) {
         return (outcome, errno, false);

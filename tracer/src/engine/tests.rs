@@ -313,10 +313,10 @@ impl Lab {
             why_not: None,
             without: "it is not seen".to_owned(),
         };
-        let hooks = ["resets-sent", "drops", "nginx-log", "snapshot", "listeners"]
-            .iter()
-            .map(hook)
-            .collect();
+        let hooks = ["resets-received", "resets-sent", "drops", "nginx-log", "snapshot"];
+        // Where nobody said that the log file is read, nothing waits for it.
+        let file = missing.iter().filter(|sees| **sees == "error-log-file");
+        let hooks = hooks.iter().chain(file).map(hook).collect();
         lab.tell(ms(-9000), Input::Hooks(hooks));
         let own: IpAddr = "10.0.0.1".parse().expect("an address");
         lab.tell(
@@ -1856,4 +1856,163 @@ fn a_log_line_alone_blames_no_answered_attempt_by_chance() {
             .count(),
         2
     );
+}
+
+/// nginx is known from its log file alone.
+fn reader_of_the_file() -> Lab {
+    let mut lab = Lab::with_hooks(&["nginx-log"]);
+    lab.tell(
+        ms(-8000),
+        Input::LogLine(logged("client timed out", Some(110), APP)),
+    );
+    lab
+}
+
+#[test]
+fn without_its_own_voice_nginx_is_believed_when_every_answer_that_fits_has_a_line() {
+    let outcomes = |n_lines: u64| {
+        let mut lab = reader_of_the_file();
+        for n in 1..=2 {
+            let answered = Exchange {
+                id: id(n, 1),
+                received: 500,
+                first_received_at: Some(ms(2)),
+                last_received_at: Some(ms(2)),
+                ..sent(APP, us(9020))
+            };
+            lab.end(closed(answered, ms(5)));
+        }
+        for _ in 0..n_lines {
+            let line = logged("upstream prematurely closed connection", None, APP);
+            lab.tell(ms(20), Input::LogLine(line));
+        }
+        lab.tell(ms(100), Input::Tick);
+        let is_unjoined =
+            |output: &Output| matches!(output, Output::Event(note) if note.kind == "lines-unjoined");
+        lab.summary();
+        let outcomes: Vec<_> = lab.attempts().iter().map(|attempt| attempt.outcome).collect();
+        (outcomes, lab.outputs.iter().any(is_unjoined))
+    };
+    assert_eq!(outcomes(2), (vec![Outcome::Closed; 2], false));
+    // Whose line it is cannot be told: nobody is blamed, and that is said.
+    assert_eq!(outcomes(1), (vec![Outcome::Ok; 2], true));
+}
+
+#[test]
+fn a_kept_connection_found_dead_is_told_by_the_log_file_as_well() {
+    let mut lab = reader_of_the_file();
+    let answered = Exchange {
+        received: 66,
+        first_received_at: Some(ms(2)),
+        last_received_at: Some(ms(2)),
+        ..sent(FAR, ms(2))
+    };
+    lab.end(Exchange {
+        recv_error: None,
+        ended_at: ms(5001),
+        ..reset(answered, ms(4900))
+    });
+    lab.tell(
+        ms(5020),
+        Input::LogLine(logged("connect() failed", Some(104), FAR)),
+    );
+    lab.tell(ms(5100), Input::Tick);
+    lab.tell(ms(9000), Input::Tick);
+    let attempts = lab.attempts();
+    let told: Vec<_> = attempts
+        .iter()
+        .map(|attempt| (attempt.outcome, attempt.exchange, attempt.log.is_some()))
+        .collect();
+    assert_eq!(told, [(Outcome::Ok, 1, false), (Outcome::Reset, 2, true)]);
+    assert_eq!(verdict(attempts[1]), ("keepalive-race", Confirmed));
+}
+
+#[test]
+fn a_send_that_fails_is_an_attempt_without_any_line() {
+    let mut deaf = Lab::with_hooks(&["nginx-log", "error-log-file"]);
+    deaf.end(Exchange {
+        first_sent_at: None,
+        last_sent_at: None,
+        sent: 0,
+        acked: 0,
+        send_error: Some(Errno(32)),
+        ..sent_again("unix:/run/app.sock", us(1010))
+    });
+    assert_eq!(verdict(&deaf.only()), ("keepalive-race", Confirmed));
+}
+
+#[test]
+fn a_refusal_whose_reset_cannot_be_seen_is_named_only_by_who_sent_it() {
+    let refused = |to| Exchange {
+        reset_at: None,
+        reset_in: None,
+        ..refused(to)
+    };
+    let named = |event: Option<Event>, to| {
+        let mut lab = Lab::with_hooks(&["resets-received"]);
+        if let Some(event) = event {
+            lab.see(event);
+        }
+        lab.end(refused(to));
+        verdict(&lab.only()).0
+    };
+    assert_eq!(named(Some(no_socket(APP)), APP), "no-listener");
+    // A rule may answer with a reset or with ICMP.
+    assert_eq!(named(Some(dropped(APP, "NETFILTER_DROP")), APP), "unknown");
+    assert_eq!(named(None, FAR), "unknown");
+}
+
+#[test]
+fn without_nginx_a_timer_that_is_not_known_confirms_nothing() {
+    let slow = |timeout: Option<u64>| {
+        let mut deaf = Lab::with_hooks(&["nginx-log", "error-log-file"]);
+        let limits = Limits {
+            read_timeout_ms: timeout,
+            ..Limits::default()
+        };
+        let configured = ConfiguredPeer {
+            limits,
+            ..configured("api", APP)
+        };
+        configure(&mut deaf, ms(-8000), vec![configured]);
+        deaf.end(Exchange {
+            backend: Some(reader()),
+            ..sent(APP, ms(1001))
+        });
+        verdict(&deaf.only())
+    };
+    assert_eq!(slow(Some(1000)), ("backend-slow", Confirmed));
+    assert_eq!(slow(None), ("backend-slow", Likely));
+    // Long before its timer, for a reason that only nginx knows.
+    assert_eq!(slow(Some(60_000)).0, "unknown");
+}
+
+#[test]
+fn a_client_that_left_when_a_unix_timer_was_due_is_not_why() {
+    let ended = |after: i64| {
+        let mut deaf = Lab::with_hooks(&["nginx-log", "error-log-file"]);
+        let limits = Limits {
+            read_timeout_ms: Some(1000),
+            ..Limits::default()
+        };
+        const UNIX: &str = "unix:/run/app.sock";
+        let configured = ConfiguredPeer {
+            limits,
+            ..configured("api", UNIX)
+        };
+        configure(&mut deaf, ms(-8000), vec![configured]);
+        deaf.end(Exchange {
+            backend: Some(reader()),
+            ..sent(UNIX, ms(after))
+        });
+        deaf.see(Event::ClientLeft {
+            at: ms(after),
+            worker: WORKER,
+            exchange: None,
+            reset: false,
+        });
+        verdict(&deaf.only()).0
+    };
+    assert_eq!(ended(1001), "backend-slow");
+    assert_eq!(ended(500), "client-closed");
 }

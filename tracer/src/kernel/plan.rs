@@ -234,7 +234,8 @@ pub static PLAN: &[Hook] = &[
     Hook {
         sees: "nginx-log",
         shows: "nginx's own error lines at the moment it writes them",
-        without: "failures inside connect(), bind() and socket() are known from the error log file only",
+        without: "failures inside connect(), bind() and socket() and answers that broke off are known from the error log \
+            file only",
         required: false,
         ways: &[&[("nginx_logs", Uprobe("ngx_log_error_core"))]],
     },

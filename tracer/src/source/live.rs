@@ -784,7 +784,8 @@ impl Live {
             sees: "error-log-file".to_owned(),
             how: (!off).then(|| "following the files of error_log".to_owned()),
             why_not: off.then(|| "left out with --error-log off".to_owned()),
-            without: "attempts carry nginx's message, but not its line with client, request and host"
+            without: "attempts carry nginx's message, but not its line with client, request and host; without nginx-log \
+                as well, what only nginx knows is not seen"
                 .to_owned(),
         }
     }

@@ -122,7 +122,7 @@ fn no_live_upstreams(subject: &Subject<'_>, around: &Surroundings) -> Check {
     Stand::likely(summary, evidence).without(unseen).into()
 }
 
-fn client_closed(subject: &Subject<'_>, _: &Surroundings) -> Check {
+fn client_closed(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let Some(exchange) = subject
         .exchange
         .filter(|exchange| exchange.end != EndKind::WorkerGone)
@@ -137,7 +137,11 @@ fn client_closed(subject: &Subject<'_>, _: &Surroundings) -> Check {
         evidence.extend(request_fact(exchange));
     }
     let waited = between(exchange.began_at, exchange.ended_at);
+    let hears_nginx = around.sees("nginx-log") || around.sees("error-log-file");
+    let has_timer = subject.limits.read_timeout_ms.is_some();
     match subject.client_left {
+        // The two closes are only near in time, and a client that got its 504 leaves as well.
+        Some(_) if matches!(exchange.peer, Peer::Unix(_)) && !hears_nginx && !has_timer => Check::No,
         Some((at, is_reset)) => {
             let how = if is_reset { "reset its connection" } else { "closed its connection" };
             evidence.push(fact(at, "tcp", format!("the client had {how}; nginx closed both")).flag("reset", is_reset));
@@ -150,6 +154,8 @@ fn client_closed(subject: &Subject<'_>, _: &Surroundings) -> Check {
                     .into(),
             }
         }
+        // nginx's silence says something only where it can be heard.
+        None if !hears_nginx => subject.wait_or(Check::No),
         None => subject.wait_or(
             Stand::likely(
                 format!("nginx gave up this attempt after {waited} without a word, as it does when the client leaves."),

@@ -10,7 +10,7 @@ use crate::{
         },
         text::{between, ended, process, signal_name, span},
     },
-    event::{Backend, Exchange, Exit, Ktime, Listener, Netns, Peer, ResetBy, Task},
+    event::{Backend, Errno, Exchange, Exit, Ktime, Listener, Netns, Peer, ResetBy, Task},
     model::{Evidence, Phase},
 };
 
@@ -32,7 +32,10 @@ pub enum SynAnswer<'a> {
 
 /// Who refused a connect with a reset; `None`: no reset answered it.
 pub fn syn_answer<'a>(exchange: &'a Exchange, around: &'a Surroundings) -> Option<SynAnswer<'a>> {
-    let reset_at = exchange.reset_at?;
+    // Where resets cannot be seen to arrive, this host's own refusal still proves one.
+    if exchange.reset_at.is_none() && (around.sees("resets-received") || exchange.error != Some(Errno(111))) {
+        return None;
+    }
     let drops = around.drops_of(exchange);
     if let Some(reset) = around
         .resets_answering(exchange)
@@ -55,6 +58,7 @@ pub fn syn_answer<'a>(exchange: &'a Exchange, around: &'a Surroundings) -> Optio
             proof: drop_fact(dropped),
         });
     }
+    let reset_at = exchange.reset_at?;
     if let Some(rule) = drops
         .into_iter()
         .find(|dropped| dropped.is_syn() && dropped.kind() == DropKind::Netfilter)

@@ -66,6 +66,10 @@ fn firewall_port_unreachable(subject: &Subject<'_>, around: &Surroundings) -> Ch
     if exchange.reset_at.is_some() || subject.errno() != Some(111) {
         return Check::No;
     }
+    // Without the packet itself, that no reset came is all there is.
+    if exchange.icmp.is_none() && !around.sees("resets-received") {
+        return Check::No;
+    }
     let drops = around.drops_of(exchange);
     let rule = drops
         .into_iter()

@@ -98,8 +98,8 @@ fn no_socket(subject: &Subject<'_>, around: &Surroundings) -> Option<(Ktime, Net
     let exchange = subject.connecting()?;
     match syn_answer(exchange, around)? {
         SynAnswer::NoSocket { at, netns, proof } => Some((at, netns, vec![proof])),
-        SynAnswer::Unexplained if !around.sees("resets-sent") => {
-            // The kernel does not say who reset the SYN; the listener table has to.
+        SynAnswer::Unexplained if !around.sees("resets-sent") && around.sees("drops") => {
+            // The kernel does not say who reset the SYN; no firewall took it, so the listener table has to.
             let netns = peer_netns(exchange, around)?;
             Some((
                 exchange.reset_at?,
@@ -283,6 +283,10 @@ fn refused_remotely(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let Some(SynAnswer::Elsewhere { at }) = syn_answer(exchange, around) else {
         return Check::No;
     };
+    // The peer may be in a namespace of this host that nobody told us of: only the reset's origin rules that out.
+    if !around.sees("resets-sent") {
+        return Check::No;
+    }
     let summary = format!(
         "The host at {} answered the SYN with a reset after {}; no TCP of this host sent it.",
         exchange.peer,

@@ -79,7 +79,8 @@ fn syn_unanswered(subject: &Subject<'_>, around: &Surroundings) -> Check {
         return Check::No;
     };
     let is_answered = exchange.reset_at.is_some() || exchange.icmp.is_some() || exchange.soft_error.is_some();
-    if is_answered || local_drop(exchange, around).is_some() {
+    // That it left this host is known only where this host's own drops are seen.
+    if is_answered || !around.sees("drops") || local_drop(exchange, around).is_some() {
         return Check::No;
     }
     let (gave_up, mut evidence) = who_gave_up(subject, exchange);

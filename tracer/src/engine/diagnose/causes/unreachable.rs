@@ -319,6 +319,8 @@ fn icmp_unreachable(subject: &Subject<'_>, around: &Surroundings) -> Check {
     };
     let (what, is_seen) = match unreachable_kind(exchange) {
         Some((Kind::Network, is_seen)) => ("network", is_seen),
+        // A neighbour that does not answer gives the same errno, and only the SYN given up with it tells.
+        Some((Kind::Host, false)) if !around.sees("drops") => return Check::No,
         Some((Kind::Host, is_seen)) => ("host", is_seen),
         Some((Kind::Prohibited, _)) | None => return Check::No,
     };
