@@ -1782,3 +1782,22 @@ fn where_no_bytes_are_seen_only_a_line_makes_an_answer_a_failure() {
     lab.end(died);
     assert_eq!(verdict(&lab.only()).0, "backend-died");
 }
+
+#[test]
+fn a_far_host_is_blamed_only_where_this_hosts_drops_are_seen() {
+    let named = |missing: &str, exchange: Exchange| {
+        let mut lab = Lab::with_hooks(&[missing]);
+        lab.end(exchange);
+        verdict(&lab.only()).0
+    };
+    let was_reset = || reset(sent(FAR, ms(20)), ms(10));
+    assert_eq!(named("snapshot", refused(FAR)), "refused-remotely");
+    assert_eq!(named("drops", refused(FAR)), "unknown");
+    assert_eq!(named("resets-sent", refused(FAR)), "unknown");
+    assert_eq!(named("snapshot", was_reset()), "reset-remotely");
+    assert_eq!(named("drops", was_reset()), "unknown");
+    let silent = || connect(FAR, ms(60_000));
+    let mut lab = Lab::with_hooks(&["drops", "nginx-log"]);
+    lab.end(silent());
+    assert_eq!(verdict(&lab.only()).0, "unknown");
+}
