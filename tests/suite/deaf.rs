@@ -54,8 +54,8 @@ const LIVE: &[&str] = &[
     "unix-missing",
 ];
 
-/// Scenarios that also run live with nothing heard from nginx, beside the healthy ones.
-const LIVE_IN_SILENCE: &[&str] = &[
+/// Scenarios that also run live with nothing heard from nginx, and with no bytes seen, beside the healthy ones.
+const LIVE_WITH_LESS: &[&str] = &[
     "backend-slow-unix",
     "client-closed",
     "closed-mid-response",
@@ -82,20 +82,32 @@ pub fn trials(ground: &Arc<Ground>) -> Vec<Trial> {
     });
     let is_wanted = |scenario: &Scenario| {
         let is_healthy = scenario.expect.is_empty();
-        is_full() || is_healthy || LIVE_IN_SILENCE.contains(&scenario.name.as_str())
+        is_full() || is_healthy || LIVE_WITH_LESS.contains(&scenario.name.as_str())
     };
-    let silent = scenarios().into_iter().filter(is_wanted).map(|scenario| {
-        live(
-            ground,
-            &format!("deaf/live-in-silence-{}", scenario.name),
-            move |run, nginx| in_silence(run, nginx, &scenario),
-        )
+    let ways = [
+        ("in-silence", vec!["--without", VOICE, "--error-log", "off"]),
+        ("without-bytes", vec!["--without", "bytes"]),
+    ];
+    let with_less = ways.into_iter().flat_map(|(way, arguments)| {
+        scenarios().into_iter().filter(is_wanted).map(move |scenario| {
+            let name = format!("deaf/live-{way}-{}", scenario.name);
+            let arguments = arguments.clone();
+            live(ground, &name.clone(), move |run, nginx| {
+                is_never_wrong(run, nginx, &scenario, &name, &arguments)
+            })
+        })
     });
-    recorded.chain(heard).chain(silent).chain([all]).collect()
+    recorded.chain(heard).chain(with_less).chain([all]).collect()
 }
 
-/// A scenario live, with nothing heard from nginx: healthy traffic is healthy, and no cause is named but the right one.
-fn in_silence(run: &Run, nginx: &Path, scenario: &Scenario) -> Result<()> {
+/// A scenario live, with less to see: healthy traffic is healthy, and no cause is named but the right one.
+fn is_never_wrong(
+    run: &Run,
+    nginx: &Path,
+    scenario: &Scenario,
+    name: &str,
+    arguments: &[&str],
+) -> Result<()> {
     let mut causes: Vec<String> = scenario
         .expect
         .iter()
@@ -110,19 +122,18 @@ fn in_silence(run: &Run, nginx: &Path, scenario: &Scenario) -> Result<()> {
     causes.push("unknown".to_owned());
     let mut scenario = scenario.clone();
     for expect in &mut scenario.expect {
-        // What only nginx knows is not waited for.
+        // What cannot be seen is not waited for.
         expect.attempts = None;
         expect.optional = true;
     }
-    let keep = kept(&format!("deaf/live-in-silence-{}", scenario.name));
-    let arguments = ["--without", VOICE, "--error-log", "off"];
+    let keep = kept(name);
     let setup = Setup {
         tracer: Some(tracer()),
         nginx: nginx.to_owned(),
         keep: keep.clone(),
-        arguments: arguments.map(str::to_owned).to_vec(),
+        arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
     };
-    // Of the problems it finds, most are that nginx was not heard.
+    // Of the problems it finds, most are that something was not seen.
     if let Ran::Skipped(_) = xtask::scenario::run::run(run, &scenario, &setup)? {
         return Ok(());
     }

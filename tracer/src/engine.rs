@@ -666,7 +666,7 @@ impl Engine {
             .copied();
         let names = self.configurations.names(exchange.worker, &exchange.peer, None);
         let heard = self.heard(said.as_ref(), &exchange);
-        let Some(ending) = socket::read(&exchange, heard, client_left.is_some(), &names.limits) else {
+        let Some(ending) = self.read_ending(&exchange, heard, client_left.is_some(), &names.limits) else {
             return;
         };
         // Kept connections are told apart by their requests; what the line rule joined belongs to this one.
@@ -825,6 +825,21 @@ impl Engine {
         }
     }
 
+    /// What the exchange came to, by what can be seen here.
+    fn read_ending(
+        &self,
+        exchange: &Exchange,
+        heard: Heard<'_>,
+        client_left: bool,
+        limits: &Limits,
+    ) -> Option<Ending> {
+        if self.around.sees("bytes") {
+            socket::read(exchange, heard, client_left, limits)
+        } else {
+            socket::read_without_bytes(exchange, heard, limits)
+        }
+    }
+
     fn hears_nginx(&self) -> bool {
         self.around.sees("nginx-log") && (self.around.surely_sees("nginx-log") || self.hears_errors)
     }
@@ -915,7 +930,7 @@ impl Engine {
         if let Some(exchange) = pending.exchange.as_deref().filter(|_| !pending.stands_alone()) {
             let heard = self.heard(pending.said.as_ref(), exchange);
             if let Some(ending) =
-                socket::read(exchange, heard, pending.client_left.is_some(), &pending.limits)
+                self.read_ending(exchange, heard, pending.client_left.is_some(), &pending.limits)
             {
                 pending.attempt.ended_at = socket::ended_at(exchange, ending.outcome);
                 pending.attempt.total_us = pending.attempt.ended_at.micros_since(pending.attempt.began_at);

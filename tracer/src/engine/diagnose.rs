@@ -232,15 +232,20 @@ pub struct Diagnosis {
     pub is_settled: bool,
 }
 
+/// What can be told of a connection that was up where nobody sees what was sent and read on it.
+const STANDS_WITHOUT_BYTES: [&str; 3] = ["backend-died", "backend-restarting", "worker-died"];
+
 /// Asks every cause about an attempt.
 pub fn diagnose(subject: &Subject<'_>, around: &Surroundings) -> Diagnosis {
     let mut standing: Vec<(&'static Cause, Stand)> = Vec::new();
     let mut open: Vec<&'static Cause> = Vec::new();
     let mut diagnosis = Diagnosis::default();
+    let is_blind = !around.sees("bytes") && subject.connected().is_some();
     for cause in causes::ALL
         .iter()
         .copied()
         .filter(|cause| cause.outcomes.contains(&subject.attempt.outcome))
+        .filter(|cause| !is_blind || STANDS_WITHOUT_BYTES.contains(&cause.id))
     {
         match (cause.check)(subject, around) {
             Check::No => {}

@@ -60,6 +60,23 @@ pub fn read(exchange: &Exchange, heard: Heard<'_>, client_left: bool, limits: &L
     })
 }
 
+/// Reads an exchange where neither sends nor reads can be seen: once the connection was up an answer may have come, and
+/// only a line says that it did not. Whether the client left is not known either: an answer to it looks the same.
+pub fn read_without_bytes(exchange: &Exchange, heard: Heard<'_>, limits: &Limits) -> Option<Ending> {
+    let ending = read(exchange, heard, false, limits)?;
+    let is_told = matches!(heard, Heard::Line(_)) || exchange.end == EndKind::WorkerGone;
+    if is_told || !is_established(exchange) {
+        return Some(ending);
+    }
+    Some(Ending {
+        outcome: Outcome::Ok,
+        phase: phase(exchange, heard, Outcome::Ok),
+        errno: None,
+        is_final: !matches!(heard, Heard::Deaf),
+        ..ending
+    })
+}
+
 /// When nginx was done with the exchange: a kept connection may be closed long after its last response.
 pub fn ended_at(exchange: &Exchange, outcome: Outcome) -> Ktime {
     const HANDLER: u64 = 5_000_000;

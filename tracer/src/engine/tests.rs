@@ -313,7 +313,14 @@ impl Lab {
             why_not: None,
             without: "it is not seen".to_owned(),
         };
-        let hooks = ["resets-received", "resets-sent", "drops", "nginx-log", "snapshot"];
+        let hooks = [
+            "bytes",
+            "resets-received",
+            "resets-sent",
+            "drops",
+            "nginx-log",
+            "snapshot",
+        ];
         // Where nobody said that the log file is read, nothing waits for it.
         let file = missing.iter().filter(|sees| **sees == "error-log-file");
         let hooks = hooks.iter().chain(file).map(hook).collect();
@@ -2015,4 +2022,90 @@ fn a_client_that_left_when_a_unix_timer_was_due_is_not_why() {
     };
     assert_eq!(ended(1001), "backend-slow");
     assert_eq!(ended(500), "client-closed");
+}
+
+#[test]
+fn where_no_bytes_are_seen_only_a_line_makes_an_answer_a_failure() {
+    let blind = || {
+        let mut lab = Lab::with_hooks(&["bytes"]);
+        // Another line was heard: the log level lets failures through.
+        lab.see(Event::Line(Line {
+            action: Some("reading client request line".to_owned()),
+            ..line(9, ms(-9), "something", None)
+        }));
+        lab
+    };
+    let unseen = || Exchange {
+        first_sent_at: None,
+        last_sent_at: None,
+        backend: Some(reader()),
+        ..sent(APP, ms(1001))
+    };
+    let mut lab = blind();
+    lab.see(Event::ClientLeft {
+        at: ms(1001),
+        worker: WORKER,
+        exchange: Some(unseen().id),
+        reset: false,
+    });
+    lab.end(unseen());
+    assert_eq!(lab.only().outcome, Outcome::Ok);
+
+    // How far the answer had come is not known: slow or stalled.
+    let mut lab = blind();
+    lab.see(Event::Line(Line {
+        action: Some("reading response header from upstream".to_owned()),
+        ..line(1, ms(1000), "upstream timed out", Some(110))
+    }));
+    lab.end(Exchange {
+        line: Some(LineId(1)),
+        ..unseen()
+    });
+    let attempt = lab.only();
+    assert_eq!(
+        (attempt.outcome, verdict(&attempt).0),
+        (Outcome::TimedOut, "unknown")
+    );
+    assert!(
+        attempt.unseen.iter().any(|unseen| unseen.starts_with("bytes")),
+        "{:?}",
+        attempt.unseen
+    );
+
+    let died = Exchange {
+        fin_at: Some(ms(900)),
+        line: Some(LineId(1)),
+        backend: Some(Backend {
+            closed_at: Some(ms(900)),
+            closed_by: Some(ending(4242, "node", Exit::Signal(9))),
+            ..reader()
+        }),
+        ..unseen()
+    };
+    let mut lab = blind();
+    lab.see(Event::Line(Line {
+        action: Some("reading response header from upstream".to_owned()),
+        ..line(1, ms(1000), "upstream prematurely closed connection", None)
+    }));
+    lab.end(died);
+    assert_eq!(verdict(&lab.only()).0, "backend-died");
+}
+
+#[test]
+fn a_far_host_is_blamed_only_where_this_hosts_drops_are_seen() {
+    let named = |missing: &str, exchange: Exchange| {
+        let mut lab = Lab::with_hooks(&[missing]);
+        lab.end(exchange);
+        verdict(&lab.only()).0
+    };
+    let was_reset = || reset(sent(FAR, ms(20)), ms(10));
+    assert_eq!(named("snapshot", refused(FAR)), "refused-remotely");
+    assert_eq!(named("drops", refused(FAR)), "unknown");
+    assert_eq!(named("resets-sent", refused(FAR)), "unknown");
+    assert_eq!(named("snapshot", was_reset()), "reset-remotely");
+    assert_eq!(named("drops", was_reset()), "unknown");
+    let silent = || connect(FAR, ms(60_000));
+    let mut lab = Lab::with_hooks(&["drops", "nginx-log"]);
+    lab.end(silent());
+    assert_eq!(verdict(&lab.only()).0, "unknown");
 }

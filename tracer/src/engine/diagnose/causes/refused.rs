@@ -283,8 +283,9 @@ fn refused_remotely(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let Some(SynAnswer::Elsewhere { at }) = syn_answer(exchange, around) else {
         return Check::No;
     };
-    // The peer may be in a namespace of this host that nobody told us of: only the reset's origin rules that out.
-    if !around.sees("resets-sent") {
+    // The peer may be in a namespace of this host that nobody told us of, or a rule of this host may have answered: only
+    // the reset's origin and the SYN's fate rule that out.
+    if !around.sees("resets-sent") || !around.sees("drops") {
         return Check::No;
     }
     let summary = format!(
