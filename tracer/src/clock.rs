@@ -2,7 +2,7 @@
 //!
 //! The engine knows kernel time alone; outputs ask a [`Clock`], which holds the offset last read on the host.
 
-use jiff::Timestamp;
+use jiff::{Timestamp, tz::Offset};
 
 use crate::event::Ktime;
 
@@ -40,7 +40,31 @@ impl Clock {
     /// Wall-clock time as it stands in a trace: RFC 3339, UTC, nanoseconds.
     #[must_use]
     pub fn rfc3339(self, at: Ktime) -> String {
-        format!("{:.9}", self.timestamp(at))
+        self.rfc3339_bytes(at).into_iter().map(char::from).collect()
+    }
+
+    /// The same as ASCII.
+    #[must_use]
+    pub fn rfc3339_bytes(self, at: Ktime) -> [u8; 30] {
+        let time = Offset::UTC.to_datetime(self.timestamp(at));
+        let mut text = *b"0000-00-00T00:00:00.000000000Z";
+        // 64-bit nanoseconds reach from 1677 to 2262.
+        put_digits(&mut text[..4], time.year().unsigned_abs().into());
+        put_digits(&mut text[5..7], time.month().unsigned_abs().into());
+        put_digits(&mut text[8..10], time.day().unsigned_abs().into());
+        put_digits(&mut text[11..13], time.hour().unsigned_abs().into());
+        put_digits(&mut text[14..16], time.minute().unsigned_abs().into());
+        put_digits(&mut text[17..19], time.second().unsigned_abs().into());
+        put_digits(&mut text[20..29], time.subsec_nanosecond().unsigned_abs());
+        text
+    }
+}
+
+/// Writes a number with leading zeros.
+fn put_digits(places: &mut [u8], mut number: u32) {
+    for place in places.iter_mut().rev() {
+        *place = b"0123456789"[(number % 10) as usize];
+        number /= 10;
     }
 }
 

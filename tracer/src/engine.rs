@@ -673,8 +673,9 @@ impl Engine {
         if exchange.end != EndKind::Closed {
             exchange.line = exchange.line.filter(|_| said.is_some());
         }
-        let attempt = self.attempt_of(&exchange, &ending, &names, said.as_ref());
-        let may_have_stalled = socket::may_have_stalled(&exchange, &names.limits);
+        let limits = names.limits.clone();
+        let attempt = self.attempt_of(&exchange, &ending, names, said.as_ref());
+        let may_have_stalled = socket::may_have_stalled(&exchange, &limits);
         let is_final = ending.is_final && !may_have_stalled;
         let is_done = attempt.outcome == Outcome::Ok && (is_final || !(self.has_tail || may_have_stalled));
         let is_nameless = !self.configurations.is_process(exchange.worker);
@@ -695,7 +696,7 @@ impl Engine {
             line,
             said,
             client_left,
-            limits: names.limits,
+            limits,
             upstream_peers: BTreeSet::new(),
             deadline,
             ticks: 0,
@@ -859,7 +860,7 @@ impl Engine {
         &mut self,
         exchange: &Exchange,
         ending: &Ending,
-        names: &Names,
+        names: Names,
         said: Option<&Said>,
     ) -> Attempt {
         let ended_at = socket::ended_at(exchange, ending.outcome);
@@ -878,12 +879,12 @@ impl Engine {
             began_at: exchange.began_at,
             ended_at,
             worker: exchange.worker,
-            upstream: names.upstream.clone(),
-            upstreams: names.upstreams.clone(),
-            server: names.server.clone(),
+            upstream: names.upstream,
+            upstreams: names.upstreams,
+            server: names.server,
             peer: Some(exchange.peer.clone()),
             local: exchange.local,
-            via: names.via.clone(),
+            via: names.via,
             outcome: ending.outcome,
             phase: ending.phase,
             errno: ending.errno,

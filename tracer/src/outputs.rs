@@ -16,7 +16,7 @@ use crate::{
     model::{Attempt, Finding, NoteEvent, Summary},
     session::{Origin, SessionFacts},
     sink::{
-        schema,
+        attempt_line, schema,
         trace_file::{Rotation, Target, TraceFile, Urgency, Written},
     },
     view::{Detail, Look, Medium, View},
@@ -62,6 +62,8 @@ pub struct Outputs {
     view: Option<View<Box<dyn Write>>>,
     stdout_gone: bool,
     recorder: Recorder,
+    /// The line being written, kept for its memory.
+    line: Vec<u8>,
     failures: u64,
     findings: Vec<Finding>,
     summary: Option<Box<Summary>>,
@@ -127,6 +129,7 @@ impl Outputs {
             view,
             stdout_gone: false,
             recorder: Recorder::new(options.keep),
+            line: Vec::new(),
             failures: 0,
             findings: Vec::new(),
             summary: None,
@@ -185,7 +188,7 @@ impl Outputs {
     /// Takes what the engine said. Questions are not for outputs.
     pub fn take(&mut self, output: Output) {
         match output {
-            Output::Attempt(attempt) => self.attempt(*attempt),
+            Output::Attempt(attempt) => self.attempt(attempt),
             Output::Event(event) => {
                 if !self.has_begun && self.held.len() < MAX_HELD {
                     self.held.push(event);
@@ -274,7 +277,7 @@ impl Outputs {
         }
     }
 
-    fn attempt(&mut self, attempt: Attempt) {
+    fn attempt(&mut self, attempt: Box<Attempt>) {
         self.begin();
         if attempt.outcome.is_failure() {
             self.failures += 1;
@@ -303,9 +306,13 @@ impl Outputs {
         } else {
             Urgency::Soon
         };
-        let line = schema::Line::Attempt(Box::new(schema::Attempt::new(attempt, self.clock)));
-        self.write(&line, urgency);
+        self.line.clear();
+        if let Err(error) = attempt_line::append(&mut self.line, attempt, self.clock) {
+            missing(&error);
+            return;
+        }
         for file in &mut self.files {
+            file.write(&self.line, urgency, self.now);
             file.count_attempt();
         }
     }
@@ -328,7 +335,7 @@ impl Outputs {
         let line = match serde_json::to_vec(line) {
             Ok(line) => line,
             Err(error) => {
-                log::error!("a record could not be serialised and is missing: {error}");
+                missing(&error);
                 return;
             }
         };
@@ -345,6 +352,10 @@ impl Outputs {
             self.stdout_gone = true;
         }
     }
+}
+
+fn missing(error: &serde_json::Error) {
+    log::error!("a record could not be serialised and is missing: {error}");
 }
 
 #[cfg(test)]

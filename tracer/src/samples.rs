@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     clock::Clock,
-    event::{ConnId, Errno, ExchangeId, Instance, Ktime, Netns, Peer, Pid, Sock},
+    event::{ConnId, Errno, ExchangeId, Instance, Ktime, LogLine, Netns, Peer, Pid, Sock},
     model::{
         Attempt, Confidence, Evidence, FieldValue, Finding, HookStatus, NoteEvent, Outcome, Phase, Verdict,
     },
@@ -200,6 +200,25 @@ pub fn keepalive_race() -> Attempt {
         }],
         unseen: vec!["the backend is on another host: why it closed cannot be seen from here".to_owned()],
         ..healthy()
+    }
+}
+
+/// The line that nginx logged for [`listener_died`].
+pub fn log_line() -> LogLine {
+    LogLine {
+        text: "2026/11/22 12:04:31 [error] 811#811: *7 connect() failed (111: Connection refused)".to_owned(),
+        time: 1_795_349_071,
+        pid: Pid(811),
+        connection: Some(7),
+        level: "error".to_owned(),
+        message: "connect() failed".to_owned(),
+        errno: Some(Errno(111)),
+        action: None,
+        upstream: None,
+        peer: None,
+        client: None,
+        host: None,
+        request: None,
     }
 }
 

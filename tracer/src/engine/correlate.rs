@@ -25,6 +25,26 @@ pub struct Names {
     pub limits: Limits,
 }
 
+impl Names {
+    /// What all candidates agree on.
+    fn agreed(candidates: &[&ConfiguredPeer]) -> Self {
+        let upstreams: BTreeSet<&str> = candidates.iter().map(|peer| peer.upstream.as_str()).collect();
+        Self {
+            upstream: agreed(candidates.iter().map(|peer| Some(peer.upstream.clone()))),
+            upstreams: upstreams.into_iter().map(str::to_owned).collect(),
+            server: agreed(candidates.iter().map(|peer| Some(peer.server.clone()))),
+            via: agreed(candidates.iter().map(|peer| peer.via.clone())),
+            limits: Limits {
+                connect_timeout_ms: agreed(candidates.iter().map(|peer| peer.limits.connect_timeout_ms)),
+                send_timeout_ms: agreed(candidates.iter().map(|peer| peer.limits.send_timeout_ms)),
+                read_timeout_ms: agreed(candidates.iter().map(|peer| peer.limits.read_timeout_ms)),
+                keepalive: agreed(candidates.iter().map(|peer| peer.limits.keepalive)),
+                keepalive_timeout_ms: agreed(candidates.iter().map(|peer| peer.limits.keepalive_timeout_ms)),
+            },
+        }
+    }
+}
+
 /// Configuration generations and who runs with which.
 #[derive(Debug, Default)]
 pub struct Configurations {
@@ -40,7 +60,15 @@ pub struct Configurations {
 struct Generation {
     since: Ktime,
     config: Config,
-    peers: BTreeMap<Peer, Vec<ConfiguredPeer>>,
+    peers: BTreeMap<Peer, Named>,
+}
+
+/// A peer as the configuration names it.
+#[derive(Debug, Default)]
+struct Named {
+    configured: Vec<ConfiguredPeer>,
+    /// What it is called where the protocol is not told: so for every attempt, hence worked out once.
+    names: Names,
 }
 
 /// How many generations of one master are kept: workers of older ones are long gone.
@@ -51,9 +79,13 @@ const PROCESSES: usize = 4096;
 impl Configurations {
     /// Takes in a generation; says which upstreams it changed against the one before, `None` for a first one.
     pub fn add(&mut self, master: Pid, since: Ktime, config: Config) -> Option<BTreeSet<String>> {
-        let mut peers: BTreeMap<Peer, Vec<ConfiguredPeer>> = BTreeMap::new();
+        let mut peers: BTreeMap<Peer, Named> = BTreeMap::new();
         for peer in &config.peers {
-            peers.entry(peer.peer.clone()).or_default().push(peer.clone());
+            let named = peers.entry(peer.peer.clone()).or_default();
+            named.configured.push(peer.clone());
+        }
+        for named in peers.values_mut() {
+            named.names = Names::agreed(&named.configured.iter().collect::<Vec<_>>());
         }
         if !self.generations.contains_key(&master) && self.generations.len() >= PROCESSES {
             self.generations.pop_first();
@@ -117,32 +149,24 @@ impl Configurations {
 
     /// What `peer` is called in this worker's configuration. `scheme`: the protocol, where the log line tells it.
     pub fn names(&self, worker: Pid, peer: &Peer, scheme: Option<&str>) -> Names {
-        let Some(generation) = self.generation(worker) else {
+        let Some(named) = self
+            .generation(worker)
+            .and_then(|generation| generation.peers.get(peer))
+        else {
             return Names::default();
         };
-        let all = generation.peers.get(peer).map_or(&[][..], Vec::as_slice);
-        let of_scheme: Vec<&ConfiguredPeer> = all
+        if scheme.is_none() {
+            return named.names.clone();
+        }
+        let of_scheme: Vec<&ConfiguredPeer> = named
+            .configured
             .iter()
-            .filter(|candidate| scheme.is_none() || candidate.via.as_deref() == scheme)
+            .filter(|candidate| candidate.via.as_deref() == scheme)
             .collect();
-        let candidates = if of_scheme.is_empty() {
-            all.iter().collect()
+        if of_scheme.is_empty() {
+            named.names.clone()
         } else {
-            of_scheme
-        };
-        let upstreams: BTreeSet<&str> = candidates.iter().map(|peer| peer.upstream.as_str()).collect();
-        Names {
-            upstream: agreed(candidates.iter().map(|peer| Some(peer.upstream.clone()))),
-            upstreams: upstreams.into_iter().map(str::to_owned).collect(),
-            server: agreed(candidates.iter().map(|peer| Some(peer.server.clone()))),
-            via: agreed(candidates.iter().map(|peer| peer.via.clone())),
-            limits: Limits {
-                connect_timeout_ms: agreed(candidates.iter().map(|peer| peer.limits.connect_timeout_ms)),
-                send_timeout_ms: agreed(candidates.iter().map(|peer| peer.limits.send_timeout_ms)),
-                read_timeout_ms: agreed(candidates.iter().map(|peer| peer.limits.read_timeout_ms)),
-                keepalive: agreed(candidates.iter().map(|peer| peer.limits.keepalive)),
-                keepalive_timeout_ms: agreed(candidates.iter().map(|peer| peer.limits.keepalive_timeout_ms)),
-            },
+            Names::agreed(&of_scheme)
         }
     }
 

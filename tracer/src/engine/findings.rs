@@ -1,10 +1,11 @@
 //! Patterns over many attempts, said at the end of a trace. Few, and only what the numbers prove.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use crate::{
     engine::{
         diagnose::fact,
+        stats::by_name,
         table::Keyed,
         text::{counted, span},
     },
@@ -18,7 +19,8 @@ const PEERS: usize = 4096;
 /// What findings are made of.
 #[derive(Debug)]
 pub struct Watch {
-    peers: BTreeMap<(String, Peer), Tally>,
+    upstreams: BTreeMap<String, BTreeMap<Peer, Tally>>,
+    n_peers: usize,
     /// Recent failures by attempt number: the attempt they retried.
     chain: Keyed<u64, Option<u64>>,
     hidden: BTreeMap<String, u64>,
@@ -39,7 +41,8 @@ impl Watch {
     /// Nothing seen yet; at most `capacity` failures remembered for their retries.
     pub fn new(capacity: usize) -> Self {
         Self {
-            peers: BTreeMap::new(),
+            upstreams: BTreeMap::new(),
+            n_peers: 0,
             chain: Keyed::new(capacity, 300_000_000_000),
             hidden: BTreeMap::new(),
             n_hidden: 0,
@@ -57,11 +60,17 @@ impl Watch {
         let (Some(upstream), Some(peer)) = (&attempt.upstream, &attempt.peer) else {
             return;
         };
-        let key = (upstream.clone(), peer.clone());
-        if self.peers.len() >= PEERS && !self.peers.contains_key(&key) {
+        let Some(peers) = by_name(&mut self.upstreams, upstream, PEERS) else {
             return;
-        }
-        let tally = self.peers.entry(key).or_default();
+        };
+        let tally = match peers.entry(peer.clone()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) if self.n_peers < PEERS => {
+                self.n_peers += 1;
+                place.insert(Tally::default())
+            }
+            Entry::Vacant(_) => return,
+        };
         tally.attempts += 1;
         tally.failures += u64::from(attempt.outcome.is_failure());
         let is_race = attempt
@@ -112,7 +121,7 @@ impl Watch {
 
     /// How many entries it holds.
     pub fn len(&self) -> usize {
-        self.peers.len() + self.chain.len() + self.hidden.len()
+        self.upstreams.len() + self.n_peers + self.chain.len() + self.hidden.len()
     }
 
     /// All races of a peer at one idle time: that time is the backend's keep-alive timeout.
@@ -121,7 +130,7 @@ impl Watch {
             let mean = u64::try_from(tally.idle_sum / u128::from(tally.races.max(1))).unwrap_or(u64::MAX);
             tally.races >= 5 && (tally.idle_max - tally.idle_min).saturating_mul(10) < mean
         };
-        let of = |((upstream, peer), tally): (&(String, Peer), &Tally)| {
+        let of = |(upstream, peer, tally): (&str, &Peer, &Tally)| {
             let mean = u64::try_from(tally.idle_sum / u128::from(tally.races.max(1))).unwrap_or(u64::MAX);
             let (least, mean, most) = (
                 span(tally.idle_min * 1000),
@@ -142,29 +151,30 @@ impl Watch {
                 attempts: tally.races,
                 evidence: vec![
                     fact(None, "tcp", format!("idle time {least} to {most}, mean {mean}"))
-                        .text("upstream", upstream.clone())
+                        .text("upstream", upstream)
                         .text("peer", peer.to_string())
                         .count("idle_min_us", tally.idle_min)
                         .count("idle_max_us", tally.idle_max),
                 ],
             }
         };
-        self.peers
-            .iter()
-            .filter(|(_, tally)| is_one_time(tally))
+        self.peers()
+            .filter(|(.., tally)| is_one_time(tally))
             .map(of)
             .collect()
     }
 
+    fn peers(&self) -> impl Iterator<Item = (&str, &Peer, &Tally)> {
+        self.upstreams
+            .iter()
+            .flat_map(|(upstream, peers)| peers.iter().map(|(peer, tally)| (upstream.as_str(), peer, tally)))
+    }
+
     /// All failures of an upstream on one peer, or on one address family, while the others had none.
     fn one_peer_or_family(&self) -> Vec<Finding> {
-        let mut upstreams: BTreeMap<&str, Vec<(&Peer, &Tally)>> = BTreeMap::new();
-        for ((upstream, peer), tally) in &self.peers {
-            upstreams.entry(upstream).or_default().push((peer, tally));
-        }
-        upstreams
-            .into_iter()
-            .filter_map(|(upstream, peers)| one_sided(upstream, &peers))
+        self.upstreams
+            .iter()
+            .filter_map(|(upstream, peers)| one_sided(upstream, &peers.iter().collect::<Vec<_>>()))
             .collect()
     }
 

@@ -64,9 +64,9 @@ impl Recorder {
     }
 
     /// Takes a finished attempt and says what is to be written.
-    pub fn take(&mut self, attempt: Attempt) -> Kept {
+    pub fn take(&mut self, attempt: Box<Attempt>) -> Kept {
         let Keep::Failures { context } = self.keep else {
-            return Kept::This(Box::new(attempt));
+            return Kept::This(attempt);
         };
         self.clock += 1;
         if !self.peers.contains_key(&attempt.peer) && self.peers.len() >= MAX_PEERS {
@@ -78,12 +78,12 @@ impl Recorder {
             past.still_after = context;
             self.held -= past.before.len();
             let mut these: Vec<_> = past.before.drain(..).collect();
-            these.push(attempt);
+            these.push(*attempt);
             return Kept::These(these);
         }
         if past.still_after > 0 {
             past.still_after -= 1;
-            return Kept::This(Box::new(attempt));
+            return Kept::This(attempt);
         }
         if context == 0 {
             return Kept::Nothing;
@@ -92,7 +92,7 @@ impl Recorder {
             past.before.pop_front();
             self.held -= 1;
         }
-        past.before.push_back(attempt);
+        past.before.push_back(*attempt);
         self.held += 1;
         if self.held > MAX_HELD {
             self.forget_quietest();
@@ -131,7 +131,7 @@ mod tests {
         let mut recorder = Recorder::new(Keep::Failures { context });
         let mut written = Vec::new();
         for attempt in attempts {
-            match recorder.take(attempt) {
+            match recorder.take(Box::new(attempt)) {
                 Kept::Nothing => {}
                 Kept::This(attempt) => written.push(attempt.number),
                 Kept::These(attempts) => written.extend(attempts.iter().map(|attempt| attempt.number)),
@@ -182,12 +182,16 @@ mod tests {
         let mut recorder = Recorder::new(Keep::Failures { context: 100 });
         for number in 0..10_000 {
             let port = u16::try_from(number % 50_000).unwrap();
-            recorder.take(attempt(number, port, Outcome::Ok));
+            recorder.take(Box::new(attempt(number, port, Outcome::Ok)));
         }
         assert!(recorder.peers.len() <= MAX_PEERS);
         let mut recorder = Recorder::new(Keep::Failures { context: u32::MAX });
         for number in 0..MAX_HELD as u64 + 10 {
-            recorder.take(attempt(number, u16::try_from(number % 2).unwrap(), Outcome::Ok));
+            recorder.take(Box::new(attempt(
+                number,
+                u16::try_from(number % 2).unwrap(),
+                Outcome::Ok,
+            )));
         }
         assert!(recorder.held <= MAX_HELD);
         let held: usize = recorder.peers.values().map(|past| past.before.len()).sum();

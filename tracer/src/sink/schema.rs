@@ -418,7 +418,7 @@ pub fn errno_name(errno: Errno) -> Name {
 }
 
 impl Attempt {
-    /// The serialised form of an attempt.
+    /// The serialised form of an attempt; trace files take it from [`super::attempt_line`], which writes the same.
     #[must_use]
     pub fn new(attempt: &model::Attempt, clock: Clock) -> Self {
         Self {
@@ -473,7 +473,7 @@ impl Attempt {
 }
 
 /// An id for a connection that says nothing about the kernel's addresses.
-fn connection_id(exchange: ExchangeId) -> String {
+pub(super) fn connection_id(exchange: ExchangeId) -> String {
     const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
     let mut hash = scrambled(exchange.conn.sock.0 ^ scrambled(exchange.conn.since.0));
     let mut id = String::with_capacity(12);
@@ -493,7 +493,7 @@ fn scrambled(number: u64) -> u64 {
 }
 
 impl Log {
-    fn new(line: &LogLine) -> Self {
+    pub(super) fn new(line: &LogLine) -> Self {
         let time = jiff::Timestamp::from_second(line.time).unwrap_or_default();
         Self {
             time: format!("{time:.9}"),
@@ -503,7 +503,7 @@ impl Log {
 }
 
 impl Request {
-    fn new(request: &model::Request) -> Self {
+    pub(super) fn new(request: &model::Request) -> Self {
         Self {
             method: request.method.clone(),
             path: request.path.clone(),
@@ -515,7 +515,7 @@ impl Request {
 }
 
 impl Cause {
-    fn new(verdict: &model::Verdict, clock: Clock) -> Self {
+    pub(super) fn new(verdict: &model::Verdict, clock: Clock) -> Self {
         Self {
             id: verdict.id.into(),
             confidence: verdict.confidence.name().into(),

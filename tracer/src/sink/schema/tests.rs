@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    event::{Pid, Sock},
+    event::Sock,
     model::{Histogram, SummaryKey},
     samples,
     session::{Origin, SessionFacts},
@@ -25,21 +25,7 @@ fn lines() -> Vec<Line> {
     facts.observe(&crate::event::Input::Instance(samples::instance()));
     facts.observe(&crate::event::Input::Hooks(samples::hooks()));
     let mut logged = samples::listener_died();
-    logged.log = Some(LogLine {
-        text: "2026/11/22 12:04:31 [error] 811#811: *7 connect() failed (111: Connection refused)".to_owned(),
-        time: 1_795_349_071,
-        pid: Pid(811),
-        connection: Some(7),
-        level: "error".to_owned(),
-        message: "connect() failed".to_owned(),
-        errno: Some(Errno(111)),
-        action: None,
-        upstream: None,
-        peer: None,
-        client: None,
-        host: None,
-        request: None,
-    });
+    logged.log = Some(samples::log_line());
     vec![
         Line::Session(facts.session(samples::at(0), clock)),
         Line::Attempt(Box::new(Attempt::new(&samples::healthy(), clock))),
