@@ -4,32 +4,27 @@
 //! nginx logs belongs to the close mark that is the worker's very next own event; what the worker does next after
 //! such a close (a SYN, a send on a kept connection) is the retry.
 
-use tracer_ebpf::{
-    BackendEdge, BackendLink, ClientLeft, Conn, Endpoint, TaskInfo, Worker, conn, end, kind, previous,
-};
+use tracer_ebpf::{BackendEdge, BackendLink, ClientLeft, Conn, TaskInfo, Worker, conn, end, kind, previous};
 
 use crate::{
-    filter::{backend, connection, connection_of},
-    maps::{BACKENDS, CONNECTIONS, NO_CONN, SEQUENCES, UNCUT, setting},
+    filter::{EEXIST, backend, connection, connection_of, remember_endpoint},
+    maps::{BACKENDS, CONNECTIONS, NO_CONN, SEQUENCES, setting},
     output::{count, counted, header, now, write, write_exchange},
-    sock::{AF_UNIX, CLOSE_WAIT, Sock, current_pid, current_task},
+    sock::{AF_UNIX, CLOSE_WAIT, Sock, SockAt, Tcp as _, current_pid, current_task},
 };
 
 /// Makes the entry of a connection; `None` when the table is full.
 #[inline(always)]
-pub fn create(sock: Sock, family: u16, pid: u32, at: u64) -> Option<&'static mut Conn> {
-    if let Some(stale) = connection(sock.0) {
-        count(tracer_ebpf::counter::STALE);
-        if stale.began_at != 0 {
-            finish(stale, end::PRESUMED, at);
-        }
-    }
-    if CONNECTIONS.insert(sock.0, &NO_CONN, 0).is_err() {
+pub fn create(sock: impl Sock, family: u16, pid: u32, at: u64) -> Option<&'static mut Conn> {
+    // 1 is BPF_NOEXIST.
+    if let Err(error) = CONNECTIONS.insert(sock.address(), &NO_CONN, 1)
+        && (error != -EEXIST || !replace(sock.address(), at))
+    {
         count(tracer_ebpf::counter::TABLE_FULL);
         return None;
     }
-    let entry = connection(sock.0)?;
-    entry.sock = sock.0;
+    let entry = connection(sock.address())?;
+    entry.sock = sock.address();
     entry.since = at;
     entry.number = 1;
     entry.worker = pid;
@@ -40,17 +35,24 @@ pub fn create(sock: Sock, family: u16, pid: u32, at: u64) -> Option<&'static mut
     if family != AF_UNIX {
         entry.daddr = sock.peer_addr();
         entry.dport = sock.peer_port();
-        if UNCUT
-            .get_ptr(Endpoint {
-                addr: entry.daddr,
-                port: u32::from(entry.dport),
-            })
-            .is_some()
-        {
+        if remember_endpoint(entry.daddr, entry.dport, at) {
             entry.flags = conn::UNCUT;
         }
     }
     Some(entry)
+}
+
+/// Ends the entry that another connection left at this address, and clears it. The socket there is not that one's any
+/// more, so nothing is read of it.
+#[inline(never)]
+fn replace(sock: u64, at: u64) -> bool {
+    count(tracer_ebpf::counter::STALE);
+    if let Some(stale) = connection(sock)
+        && stale.began_at != 0
+    {
+        put(stale, end::PRESUMED, at, at);
+    }
+    CONNECTIONS.insert(sock, &NO_CONN, 0).is_ok()
 }
 
 /// Begins the next exchange on a kept connection.
@@ -80,59 +82,73 @@ pub fn begin_next(entry: &mut Conn, at: u64) {
     entry.retry_number = 0;
 }
 
-/// Writes the record of the exchange under way and leaves the connection idle.
+/// Writes the record of the exchange under way, which ended at `ended`, and leaves the connection idle.
 #[inline(always)]
-pub fn finish(entry: &mut Conn, how: u8, at: u64) {
-    let sock = Sock(entry.sock);
+pub fn finish(entry: &mut Conn, sock: impl Sock, how: u8, ended: u64, at: u64) {
     if entry.family == AF_UNIX {
-        let peer = entry.backend_sock;
-        if peer != 0
-            && entry.flags & conn::ACCEPTED == 0
-            && is_backend_of(peer, entry)
-            && Sock(peer).has_file()
-        {
-            entry.flags |= conn::ACCEPTED;
-        }
+        finish_unix(entry, how, ended, at);
     } else {
-        if entry.sport == 0 {
-            entry.sport = sock.local_port();
-            entry.saddr = sock.local_addr();
-        }
-        entry.una = sock.snd_una();
+        finish_tcp(entry, sock, how, ended, at);
+    }
+}
+
+/// [`finish`] of a unix connection.
+#[inline(always)]
+pub fn finish_unix(entry: &mut Conn, how: u8, ended: u64, at: u64) {
+    let peer = entry.backend_sock;
+    if peer != 0 && entry.flags & conn::ACCEPTED == 0 && is_backend_of(peer, entry) && SockAt(peer).has_file()
+    {
+        entry.flags |= conn::ACCEPTED;
+    }
+    put(entry, how, ended, at);
+}
+
+#[inline(always)]
+fn finish_tcp(entry: &mut Conn, sock: impl Sock, how: u8, ended: u64, at: u64) {
+    if entry.sport == 0 {
+        entry.sport = sock.local_port();
+        entry.saddr = sock.local_addr();
+    }
+    if let Some(tcp) = sock.tcp() {
+        entry.una = tcp.snd_una();
         if entry.sent == 0 && entry.number == 1 && entry.established_at != 0 {
             // Where sends cannot be seen, what lies in the stream was sent; the FIN is not in it yet.
-            entry.sent = u64::from(sock.write_seq().wrapping_sub(entry.start_seq));
+            entry.sent = u64::from(tcp.write_seq().wrapping_sub(entry.start_seq));
         }
-        entry.rtt_us = sock.srtt_us();
-        entry.window = sock.send_window();
+        entry.rtt_us = tcp.srtt_us();
+        entry.window = tcp.send_window();
         entry.flags |= conn::WINDOW_KNOWN;
-        let soft = sock.soft_error();
-        if soft != 0 {
-            entry.soft = soft;
-        }
         if entry.closed_in == 0 {
-            entry.unread = sock.unread(entry.fin_at != 0);
-        }
-        let peer = entry.backend_sock;
-        if peer != 0 && entry.backend_closed_at == 0 && is_backend_of(peer, entry) {
-            let other = Sock(peer);
-            entry.backend_copied = other.copied_seq();
-            entry.backend_unread = other.unread(other.state() == CLOSE_WAIT);
-            if other.has_file() {
-                entry.flags |= conn::ACCEPTED;
-            }
+            entry.unread = tcp.unread(entry.fin_at != 0);
         }
     }
+    let soft = sock.soft_error();
+    if soft != 0 {
+        entry.soft = soft;
+    }
+    // An exchange that another one followed had its answer: nobody will ask where the backend stood.
+    let peer = entry.backend_sock;
+    if peer != 0 && how != end::NEXT && entry.backend_closed_at == 0 && is_backend_of(peer, entry) {
+        let other = SockAt(peer);
+        entry.backend_copied = other.copied_seq();
+        entry.backend_unread = other.unread(other.state() == CLOSE_WAIT);
+        if other.has_file() {
+            entry.flags |= conn::ACCEPTED;
+        }
+    }
+    put(entry, how, ended, at);
+}
+
+#[inline(always)]
+fn put(entry: &mut Conn, how: u8, ended: u64, at: u64) {
     entry.end = how;
-    entry.ended_at = at;
-    entry.header = header(
-        if entry.family == AF_UNIX {
-            kind::UNIX_EXCHANGE
-        } else {
-            kind::EXCHANGE
-        },
-        now(),
-    );
+    entry.ended_at = ended;
+    let what = if entry.family == AF_UNIX {
+        kind::UNIX_EXCHANGE
+    } else {
+        kind::EXCHANGE
+    };
+    entry.header = header(what, at);
     write_exchange(entry);
     entry.began_at = 0;
 }
@@ -144,12 +160,12 @@ fn is_backend_of(peer: u64, entry: &Conn) -> bool {
 
 /// nginx's close of an upstream socket. `own`: in the worker's own context.
 #[inline(always)]
-pub fn close_mark(entry: &mut Conn, own: Option<&mut Worker>, at: u64) {
+pub fn close_mark(entry: &mut Conn, sock: impl Sock, own: Option<&mut Worker>, at: u64) {
     entry.flags |= conn::MARKED;
     let mut in_progress = entry.began_at != 0;
     let Some(worker) = own else {
         if in_progress {
-            finish(entry, end::WORKER_GONE, at);
+            finish(entry, sock, end::WORKER_GONE, at, at);
         }
         return;
     };
@@ -160,12 +176,14 @@ pub fn close_mark(entry: &mut Conn, own: Option<&mut Worker>, at: u64) {
             // nginx took a kept connection for a new request and found it broken before it sent anything.
             if in_progress {
                 let ended = entry.last_received_at;
-                finish(entry, end::NEXT, ended);
+                finish(entry, sock, end::NEXT, ended, at);
             }
             begin_next(entry, worker.pending_line);
             in_progress = true;
-            if entry.family != AF_UNIX {
-                entry.start_seq = Sock(entry.sock).write_seq();
+            if entry.family != AF_UNIX
+                && let Some(tcp) = sock.tcp()
+            {
+                entry.start_seq = tcp.write_seq();
             }
         }
         entry.line = worker.pending_line;
@@ -184,11 +202,13 @@ pub fn close_mark(entry: &mut Conn, own: Option<&mut Worker>, at: u64) {
         worker.previous_number = entry.number;
         finish(
             entry,
+            sock,
             if worker.exiting != 0 {
                 end::WORKER_GONE
             } else {
                 end::CLOSED
             },
+            at,
             at,
         );
     }
@@ -270,7 +290,7 @@ fn end_unix(worker: &mut Worker, line: u64, at: u64) {
         worker.previous_number = entry.number;
     }
     if in_progress {
-        finish(entry, end::CLOSED, at);
+        finish_unix(entry, end::CLOSED, at, at);
     }
     remove(entry);
 }
@@ -278,9 +298,9 @@ fn end_unix(worker: &mut Worker, line: u64, at: u64) {
 /// The worker closes a client's connection. A client that left while its request was under way is noticed by epoll;
 /// one that ended its idle connection is noticed by reading the end.
 #[inline(always)]
-pub fn client_closed(worker: &mut Worker, sock: Sock, client_had_left: bool, reset: bool, at: u64) {
+pub fn client_closed(worker: &mut Worker, sock: impl Sock, client_had_left: bool, reset: bool, at: u64) {
     end_unix(worker, 0, at);
-    let was_idle = worker.client_ended == sock.0;
+    let was_idle = worker.client_ended == sock.address();
     if client_had_left && !was_idle && (worker.previous_kind == previous::SILENT || worker.unix_listener != 0)
     {
         let silent = worker.previous_kind == previous::SILENT;
@@ -309,11 +329,11 @@ pub fn remove(entry: &Conn) {
 
 /// Links the backend's socket to nginx's.
 #[inline(always)]
-pub fn link_backend(entry: &mut Conn, sock: Sock) {
-    entry.backend_sock = sock.0;
+pub fn link_backend(entry: &mut Conn, sock: impl Sock) {
+    entry.backend_sock = sock.address();
     entry.backend_netns = sock.netns();
     counted(BACKENDS.insert(
-        sock.0,
+        sock.address(),
         BackendLink {
             conn_sock: entry.sock,
             conn_since: entry.since,
@@ -327,16 +347,16 @@ pub fn link_backend(entry: &mut Conn, sock: Sock) {
 
 /// The other end of a connection that was there before is known to its link alone, until it does something.
 #[inline(always)]
-fn know_backend(entry: &mut Conn, sock: Sock) {
+fn know_backend(entry: &mut Conn, sock: impl Sock) {
     if entry.backend_sock == 0 {
-        entry.backend_sock = sock.0;
+        entry.backend_sock = sock.address();
         entry.backend_netns = sock.netns();
     }
 }
 
 /// Data of this connection was read by a process of this host.
 #[inline(always)]
-pub fn backend_read(link: &BackendLink, sock: Sock, bytes: u32, at: u64) {
+pub fn backend_read(link: &BackendLink, sock: impl Sock, bytes: u32, at: u64) {
     let Some(entry) = connection_of(link.conn_sock, link.conn_since) else {
         return;
     };
@@ -353,8 +373,8 @@ pub fn backend_read(link: &BackendLink, sock: Sock, bytes: u32, at: u64) {
     entry.backend_last_read_at = at;
     if entry.family == AF_UNIX {
         entry.backend_read += u64::from(bytes);
-    } else {
-        entry.backend_copied = sock.copied_seq();
+    } else if let Some(tcp) = sock.tcp() {
+        entry.backend_copied = tcp.copied_seq();
     }
 }
 
@@ -370,16 +390,18 @@ pub fn backend_accepted(link: &BackendLink, at: u64) {
 
 /// The backend closed its socket, by FIN or (`aborted`) by reset.
 #[inline(always)]
-pub fn backend_closed(link: &mut BackendLink, sock: Sock, aborted: bool, fin_received: bool, at: u64) {
+pub fn backend_closed(link: &mut BackendLink, sock: impl Sock, aborted: bool, fin_received: bool, at: u64) {
     let task = current_task();
-    let unread = sock.unread(fin_received);
+    let (unread, copied) = sock
+        .tcp()
+        .map_or((0, 0), |tcp| (tcp.unread(fin_received), tcp.copied_seq()));
     let accepted = if sock.has_file() { conn::ACCEPTED } else { 0 };
     if let Some(entry) = connection_of(link.conn_sock, link.conn_since) {
         know_backend(entry, sock);
         entry.backend_closed_at = at;
         entry.backend_closer = task;
         entry.backend_unread = unread;
-        entry.backend_copied = sock.copied_seq();
+        entry.backend_copied = copied;
         entry.flags |= accepted | if aborted { conn::ABORTED } else { 0 };
     }
     link.closed_at = at;
@@ -393,12 +415,12 @@ pub fn backend_closed(link: &mut BackendLink, sock: Sock, aborted: bool, fin_rec
 
 /// Writes what happened to a backend's socket, since the exchange may have been written already.
 #[inline(always)]
-pub fn edge(link: &BackendLink, sock: Sock, reset_reason: u32, error: i32, task: TaskInfo, at: u64) {
+pub fn edge(link: &BackendLink, sock: impl Sock, reset_reason: u32, error: i32, task: TaskInfo, at: u64) {
     write(&BackendEdge {
         header: header(kind::BACKEND_EDGE, at),
         conn_sock: link.conn_sock,
         conn_since: link.conn_since,
-        sock: sock.0,
+        sock: sock.address(),
         closed_at: link.closed_at,
         netns: sock.netns(),
         reset_reason,

@@ -1,12 +1,15 @@
 //! Is this task, or this socket, ours?
 
-use tracer_ebpf::{BackendLink, Conn, Endpoint, Worker, conn, counter};
+use tracer_ebpf::{BackendLink, Conn, Endpoint, EndpointUse, Worker, conn, counter};
 
 use crate::{
     maps::{BACKENDS, CONNECTIONS, ENDPOINTS, OWNERS, WORKERS},
     output::{count, counted},
-    sock::Sock,
+    sock::{Sock as _, SockAt},
 };
+
+/// Of an insertion: the key is there already.
+pub const EEXIST: i32 = 17;
 
 /// The nginx process with this id.
 ///
@@ -36,7 +39,8 @@ pub fn connection_of(sock: u64, since: u64) -> Option<&'static mut Conn> {
 pub fn backend(sock: u64) -> Option<&'static mut BackendLink> {
     // SAFETY: as for `worker`.
     let link = BACKENDS.get_ptr_mut(sock).map(|value| unsafe { &mut *value })?;
-    if link.flags & (conn::PREEXISTING | conn::CONFIRMED) == conn::PREEXISTING && !is_still(Sock(sock), link)
+    if link.flags & (conn::PREEXISTING | conn::CONFIRMED) == conn::PREEXISTING
+        && !is_still(SockAt(sock), link)
     {
         return None;
     }
@@ -46,7 +50,7 @@ pub fn backend(sock: u64) -> Option<&'static mut BackendLink> {
 /// Whether a backend's socket that user space found by its ports is still that one at its first event: between being
 /// found and being put into the table it can be destroyed, and its address be another's.
 #[inline(never)]
-fn is_still(sock: Sock, link: &mut BackendLink) -> bool {
+fn is_still(sock: SockAt, link: &mut BackendLink) -> bool {
     let is_same = matches!(connection_of(link.conn_sock, link.conn_since),
         Some(entry) if sock.local_port() == entry.dport && sock.peer_port() == entry.sport);
     if is_same {
@@ -65,20 +69,30 @@ pub fn remember_owner(pid: u32) {
     }
 }
 
-/// Remembers an address that nginx connects to.
+/// Remembers an address that nginx connects to; whether connections to it must not be cut into exchanges.
 #[inline(always)]
-pub fn remember_endpoint(addr: [u8; 16], port: u16, at: u64) {
+pub fn remember_endpoint(addr: [u8; 16], port: u16, at: u64) -> bool {
     let key = Endpoint {
         addr,
         port: u32::from(port),
     };
     match ENDPOINTS.get_ptr_mut(key) {
         // SAFETY: a value of a preallocated map.
-        Some(last) => unsafe { *last = at },
+        Some(known) => unsafe {
+            (*known).last = at;
+            (*known).uncut != 0
+        },
         None => {
-            if ENDPOINTS.insert(key, at, 0).is_err() {
+            let new = EndpointUse {
+                last: at,
+                uncut: 0,
+                pad: 0,
+            };
+            // 1 is BPF_NOEXIST: what user space or another CPU put there in between is as good.
+            if matches!(ENDPOINTS.insert(key, new, 1), Err(error) if error != -EEXIST) {
                 count(counter::TABLE_FULL);
             }
+            false
         }
     }
 }

@@ -610,7 +610,7 @@ pub struct BackendLink {
     pub flags: u32,
 }
 
-/// An upstream's address that nginx tried, for filtering packets.
+/// An upstream's address, for filtering packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Endpoint {
@@ -618,6 +618,18 @@ pub struct Endpoint {
     pub addr: [u8; 16],
     /// Port.
     pub port: u32,
+}
+
+/// What is known of an [`Endpoint`].
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct EndpointUse {
+    /// When nginx connected to it last, 0: never seen.
+    pub last: u64,
+    /// 1: its connections must not be cut into exchanges (TLS, stream, gRPC).
+    pub uncut: u32,
+    /// Padding.
+    pub pad: u32,
 }
 
 /// Who sent a signal.
@@ -648,12 +660,10 @@ pub mod counter {
     pub const RING_FULL: u32 = 0;
     /// Entries that found a table full.
     pub const TABLE_FULL: u32 = 1;
-    /// Records written.
-    pub const RECORDS: u32 = 2;
     /// A socket was reused while its entry was still there: its destroy was missed.
-    pub const STALE: u32 = 3;
+    pub const STALE: u32 = 2;
     /// How many counters there are.
-    pub const N: u32 = 4;
+    pub const N: u32 = 3;
 }
 
 macro_rules! offsets {

@@ -7,8 +7,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use tracer_ebpf::{
-    BackendLink, Conn, Endpoint, ListenerSlot, Offsets, PortSlot, Settings, SignalSent, SnapshotSocket,
-    Worker, counter, switch,
+    BackendLink, Conn, Endpoint, EndpointUse, ListenerSlot, Offsets, PortSlot, Settings, SignalSent,
+    SnapshotSocket, Worker, counter, switch,
 };
 
 /// Records for user space, which polls: nothing here ever wakes it.
@@ -49,13 +49,10 @@ pub static OWNERS: HashMap<u32, u32> = HashMap::with_max_entries(16384, 0);
 #[map]
 pub static LISTENERS: HashMap<PortSlot, ListenerSlot> = HashMap::with_max_entries(16384, 0);
 
-/// Addresses nginx connected to → when last. Inserted at →SYN_SENT; swept by age by user space.
+/// Addresses nginx connected to, or whose connections must not be cut into exchanges. Inserted at →SYN_SENT and by user
+/// space; swept by age by user space, those that must not be cut never.
 #[map]
-pub static ENDPOINTS: HashMap<Endpoint, u64> = HashMap::with_max_entries(65536, 0);
-
-/// Addresses whose connections must not be cut into exchanges (TLS, stream, gRPC). Inserted by user space.
-#[map]
-pub static UNCUT: HashMap<Endpoint, u32> = HashMap::with_max_entries(4096, 0);
+pub static ENDPOINTS: HashMap<Endpoint, EndpointUse> = HashMap::with_max_entries(65536, 0);
 
 /// The last deadly signal sent to a process that matters. Deleted at its exit; swept with `OWNERS`.
 #[map]

@@ -1,8 +1,8 @@
-//! Reserve, fill, submit; a full ring is counted. Nothing here wakes user space, which polls.
+//! Records go to the ring whole; a full ring is counted. Nothing here wakes user space, which polls.
 
 use aya_ebpf::{
     bindings::BPF_RB_NO_WAKEUP,
-    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, generated},
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns},
 };
 use tracer_ebpf::{Conn, Header, TCP_EXCHANGE_LEN, counter};
 
@@ -51,39 +51,19 @@ pub fn counted(inserted: Result<(), i32>) {
 /// Writes a whole record.
 #[inline(always)]
 pub fn write<T: Copy + 'static>(record: &T) {
-    match RECORDS.reserve::<T>(0) {
-        Some(mut slot) => {
-            slot.write(*record);
-            slot.submit(u64::from(BPF_RB_NO_WAKEUP));
-            count(counter::RECORDS);
-        }
-        None => count(counter::RING_FULL),
+    if RECORDS.output::<T>(record, u64::from(BPF_RB_NO_WAKEUP)).is_err() {
+        count(counter::RING_FULL);
     }
 }
 
 /// Writes a connection's current exchange straight from the table.
 #[inline(always)]
 pub fn write_exchange(conn: &Conn) {
-    let source = core::ptr::from_ref(conn).cast::<u8>();
     if conn.family == AF_UNIX {
-        copy_out::<{ size_of::<Conn>() }>(source);
+        write(conn);
     } else {
-        copy_out::<TCP_EXCHANGE_LEN>(source);
-    }
-}
-
-#[inline(always)]
-fn copy_out<const N: usize>(source: *const u8) {
-    match RECORDS.reserve::<[u8; N]>(0) {
-        Some(mut slot) => {
-            // SAFETY: `slot` holds N bytes and the helper checks the source.
-            unsafe {
-                generated::bpf_probe_read_kernel(slot.as_mut_ptr().cast(), N as u32, source.cast());
-            }
-            slot.submit(u64::from(BPF_RB_NO_WAKEUP));
-            count(counter::RECORDS);
-        }
-        None => count(counter::RING_FULL),
+        // SAFETY: the first bytes of a `Conn`, which has no padding.
+        write(unsafe { &*core::ptr::from_ref(conn).cast::<[u8; TCP_EXCHANGE_LEN]>() });
     }
 }
 

@@ -1,5 +1,5 @@
 //! Typed reads of kernel structures through the offsets of the running kernel. All unsafe reads of kernel memory
-//! are here: each goes through `bpf_probe_read_kernel`, which returns an error for a bad address and never faults.
+//! are here: a load through a pointer whose type the verifier knows, else `bpf_probe_read_kernel`; neither can fault.
 
 use core::mem::MaybeUninit;
 
@@ -10,6 +10,7 @@ use aya_ebpf::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task,
         bpf_probe_read_kernel_str_bytes, generated,
     },
+    programs::{BtfTracePointContext, FExitContext},
 };
 use tracer_ebpf::{ABSENT, COMM_LEN, PATH_LEN, TaskInfo, task};
 use zerocopy::FromBytes;
@@ -57,153 +58,290 @@ pub fn read<T: Copy + FromBytes>(base: u64, offset: u32) -> T {
     }
 }
 
-/// A kernel `struct sock`.
+/// Reads a `T` at `base + offset` where `base` is a pointer that the verifier knows the type of: one load instead of a
+/// helper's call. A pointer that is not valid any more faults into a zero, like a read by the helper.
+///
+/// The verifier checks that the member is there and of that size, so an offset that is not of `base`'s own type is
+/// refused at load.
+#[inline(always)]
+fn load<T: Copy + FromBytes>(base: u64, offset: u32) -> T {
+    // SAFETY: the verifier lets a program pass only if `base` is such a pointer; every pattern of bytes is a `T`.
+    unsafe { core::ptr::read_volatile((base + u64::from(offset)) as *const T) }
+}
+
+/// Something whose members can be read.
+pub trait Members: Copy {
+    /// Where it is.
+    fn address(self) -> u64;
+    /// A member that lies in its own type.
+    fn get<T: Copy + FromBytes>(self, offset: u32) -> T;
+}
+
+/// A kernel `struct sock` known by its address alone: from a table, or from another structure.
 #[derive(Clone, Copy)]
-pub struct Sock(pub u64);
+pub struct SockAt(pub u64);
 
-impl Sock {
+impl Members for SockAt {
     #[inline(always)]
-    pub fn family(self) -> u16 {
-        read(self.0, offset!(skc_family))
+    fn address(self) -> u64 {
+        self.0
     }
 
     #[inline(always)]
-    pub fn state(self) -> u8 {
-        read(self.0, offset!(skc_state))
+    fn get<T: Copy + FromBytes>(self, offset: u32) -> T {
+        read(self.0, offset)
+    }
+}
+
+impl Tcp for SockAt {}
+
+impl Sock for SockAt {
+    type Tcp = Self;
+
+    #[inline(always)]
+    fn tcp(self) -> Option<Self> {
+        Some(self)
     }
 
     #[inline(always)]
-    pub fn is_tcp(self) -> bool {
+    fn netns(self) -> u32 {
+        inum(read(self.0, offset!(skc_net)))
+    }
+}
+
+/// A `struct sock *` that a program was called with: the verifier knows its type, and its members are loaded.
+#[derive(Clone, Copy)]
+pub struct SockArg(u64);
+
+impl SockArg {
+    /// The program's `n`th argument, which the kernel declares as a `struct sock *` that is never null.
+    #[inline(always)]
+    pub fn of(ctx: &impl Arguments, n: usize) -> Self {
+        Self(ctx.pointer(n))
+    }
+}
+
+impl Members for SockArg {
+    #[inline(always)]
+    fn address(self) -> u64 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn get<T: Copy + FromBytes>(self, offset: u32) -> T {
+        load(self.0, offset)
+    }
+}
+
+impl Sock for SockArg {
+    type Tcp = TcpArg;
+
+    #[inline(always)]
+    fn tcp(self) -> Option<TcpArg> {
+        // SAFETY: the helper looks whether the socket is a TCP socket; null if not.
+        let tcp = unsafe { generated::bpf_skc_to_tcp_sock(self.0 as *mut c_void) } as u64;
+        (tcp != 0).then_some(TcpArg(tcp))
+    }
+
+    #[inline(always)]
+    fn netns(self) -> u32 {
+        let net: u64 = load(self.0, offset!(skc_net));
+        if net == 0 { 0 } else { load(net, offset!(net_inum)) }
+    }
+}
+
+/// The `struct tcp_sock` of a [`SockArg`].
+#[derive(Clone, Copy)]
+pub struct TcpArg(u64);
+
+impl Members for TcpArg {
+    #[inline(always)]
+    fn address(self) -> u64 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn get<T: Copy + FromBytes>(self, offset: u32) -> T {
+        load(self.0, offset)
+    }
+}
+
+impl Tcp for TcpArg {}
+
+/// A program's arguments.
+pub trait Arguments {
+    /// The `n`th, a pointer.
+    fn pointer(&self, n: usize) -> u64;
+}
+
+impl Arguments for BtfTracePointContext {
+    #[inline(always)]
+    fn pointer(&self, n: usize) -> u64 {
+        self.arg(n)
+    }
+}
+
+impl Arguments for FExitContext {
+    #[inline(always)]
+    fn pointer(&self, n: usize) -> u64 {
+        self.arg(n)
+    }
+}
+
+/// A kernel `struct sock`.
+pub trait Sock: Members {
+    /// See [`Self::tcp`].
+    type Tcp: Tcp;
+
+    /// The socket as a TCP socket, if it is one.
+    fn tcp(self) -> Option<Self::Tcp>;
+
+    /// The inode number of its namespace.
+    fn netns(self) -> u32;
+
+    #[inline(always)]
+    fn family(self) -> u16 {
+        self.get(offset!(skc_family))
+    }
+
+    #[inline(always)]
+    fn state(self) -> u8 {
+        self.get(offset!(skc_state))
+    }
+
+    #[inline(always)]
+    fn is_tcp(self) -> bool {
         let family = self.family();
-        (family == AF_INET || family == AF_INET6) && read::<u16>(self.0, offset!(sk_protocol)) == IPPROTO_TCP
+        (family == AF_INET || family == AF_INET6) && self.get::<u16>(offset!(sk_protocol)) == IPPROTO_TCP
     }
 
     #[inline(always)]
-    pub fn is_stream(self) -> bool {
-        read::<u16>(self.0, offset!(sk_type)) == SOCK_STREAM
+    fn is_stream(self) -> bool {
+        self.get::<u16>(offset!(sk_type)) == SOCK_STREAM
     }
 
     /// The local port, which stays when `skc_num` is already cleared.
     #[inline(always)]
-    pub fn local_port(self) -> u16 {
-        u16::from_be(read(self.0, offset!(inet_sport)))
+    fn local_port(self) -> u16 {
+        u16::from_be(read(self.address(), offset!(inet_sport)))
     }
 
     #[inline(always)]
-    pub fn bound_port(self) -> u16 {
-        read(self.0, offset!(skc_num))
+    fn bound_port(self) -> u16 {
+        self.get(offset!(skc_num))
     }
 
     #[inline(always)]
-    pub fn peer_port(self) -> u16 {
-        u16::from_be(read(self.0, offset!(skc_dport)))
+    fn peer_port(self) -> u16 {
+        u16::from_be(self.get(offset!(skc_dport)))
     }
 
     #[inline(always)]
-    pub fn local_addr(self) -> [u8; 16] {
+    fn local_addr(self) -> [u8; 16] {
         if self.family() == AF_INET {
-            mapped(read(self.0, offset!(skc_rcv_saddr)))
+            mapped(self.get::<u32>(offset!(skc_rcv_saddr)).to_ne_bytes())
         } else {
-            read(self.0, offset!(skc_v6_rcv_saddr))
+            read(self.address(), offset!(skc_v6_rcv_saddr))
         }
     }
 
     #[inline(always)]
-    pub fn peer_addr(self) -> [u8; 16] {
+    fn peer_addr(self) -> [u8; 16] {
         if self.family() == AF_INET {
-            mapped(read(self.0, offset!(skc_daddr)))
+            mapped(self.get::<u32>(offset!(skc_daddr)).to_ne_bytes())
         } else {
-            read(self.0, offset!(skc_v6_daddr))
+            read(self.address(), offset!(skc_v6_daddr))
         }
     }
 
     #[inline(always)]
-    pub fn is_v6only(self) -> bool {
-        let byte: u8 = read(self.0, offset!(skc_ipv6only_byte));
+    fn is_v6only(self) -> bool {
+        // A bit field, which the verifier lets nobody load.
+        let byte: u8 = read(self.address(), offset!(skc_ipv6only_byte));
         self.family() == AF_INET6 && byte & (1 << (crate::maps::setting!(ipv6only_bit) & 7)) != 0
     }
 
     #[inline(always)]
-    pub fn netns(self) -> u32 {
-        inum(read(self.0, offset!(skc_net)))
+    fn error(self) -> i32 {
+        self.get(offset!(sk_err))
     }
 
     #[inline(always)]
-    pub fn error(self) -> i32 {
-        read(self.0, offset!(sk_err))
+    fn soft_error(self) -> i32 {
+        self.get(offset!(sk_err_soft))
     }
 
     #[inline(always)]
-    pub fn soft_error(self) -> i32 {
-        read(self.0, offset!(sk_err_soft))
+    fn has_file(self) -> bool {
+        self.get::<u64>(offset!(sk_socket)) != 0
     }
 
     #[inline(always)]
-    pub fn has_file(self) -> bool {
-        read::<u64>(self.0, offset!(sk_socket)) != 0
+    fn is_shut(self) -> bool {
+        self.get::<u8>(offset!(sk_shutdown)) & 3 == 3
     }
 
     #[inline(always)]
-    pub fn is_shut(self) -> bool {
-        read::<u8>(self.0, offset!(sk_shutdown)) & 3 == 3
+    fn queue(self) -> u32 {
+        self.get(offset!(sk_ack_backlog))
     }
 
     #[inline(always)]
-    pub fn queue(self) -> u32 {
-        read(self.0, offset!(sk_ack_backlog))
+    fn queue_limit(self) -> u32 {
+        self.get(offset!(sk_max_ack_backlog))
+    }
+}
+
+/// A kernel `struct tcp_sock`.
+pub trait Tcp: Members {
+    #[inline(always)]
+    fn snd_una(self) -> u32 {
+        self.get(offset!(snd_una))
     }
 
     #[inline(always)]
-    pub fn queue_limit(self) -> u32 {
-        read(self.0, offset!(sk_max_ack_backlog))
-    }
-
-    /// unix: connections waiting in a listener's receive queue.
-    #[inline(always)]
-    pub fn receive_queue(self) -> u32 {
-        read(self.0 + u64::from(offset!(sk_receive_queue)), offset!(queue_len))
+    fn snd_nxt(self) -> u32 {
+        self.get(offset!(snd_nxt))
     }
 
     #[inline(always)]
-    pub fn snd_una(self) -> u32 {
-        read(self.0, offset!(snd_una))
+    fn write_seq(self) -> u32 {
+        self.get(offset!(write_seq))
     }
 
     #[inline(always)]
-    pub fn snd_nxt(self) -> u32 {
-        read(self.0, offset!(snd_nxt))
+    fn rcv_nxt(self) -> u32 {
+        self.get(offset!(rcv_nxt))
     }
 
     #[inline(always)]
-    pub fn write_seq(self) -> u32 {
-        read(self.0, offset!(write_seq))
+    fn copied_seq(self) -> u32 {
+        self.get(offset!(copied_seq))
     }
 
     #[inline(always)]
-    pub fn rcv_nxt(self) -> u32 {
-        read(self.0, offset!(rcv_nxt))
+    fn srtt_us(self) -> u32 {
+        self.get::<u32>(offset!(srtt_us)) >> 3
     }
 
     #[inline(always)]
-    pub fn copied_seq(self) -> u32 {
-        read(self.0, offset!(copied_seq))
-    }
-
-    #[inline(always)]
-    pub fn srtt_us(self) -> u32 {
-        read::<u32>(self.0, offset!(srtt_us)) >> 3
-    }
-
-    #[inline(always)]
-    pub fn send_window(self) -> u32 {
-        read(self.0, offset!(snd_wnd))
+    fn send_window(self) -> u32 {
+        self.get(offset!(snd_wnd))
     }
 
     /// Bytes received and never read; the FIN, which the kernel counts as one, is taken off when it has come.
     #[inline(always)]
-    pub fn unread(self, fin: bool) -> u32 {
+    fn unread(self, fin: bool) -> u32 {
         let unread = self.rcv_nxt().wrapping_sub(self.copied_seq());
         if fin && unread > 0 { unread - 1 } else { unread }
+    }
+}
+
+impl SockAt {
+    /// unix: connections waiting in a listener's receive queue.
+    #[inline(always)]
+    pub fn receive_queue(self) -> u32 {
+        read(self.0 + u64::from(offset!(sk_receive_queue)), offset!(queue_len))
     }
 
     /// unix: the socket at the other end, 0 when none.
@@ -324,8 +462,8 @@ pub fn slot<T: Copy + FromBytes>(ctx: &impl EbpfContext, n: u32) -> T {
 
 /// The `struct sock` of a `struct socket`.
 #[inline(always)]
-pub fn sock_of(socket: u64) -> Sock {
-    Sock(read(socket, offset!(socket_sk)))
+pub fn sock_of(socket: u64) -> SockAt {
+    SockAt(read(socket, offset!(socket_sk)))
 }
 
 /// The current process (thread group).

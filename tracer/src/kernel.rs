@@ -22,8 +22,8 @@ use aya::{
     },
 };
 use tracer_ebpf::{
-    COMM_LEN, DROP_PLACES, DROP_REASONS, Endpoint, NEIGHBOUR_PLACE, Settings, SignalSent, WANTED_BY_PLACE,
-    Worker, counter, switch,
+    COMM_LEN, DROP_PLACES, DROP_REASONS, Endpoint, EndpointUse, NEIGHBOUR_PLACE, Settings, SignalSent,
+    WANTED_BY_PLACE, Worker, counter, switch,
 };
 use zerocopy::IntoBytes as _;
 
@@ -396,16 +396,24 @@ impl Kernel {
     /// # Errors
     /// The table is full.
     pub fn leave_uncut(&mut self, endpoints: &[std::net::SocketAddr]) -> Result<()> {
-        let mut uncut: HashMap<_, [u8; size_of::<Endpoint>()], u32> = take(&mut self.ebpf, "UNCUT")?;
+        let mut table: HashMap<_, [u8; size_of::<Endpoint>()], [u8; size_of::<EndpointUse>()]> =
+            take(&mut self.ebpf, "ENDPOINTS")?;
+        // When nginx last connected there matters only to those that can be forgotten.
+        let uncut = EndpointUse {
+            last: 0,
+            uncut: 1,
+            pad: 0,
+        };
+        let uncut: [u8; size_of::<EndpointUse>()] = zerocopy::transmute!(uncut);
         for endpoint in endpoints {
             let key = Endpoint {
                 addr: mapped(endpoint.ip()),
                 port: u32::from(endpoint.port()),
             };
             let key: [u8; size_of::<Endpoint>()] = zerocopy::transmute!(key);
-            uncut
-                .insert(key, 1, 0)
-                .context("the table of uncut peers is full")?;
+            table
+                .insert(key, uncut, 0)
+                .context("the table of nginx's peers is full")?;
         }
         Ok(())
     }

@@ -8,13 +8,16 @@ use tracer_ebpf::{Conn, Worker, conn, end, switch};
 
 use crate::{
     exchange::{
-        backend_read, begin_next, close_mark, create, finish, is_waiting, link_backend, own_begin, own_other,
-        remove,
+        backend_read, begin_next, close_mark, create, finish, finish_unix, is_waiting, link_backend,
+        own_begin, own_other, remove,
     },
     filter::{backend, connection, connection_of, worker},
     maps::{SWITCHES, setting},
     output::now,
-    sock::{AF_UNIX, LISTEN, Sock, current_pid, is_main_thread, slot, sock_of},
+    sock::{
+        AF_UNIX, LISTEN, Members as _, Sock, SockArg, SockAt, Tcp as _, current_pid, is_main_thread, slot,
+        sock_of,
+    },
 };
 
 /// `MSG_PEEK`: how nginx looks at an idle connection.
@@ -26,21 +29,21 @@ const CLOSE_NOTIFY_MAX: i32 = 64;
 /// `trace_sock_send_length(struct sock *sk, int ret, int flags)`, 6.3 to 7.2.
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn bytes_sent(ctx: BtfTracePointContext) -> i32 {
-    on_send(Sock(ctx.arg::<u64>(0)), ctx.arg::<i32>(1));
+    on_send(SockArg::of(&ctx, 0), ctx.arg::<i32>(1));
     0
 }
 
 /// `int tcp_sendmsg(struct sock *sk, struct msghdr *msg, size_t size)`, 5.10 to 7.2.
 #[fexit]
 pub fn tcp_sent(ctx: FExitContext) -> i32 {
-    on_send(Sock(ctx.arg::<u64>(0)), slot(&ctx, setting!(slot_tcp_sendmsg)));
+    on_send(SockArg::of(&ctx, 0), slot(&ctx, setting!(slot_tcp_sendmsg)));
     0
 }
 
 /// `int tcp_sendpage(struct sock *sk, struct page *page, int offset, size_t size, int flags)`, to 6.4: sendfile().
 #[fexit]
 pub fn tcp_page_sent(ctx: FExitContext) -> i32 {
-    on_send(Sock(ctx.arg::<u64>(0)), slot(&ctx, setting!(slot_tcp_sendpage)));
+    on_send(SockArg::of(&ctx, 0), slot(&ctx, setting!(slot_tcp_sendpage)));
     0
 }
 
@@ -55,9 +58,9 @@ pub fn unix_sent(ctx: FExitContext) -> i32 {
 }
 
 #[inline(always)]
-fn on_send(sock: Sock, ret: i32) {
+fn on_send(sock: impl Sock, ret: i32) {
     if let Some(owner) = worker(current_pid()) {
-        match connection(sock.0) {
+        match connection(sock.address()) {
             Some(entry) => sent(owner, entry, sock, ret),
             None => other_send(owner, sock, ret),
         }
@@ -65,7 +68,7 @@ fn on_send(sock: Sock, ret: i32) {
 }
 
 #[inline(always)]
-fn sent(owner: &mut Worker, entry: &mut Conn, sock: Sock, ret: i32) {
+fn sent(owner: &mut Worker, entry: &mut Conn, sock: impl Sock, ret: i32) {
     let at = now();
     if ret == 0 || ret == -EAGAIN {
         if ret != 0 {
@@ -85,19 +88,19 @@ fn sent(owner: &mut Worker, entry: &mut Conn, sock: Sock, ret: i32) {
     if first_of_next {
         if entry.began_at != 0 {
             let ended = entry.last_received_at;
-            finish(entry, end::NEXT, ended);
+            finish(entry, sock, end::NEXT, ended, at);
         }
         begin_next(entry, at);
-        if entry.family != AF_UNIX {
-            entry.start_seq = sock.write_seq().wrapping_sub(bytes);
+        if let Some(tcp) = sock.tcp() {
+            entry.start_seq = tcp.write_seq().wrapping_sub(bytes);
         }
         own_begin(owner, entry, at);
     } else {
         if entry.flags & conn::PREEXISTING != 0 && entry.sent + entry.received == 0 {
             // Found idle when the tracer came: the exchange begins here.
             entry.began_at = at;
-            if entry.family != AF_UNIX {
-                entry.start_seq = sock.write_seq().wrapping_sub(bytes);
+            if let Some(tcp) = sock.tcp() {
+                entry.start_seq = tcp.write_seq().wrapping_sub(bytes);
             }
         }
         own_other(owner);
@@ -121,7 +124,7 @@ fn sent(owner: &mut Worker, entry: &mut Conn, sock: Sock, ret: i32) {
 
 /// A send on a socket that is no known upstream's: a client's, or the first on a unix upstream.
 #[inline(always)]
-fn other_send(owner: &mut Worker, sock: Sock, ret: i32) {
+fn other_send(owner: &mut Worker, sock: impl Sock, ret: i32) {
     let is_unix = sock.family() == AF_UNIX;
     if !is_unix && !is_waiting(owner) {
         return;
@@ -131,16 +134,17 @@ fn other_send(owner: &mut Worker, sock: Sock, ret: i32) {
     }
     let at = now();
     if is_unix && ret > 0 {
-        let peer = sock.unix_peer();
+        let unix = SockAt(sock.address());
+        let peer = unix.unix_peer();
         // nginx's end of a unix upstream has no name, its peer has the listener's. The master's channel has neither;
         // a client's connection has the name on this side.
-        if peer != 0 && !sock.unix_is_bound() && Sock(peer).unix_is_bound() {
+        if peer != 0 && !unix.unix_is_bound() && SockAt(peer).unix_is_bound() {
             let began = if owner.unix_at != 0 { owner.unix_at } else { at };
             let pid = current_pid();
             let Some(entry) = create(sock, AF_UNIX, pid, began) else {
                 return;
             };
-            if !Sock(peer).unix_path(&mut entry.path) {
+            if !SockAt(peer).unix_path(&mut entry.path) {
                 remove(entry);
                 own_other(owner);
                 return;
@@ -151,7 +155,7 @@ fn other_send(owner: &mut Worker, sock: Sock, ret: i32) {
                 entry.flags |= conn::PREEXISTING;
             }
             owner.unix_at = 0;
-            link_backend(entry, Sock(peer));
+            link_backend(entry, SockAt(peer));
             own_begin(owner, entry, at);
             entry.first_sent_at = at;
             entry.last_sent_at = at;
@@ -165,7 +169,7 @@ fn other_send(owner: &mut Worker, sock: Sock, ret: i32) {
 /// `trace_sock_recv_length(struct sock *sk, int ret, int flags)`, 6.3 to 7.2.
 #[btf_tracepoint(function = "sock_recv_length")]
 pub fn bytes_received(ctx: BtfTracePointContext) -> i32 {
-    on_receive(Sock(ctx.arg::<u64>(0)), ctx.arg::<i32>(1), ctx.arg::<i32>(2));
+    on_receive(SockArg::of(&ctx, 0), ctx.arg::<i32>(1), ctx.arg::<i32>(2));
     0
 }
 
@@ -174,7 +178,7 @@ pub fn bytes_received(ctx: BtfTracePointContext) -> i32 {
 #[fexit]
 pub fn tcp_received(ctx: FExitContext) -> i32 {
     on_receive(
-        Sock(ctx.arg::<u64>(0)),
+        SockArg::of(&ctx, 0),
         slot(&ctx, setting!(slot_tcp_recvmsg)),
         slot(&ctx, setting!(flags_tcp_recvmsg)),
     );
@@ -193,17 +197,17 @@ pub fn unix_received(ctx: FExitContext) -> i32 {
 }
 
 #[inline(always)]
-fn on_receive(sock: Sock, ret: i32, flags: i32) {
+fn on_receive(sock: impl Sock, ret: i32, flags: i32) {
     if let Some(owner) = worker(current_pid()) {
-        if let Some(entry) = connection(sock.0) {
-            received(owner, entry, ret, flags);
+        if let Some(entry) = connection(sock.address()) {
+            received(owner, entry, sock, ret, flags);
             return;
         }
         // nginx may be a backend of itself: then the socket is the other end of one.
-        if backend(sock.0).is_none() {
+        if backend(sock.address()).is_none() {
             if ret == 0 {
-                owner.client_ended = sock.0;
-            } else if owner.client_ended == sock.0 {
+                owner.client_ended = sock.address();
+            } else if owner.client_ended == sock.address() {
                 owner.client_ended = 0;
             }
             if is_waiting(owner) && sock.is_stream() && is_main_thread() {
@@ -212,7 +216,7 @@ fn on_receive(sock: Sock, ret: i32, flags: i32) {
             return;
         }
     }
-    if let Some(link) = backend(sock.0) {
+    if let Some(link) = backend(sock.address()) {
         let at = now();
         if ret > 0 && flags & PEEK == 0 {
             backend_read(link, sock, ret as u32, at);
@@ -221,7 +225,7 @@ fn on_receive(sock: Sock, ret: i32, flags: i32) {
             if let Some(entry) = connection_of(link.conn_sock, link.conn_since) {
                 if entry.flags & conn::UNIX_ENDED == 0 {
                     if entry.began_at != 0 {
-                        finish(entry, end::CLOSED, at);
+                        finish_unix(entry, end::CLOSED, at, at);
                     }
                     remove(entry);
                 }
@@ -234,9 +238,9 @@ fn on_receive(sock: Sock, ret: i32, flags: i32) {
 /// data. The last way: sends, ends of streams and unix sockets are not seen, so there is one exchange per connection.
 #[btf_tracepoint(function = "tcp_rcv_space_adjust")]
 pub fn tcp_data_read(ctx: BtfTracePointContext) -> i32 {
-    let sock = Sock(ctx.arg::<u64>(0));
-    if let Some(entry) = connection(sock.0) {
-        let copied = sock.copied_seq();
+    let sock = SockArg::of(&ctx, 0);
+    if let Some(entry) = connection(sock.address()) {
+        let copied = sock.tcp().map_or(0, |tcp| tcp.copied_seq());
         let bytes = copied.wrapping_sub(entry.copied);
         entry.flags |= conn::UNCUT;
         // What was there before was read to an unknown place.
@@ -244,23 +248,23 @@ pub fn tcp_data_read(ctx: BtfTracePointContext) -> i32 {
             && bytes != 0
             && let Some(owner) = worker(current_pid())
         {
-            received(owner, entry, bytes as i32, 0);
+            received(owner, entry, sock, bytes as i32, 0);
         }
         entry.copied = copied;
-    } else if let Some(link) = backend(sock.0) {
+    } else if let Some(link) = backend(sock.address()) {
         backend_read(link, sock, 0, now());
     }
     0
 }
 
 #[inline(always)]
-fn received(owner: &mut Worker, entry: &mut Conn, ret: i32, flags: i32) {
+fn received(owner: &mut Worker, entry: &mut Conn, sock: impl Sock, ret: i32, flags: i32) {
     let at = now();
     own_other(owner);
     if flags & PEEK != 0 {
         if entry.began_at != 0 && entry.received > 0 {
             let ended = entry.last_received_at;
-            finish(entry, end::IDLE, ended);
+            finish(entry, sock, end::IDLE, ended, at);
         }
         if entry.family == AF_UNIX && ret != -EAGAIN {
             remove(entry);
@@ -300,13 +304,13 @@ fn received(owner: &mut Worker, entry: &mut Conn, ret: i32, flags: i32) {
 /// kernel fires it for the listener, in the connecting task.
 #[btf_tracepoint(function = "sk_data_ready")]
 pub fn unix_connected(ctx: BtfTracePointContext) -> i32 {
-    let sock = Sock(ctx.arg::<u64>(0));
+    let sock = SockArg::of(&ctx, 0);
     if sock.family() != AF_UNIX || sock.state() != LISTEN {
         return 0;
     }
     if let Some(owner) = worker(current_pid()) {
         owner.unix_at = now();
-        owner.unix_listener = sock.0;
+        owner.unix_listener = sock.address();
     }
     0
 }
@@ -331,13 +335,14 @@ pub fn unix_released(ctx: FEntryContext) -> i32 {
     let Some(owner) = worker(current_pid()) else {
         return 0;
     };
-    let Some(entry) = connection(sock_of(ctx.arg::<u64>(0)).0) else {
+    let sock = sock_of(ctx.arg::<u64>(0));
+    let Some(entry) = connection(sock.0) else {
         return 0;
     };
     if entry.family != AF_UNIX || entry.worker != current_pid() {
         return 0;
     }
-    close_mark(entry, Some(owner), now());
+    close_mark(entry, sock, Some(owner), now());
     remove(entry);
     0
 }

@@ -15,14 +15,14 @@ use crate::{
     filter::{backend, connection, remember_owner, worker},
     maps::{LISTENERS, setting},
     output::{count, header, now, write},
-    sock::{LISTEN, SYN_SENT, Sock, current_pid, current_task, mapped, segment_seq, slot},
+    sock::{LISTEN, SYN_SENT, Sock, SockAt, Tcp as _, current_pid, current_task, mapped, segment_seq, slot},
 };
 
 #[inline(always)]
-fn record(what: u16, sock: Sock, port: u16, task: TaskInfo, conn: (u64, u64), at: u64) {
+fn record(what: u16, sock: impl Sock, port: u16, task: TaskInfo, conn: (u64, u64), at: u64) {
     write(&Listener {
         header: header(what, at),
-        sock: sock.0,
+        sock: sock.address(),
         conn_sock: conn.0,
         conn_since: conn.1,
         addr: sock.local_addr(),
@@ -38,12 +38,12 @@ fn record(what: u16, sock: Sock, port: u16, task: TaskInfo, conn: (u64, u64), at
 
 /// CLOSE→LISTEN, in the task that calls listen().
 #[inline(always)]
-pub fn opened(sock: Sock) {
+pub fn opened(sock: impl Sock) {
     let task = current_task();
     let port = sock.bound_port();
     remember_owner(task.pid);
     let value = ListenerSlot {
-        sock: sock.0,
+        sock: sock.address(),
         addr: sock.local_addr(),
         netns: sock.netns(),
         pid: task.pid,
@@ -75,7 +75,7 @@ pub fn opened(sock: Sock) {
 
 /// LISTEN→CLOSE, in the task that closes it, also when that task is ending.
 #[inline(always)]
-pub fn closed(sock: Sock) {
+pub fn closed(sock: impl Sock) {
     let port = sock.local_port();
     for slot in 0..LISTENERS_PER_PORT {
         let key = PortSlot {
@@ -84,7 +84,7 @@ pub fn closed(sock: Sock) {
         };
         if let Some(value) = LISTENERS.get_ptr(key) {
             // SAFETY: a value of a preallocated map.
-            if unsafe { (*value).sock } == sock.0 {
+            if unsafe { (*value).sock } == sock.address() {
                 let _ = LISTENERS.remove(key);
                 break;
             }
@@ -122,7 +122,7 @@ pub fn sample(conn: &Conn, at: u64) {
         };
         // SAFETY: a value of a preallocated map.
         let (listener, addr) = unsafe { ((*value).sock, (*value).addr) };
-        let sock = Sock(listener);
+        let sock = SockAt(listener);
         let misses = (differ(addr, conn.daddr) & differ(addr, [0; 16]) & differ(addr, mapped([0; 4])))
             | is_set(u64::from(sock.state() ^ LISTEN))
             | is_set(u64::from(sock.bound_port() ^ conn.dport));
@@ -133,13 +133,13 @@ pub fn sample(conn: &Conn, at: u64) {
         excess ^= (excess ^ over) & mask as i64;
     }
     if fullest != 0 {
-        queue_record(Sock(fullest), conn.dport, (conn.sock, conn.since), at);
+        queue_record(SockAt(fullest), conn.dport, (conn.sock, conn.since), at);
     }
 }
 
 /// Writes a listener's queue, with the process that opened it.
 #[inline(always)]
-fn queue_record(sock: Sock, port: u16, conn: (u64, u64), at: u64) {
+fn queue_record(sock: impl Sock, port: u16, conn: (u64, u64), at: u64) {
     let mut task = TaskInfo {
         pid: 0,
         flags: 0,
@@ -155,7 +155,7 @@ fn queue_record(sock: Sock, port: u16, conn: (u64, u64), at: u64) {
         if let Some(value) = LISTENERS.get_ptr(key) {
             // SAFETY: a value of a preallocated map.
             let value = unsafe { *value };
-            if value.sock == sock.0 {
+            if value.sock == sock.address() {
                 task.pid = value.pid;
                 task.comm = value.comm;
                 break;
@@ -180,7 +180,7 @@ pub fn connection_accepted(ctx: FExitContext) -> i32 {
 /// struct sk_buff *skb)`, 5.10 to 7.2.
 #[fexit]
 pub fn syn_answered(ctx: FExitContext) -> i32 {
-    syn(Sock(ctx.arg::<u64>(2)), ctx.arg::<u64>(3));
+    syn(SockAt(ctx.arg::<u64>(2)), ctx.arg::<u64>(3));
     0
 }
 
@@ -188,7 +188,7 @@ pub fn syn_answered(ctx: FExitContext) -> i32 {
 #[kprobe]
 pub fn syn_arrived(ctx: ProbeContext) -> u32 {
     if let (Some(sock), Some(skb)) = (ctx.arg::<u64>(2), ctx.arg::<u64>(3)) {
-        syn(Sock(sock), skb);
+        syn(SockAt(sock), skb);
     }
     0
 }
@@ -196,7 +196,7 @@ pub fn syn_arrived(ctx: ProbeContext) -> u32 {
 /// A listener of this host gets a SYN. With a full queue it is dropped without any other sign. The first one arrives
 /// inside nginx's connect(); later ones are seen as retransmissions.
 #[inline(always)]
-fn syn(listener: Sock, skb: u64) {
+fn syn(listener: SockAt, skb: u64) {
     if listener.queue() <= listener.queue_limit() {
         return;
     }
@@ -206,7 +206,7 @@ fn syn(listener: Sock, skb: u64) {
     let Some(entry) = connection(owner.connecting) else {
         return;
     };
-    let sock = Sock(entry.sock);
+    let sock = SockAt(entry.sock);
     if sock.state() != SYN_SENT || sock.snd_una() != segment_seq(skb) {
         return;
     }

@@ -76,7 +76,6 @@ pub fn nginx_logs(ctx: ProbeContext) -> u32 {
         }
     }
     slot.submit(u64::from(aya_ebpf::bindings::BPF_RB_NO_WAKEUP));
-    count(counter::RECORDS);
     // The line's record comes before that of the exchange it ends.
     if is_own {
         own_line(owner, at, is_connecting);

@@ -8,7 +8,9 @@ use crate::{
     filter::{backend, connection, is_endpoint},
     maps::{offset, setting},
     output::{header, now, write},
-    sock::{LISTEN, NEW_SYN_RECV, Segment, Sock, TIME_WAIT, current_task, read, segment, skb_netns},
+    sock::{
+        LISTEN, NEW_SYN_RECV, Segment, Sock as _, SockAt, TIME_WAIT, current_task, read, segment, skb_netns,
+    },
 };
 
 const SYN: u8 = 2;
@@ -48,7 +50,7 @@ fn concerns_upstream(segment: &Segment) -> bool {
 pub fn reset_sent(ctx: BtfTracePointContext) -> i32 {
     // Both pointers may be null, and the verifier lets nobody calculate with such a pointer before a check that the
     // compiler moves ("R3 pointer arithmetic on trusted_ptr_or_null_ prohibited"); read as numbers they are free.
-    let sock = Sock(read(ctx.as_ptr() as u64, 0));
+    let sock = SockAt(read(ctx.as_ptr() as u64, 0));
     let skb: u64 = read(ctx.as_ptr() as u64, 8);
     let reason = if setting!(reset_has_reason) != 0 {
         ctx.arg::<u32>(2) + 1

@@ -5,10 +5,10 @@ use tracer_ebpf::{LISTENERS_PER_PORT, PortSlot, SnapshotSocket, conn, kind};
 
 use crate::{
     exchange::{create, link_backend, remove},
-    filter::{connection, remember_endpoint, worker},
+    filter::{connection, worker},
     maps::{LISTENERS, SCRATCH, offset},
     output::{header, now},
-    sock::{AF_INET, AF_INET6, AF_UNIX, CLOSE_WAIT, ESTABLISHED, LISTEN, Sock, read},
+    sock::{AF_INET, AF_INET6, AF_UNIX, CLOSE_WAIT, ESTABLISHED, LISTEN, Sock as _, SockAt, read},
 };
 
 const S_IFMT: u16 = 0o170_000;
@@ -32,7 +32,7 @@ struct Meta {
 
 /// The socket behind an open file, if it is one.
 #[inline(always)]
-fn socket_of(file: u64) -> Option<Sock> {
+fn socket_of(file: u64) -> Option<SockAt> {
     let inode: u64 = read(file, offset!(file_inode));
     if read::<u16>(inode, offset!(inode_mode)) & S_IFMT != S_IFSOCK {
         return None;
@@ -42,7 +42,7 @@ fn socket_of(file: u64) -> Option<Sock> {
     if socket == 0 {
         return None;
     }
-    let sock = Sock(read(socket, offset!(socket_sk)));
+    let sock = SockAt(read(socket, offset!(socket_sk)));
     (sock.0 != 0).then_some(sock)
 }
 
@@ -92,7 +92,7 @@ pub fn connections_adopted(ctx: *mut c_void) -> i32 {
     let peer = if family == AF_UNIX { sock.unix_peer() } else { 0 };
     let is_upstream = match family {
         AF_INET | AF_INET6 => sock.is_tcp() && !is_listening(sock),
-        AF_UNIX => sock.is_stream() && peer != 0 && !sock.unix_is_bound() && Sock(peer).unix_is_bound(),
+        AF_UNIX => sock.is_stream() && peer != 0 && !sock.unix_is_bound() && SockAt(peer).unix_is_bound(),
         _ => false,
     };
     if !is_upstream {
@@ -105,15 +105,14 @@ pub fn connections_adopted(ctx: *mut c_void) -> i32 {
     entry.flags |= conn::PREEXISTING;
     entry.connect_at = 0;
     if family == AF_UNIX {
-        if !Sock(peer).unix_path(&mut entry.path) {
+        if !SockAt(peer).unix_path(&mut entry.path) {
             remove(entry);
             return 0;
         }
-        link_backend(entry, Sock(peer));
+        link_backend(entry, SockAt(peer));
     } else {
         entry.saddr = sock.local_addr();
         entry.sport = sock.local_port();
-        remember_endpoint(entry.daddr, entry.dport, at);
     }
     write_row(ctx, task_struct, pid, sock);
     0
@@ -121,7 +120,7 @@ pub fn connections_adopted(ctx: *mut c_void) -> i32 {
 
 /// Whether a connection's own port is one that is listened on in its namespace: then it is a client's.
 #[inline(always)]
-fn is_listening(sock: Sock) -> bool {
+fn is_listening(sock: SockAt) -> bool {
     let (port, netns) = (u32::from(sock.local_port()), sock.netns());
     for slot in 0..LISTENERS_PER_PORT {
         if let Some(value) = LISTENERS.get_ptr(PortSlot { port, slot }) {
@@ -135,7 +134,7 @@ fn is_listening(sock: Sock) -> bool {
 }
 
 #[inline(always)]
-fn write_row(ctx: *mut TaskFile, task_struct: u64, pid: u32, sock: Sock) {
+fn write_row(ctx: *mut TaskFile, task_struct: u64, pid: u32, sock: SockAt) {
     let Some(line) = SCRATCH.get_ptr_mut(0) else {
         return;
     };

@@ -10,18 +10,20 @@ use crate::{
     maps::{BACKENDS, SEQUENCES, offset},
     output::now,
     sock::{
-        AF_INET, CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT1, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT, Sock,
-        current_pid, current_task, is_main_thread, mapped, read,
+        AF_INET, CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT1, LAST_ACK, LISTEN, Members as _, SYN_RECV,
+        SYN_SENT, Sock as _, SockArg, Tcp as _, current_pid, current_task, is_main_thread, mapped, read,
     },
 };
 
 /// The states that end a connection from this side, as bits.
 const ENDS: u32 = 1 << FIN_WAIT1 | 1 << LAST_ACK | 1 << CLOSE;
+/// The states that this side has not ended yet, as bits.
+const OPEN: u32 = 1 << SYN_SENT | 1 << SYN_RECV | 1 << ESTABLISHED | 1 << CLOSE_WAIT;
 
 /// `trace_inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`, 5.10 to 7.2.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn socket_state(ctx: BtfTracePointContext) -> i32 {
-    let sock = Sock(ctx.arg::<u64>(0));
+    let sock = SockArg::of(&ctx, 0);
     let old = ctx.arg::<i32>(1) as u8;
     let new = ctx.arg::<i32>(2) as u8;
     if !sock.is_tcp() {
@@ -45,39 +47,41 @@ pub fn socket_state(ctx: BtfTracePointContext) -> i32 {
 
 /// →SYN_SENT runs in the owner's connect(), always (kernel.md row 2).
 #[inline(always)]
-fn connecting(sock: Sock) {
+fn connecting(sock: SockArg) {
     let pid = current_pid();
     let Some(owner) = worker(pid) else { return };
     let at = now();
     let Some(entry) = create(sock, sock.family(), pid, at) else {
         return;
     };
-    remember_endpoint(entry.daddr, entry.dport, at);
-    owner.connecting = sock.0;
+    owner.connecting = sock.address();
     own_begin(owner, entry, at);
 }
 
 #[inline(always)]
-fn established(sock: Sock) {
-    let Some(entry) = connection(sock.0) else { return };
+fn established(sock: SockArg) {
+    let (Some(entry), Some(tcp)) = (connection(sock.address()), sock.tcp()) else {
+        return;
+    };
     entry.established_at = now();
     entry.saddr = sock.local_addr();
-    entry.sport = sock.local_port();
-    let first = sock.snd_nxt();
+    entry.sport = sock.bound_port();
+    let first = tcp.snd_nxt();
     entry.start_seq = first;
-    entry.copied = sock.rcv_nxt();
+    entry.copied = tcp.rcv_nxt();
     let key = u64::from(first) << 32 | u64::from(entry.copied);
     // 0 means "none" in the entry; a connection with both sequence numbers 0 goes without its other end.
     if key != 0 {
         entry.isn_key = key;
-        crate::output::counted(SEQUENCES.insert(key, sock.0, 0));
+        crate::output::counted(SEQUENCES.insert(key, sock.address(), 0));
     }
 }
 
 /// A server's socket of this host: the other end of nginx's, if the pair of initial sequence numbers is known.
 #[inline(always)]
-fn accepted(sock: Sock) {
-    let key = u64::from(sock.rcv_nxt()) << 32 | u64::from(sock.snd_nxt());
+fn accepted(sock: SockArg) {
+    let Some(tcp) = sock.tcp() else { return };
+    let key = u64::from(tcp.rcv_nxt()) << 32 | u64::from(tcp.snd_nxt());
     let Some(nginx) = SEQUENCES.get_ptr(key) else {
         return;
     };
@@ -93,26 +97,30 @@ fn accepted(sock: Sock) {
 }
 
 #[inline(always)]
-fn fin_received(sock: Sock) {
-    if let Some(entry) = connection(sock.0) {
+fn fin_received(sock: SockArg) {
+    if let Some(entry) = connection(sock.address()) {
         entry.fin_at = now();
-        entry.una_at_fin = sock.snd_una();
+        entry.una_at_fin = sock.tcp().map_or(0, |tcp| tcp.snd_una());
         entry.flags |= conn::FIN_SEEN;
     }
 }
 
 #[inline(always)]
-fn ending(sock: Sock, old: u8, new: u8) {
+fn ending(sock: SockArg, old: u8, new: u8) {
     if old == LISTEN {
         listen::closed(sock);
         return;
     }
-    let at = now();
-    if let Some(entry) = connection(sock.0) {
-        let pid = current_pid();
+    // A close is marked where it began, and what comes behind it says nothing more.
+    if OPEN >> (old & 15) & 1 == 0 {
+        return;
+    }
+    if let Some(entry) = connection(sock.address()) {
         if entry.flags & conn::MARKED != 0 {
             return;
         }
+        let pid = current_pid();
+        let at = now();
         let own_close = |entry: &Conn| entry.reset_at == 0 && sock.error() == 0 && pid == entry.worker;
         let met_silence = if listen::is_set(u64::from(new ^ CLOSE)) == 0 {
             listen::is_set(u64::from(old ^ SYN_SENT)) == 0 && own_close(entry)
@@ -132,35 +140,40 @@ fn ending(sock: Sock, old: u8, new: u8) {
             if own_close(entry) {
                 // nginx's own close straight to CLOSE: in SYN_SENT, or with data unread. Its destroy follows.
                 entry.closed_in = old;
-                entry.unread = sock.unread(entry.fin_at != 0);
+                entry.unread = unread(sock, entry);
             }
             return;
         }
         entry.closed_in = old;
-        entry.unread = sock.unread(entry.fin_at != 0);
+        entry.unread = unread(sock, entry);
         let own = if pid == entry.worker { worker(pid) } else { None };
-        close_mark(entry, own, at);
-    } else if let Some(link) = backend(sock.0) {
-        let alive = matches!(old, ESTABLISHED | CLOSE_WAIT | SYN_RECV);
+        close_mark(entry, sock, own, at);
+    } else if let Some(link) = backend(sock.address()) {
         let aborted = new == CLOSE;
         // A reset from the other end sets sk_err before the state changes; that is no close of the backend's.
-        if alive && !(aborted && sock.error() != 0) {
-            backend_closed(link, sock, aborted, old == CLOSE_WAIT, at);
+        if old != SYN_SENT && !(aborted && sock.error() != 0) {
+            backend_closed(link, sock, aborted, old == CLOSE_WAIT, now());
         }
     } else if new != CLOSE && is_main_thread() {
         if let Some(owner) = worker(current_pid()) {
-            client_closed(owner, sock, old == CLOSE_WAIT, false, at);
+            client_closed(owner, sock, old == CLOSE_WAIT, false, now());
         }
     }
+}
+
+/// Bytes that arrived for nginx and were never read.
+#[inline(always)]
+fn unread(sock: SockArg, entry: &Conn) -> u32 {
+    sock.tcp().map_or(0, |tcp| tcp.unread(entry.fin_at != 0))
 }
 
 /// `trace_tcp_destroy_sock(struct sock *sk)`, 5.10 to 7.2: the end of the socket's address as an identity.
 #[btf_tracepoint(function = "tcp_destroy_sock")]
 pub fn socket_destroyed(ctx: BtfTracePointContext) -> i32 {
-    let sock = Sock(ctx.arg::<u64>(0));
-    let at = now();
-    if let Some(entry) = connection(sock.0) {
+    let sock = SockArg::of(&ctx, 0);
+    if let Some(entry) = connection(sock.address()) {
         if entry.flags & conn::MARKED == 0 {
+            let at = now();
             // A destroy without a mark before it runs in the owner's close() (17,450 of 17,450 under load).
             if sock.error() != 0 {
                 entry.flags |= conn::ERROR_UNFETCHED;
@@ -172,22 +185,24 @@ pub fn socket_destroyed(ctx: BtfTracePointContext) -> i32 {
             read_icmp(entry, sock, at);
             let pid = current_pid();
             let own = if pid == entry.worker { worker(pid) } else { None };
-            close_mark(entry, own, at);
+            close_mark(entry, sock, own, at);
         }
         remove(entry);
-    } else if let Some(link) = backend(sock.0) {
-        let error = sock.error();
-        if link.flags & conn::ABORTED != 0 && error != 0 {
-            edge(link, sock, 0, error, current_task(), at);
+    } else if let Some(link) = backend(sock.address()) {
+        if link.flags & conn::ABORTED != 0 {
+            let error = sock.error();
+            if error != 0 {
+                edge(link, sock, 0, error, current_task(), now());
+            }
         }
-        let _ = BACKENDS.remove(sock.0);
+        let _ = BACKENDS.remove(sock.address());
     } else if is_main_thread() && sock.is_shut() {
         // A client that had reset its connection leaves no other trace of nginx's close.
         if let Some(owner) = worker(current_pid())
             && owner.previous_kind == tracer_ebpf::previous::SILENT
             && sock.state() == CLOSE
         {
-            client_closed(owner, sock, true, true, at);
+            client_closed(owner, sock, true, true, now());
         }
     }
     0
@@ -196,13 +211,13 @@ pub fn socket_destroyed(ctx: BtfTracePointContext) -> i32 {
 /// `trace_tcp_receive_reset(struct sock *sk)`, 5.10 to 7.2: the state is the one before.
 #[btf_tracepoint(function = "tcp_receive_reset")]
 pub fn reset_received(ctx: BtfTracePointContext) -> i32 {
-    let sock = Sock(ctx.arg::<u64>(0));
-    if let Some(entry) = connection(sock.0) {
+    let sock = SockArg::of(&ctx, 0);
+    if let Some(entry) = connection(sock.address()) {
         if entry.reset_at == 0 && entry.flags & conn::MARKED == 0 {
             entry.reset_at = now();
             entry.reset_in = sock.state();
-            entry.una_at_reset = sock.snd_una();
-            entry.unread = sock.unread(entry.fin_at != 0);
+            entry.una_at_reset = sock.tcp().map_or(0, |tcp| tcp.snd_una());
+            entry.unread = unread(sock, entry);
         }
     }
     0
@@ -211,8 +226,8 @@ pub fn reset_received(ctx: BtfTracePointContext) -> i32 {
 /// `trace_inet_sk_error_report(const struct sock *sk)`, 5.14 to 7.2.
 #[btf_tracepoint(function = "inet_sk_error_report")]
 pub fn error_reported(ctx: BtfTracePointContext) -> i32 {
-    let sock = Sock(ctx.arg::<u64>(0));
-    if let Some(entry) = connection(sock.0) {
+    let sock = SockArg::of(&ctx, 0);
+    if let Some(entry) = connection(sock.address()) {
         let at = now();
         let error = sock.error();
         if error != 0 && entry.error == 0 {
@@ -227,8 +242,8 @@ pub fn error_reported(ctx: BtfTracePointContext) -> i32 {
 /// `trace_tcp_retransmit_skb(const struct sock *sk, const struct sk_buff *skb)`, 5.10 to 7.2.
 #[btf_tracepoint(function = "tcp_retransmit_skb")]
 pub fn retransmitted(ctx: BtfTracePointContext) -> i32 {
-    let sock = Sock(ctx.arg::<u64>(0));
-    if let Some(entry) = connection(sock.0) {
+    let sock = SockArg::of(&ctx, 0);
+    if let Some(entry) = connection(sock.address()) {
         if entry.flags & conn::MARKED != 0 {
             return 0;
         }
@@ -248,11 +263,11 @@ pub fn retransmitted(ctx: BtfTracePointContext) -> i32 {
 /// An IPv4 ICMP error lies as a clone in the socket's error queue: its outer header has the sender, its control
 /// block the type and code (`struct sock_extended_err`: origin at 4, type at 5, code at 6; origin 2 is ICMP).
 #[inline(always)]
-fn read_icmp(entry: &mut Conn, sock: Sock, at: u64) {
+fn read_icmp(entry: &mut Conn, sock: SockArg, at: u64) {
     if entry.flags & conn::ICMP_SEEN != 0 {
         return;
     }
-    let queue = sock.0 + u64::from(offset!(sk_error_queue));
+    let queue = sock.address() + u64::from(offset!(sk_error_queue));
     if read::<u32>(queue, offset!(queue_len)) == 0 {
         return;
     }

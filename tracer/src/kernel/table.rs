@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use anyhow::Result;
-use tracer_ebpf::{Conn, conn, end};
+use tracer_ebpf::{Conn, Endpoint, EndpointUse, conn, end};
 use zerocopy::FromBytes as _;
 
 use super::{Kernel, take};
@@ -208,11 +208,15 @@ impl Kernel {
     }
 
     fn sweep_endpoints(&mut self, now: Ktime) -> Result<()> {
-        let mut table = take::<[u8; size_of::<tracer_ebpf::Endpoint>()], u64>(&mut self.ebpf, "ENDPOINTS")?;
+        let mut table =
+            take::<[u8; size_of::<Endpoint>()], [u8; size_of::<EndpointUse>()]>(&mut self.ebpf, "ENDPOINTS")?;
         let old: Vec<_> = table
             .iter()
             .flatten()
-            .filter(|(_, last)| now.0.saturating_sub(*last) > ENDPOINT_AGE)
+            .filter(|(_, known)| {
+                let known: EndpointUse = zerocopy::transmute!(*known);
+                known.uncut == 0 && now.0.saturating_sub(known.last) > ENDPOINT_AGE
+            })
             .map(|(key, _)| key)
             .collect();
         for key in old {
