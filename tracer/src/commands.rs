@@ -85,8 +85,7 @@ pub fn main() -> ExitCode {
 
 /// Says something about the tracer's own work; whether anybody still reads it changes nothing.
 fn say(text: &str) {
-    use std::io::Write as _;
-    let _ = writeln!(std::io::stderr(), "tracer: {text}");
+    let _ = writeln!(io::stderr(), "tracer: {text}");
 }
 
 fn run(command: Command, verbose: u8) -> Result<Status, Stop> {
