@@ -80,6 +80,12 @@ pub fn begin_next(entry: &mut Conn, at: u64) {
     entry.retry_sock = 0;
     entry.retry_since = 0;
     entry.retry_number = 0;
+    // On another CPU the backend may have read this request before nginx's send was seen to return.
+    entry.backend_first_read_at = if entry.backend_last_read_at > entry.previous_at {
+        entry.backend_last_read_at
+    } else {
+        0
+    };
 }
 
 /// Writes the record of the exchange under way, which ended at `ended`, and leaves the connection idle.
@@ -132,6 +138,11 @@ fn finish_tcp(entry: &mut Conn, sock: impl Sock, how: u8, ended: u64, at: u64) {
         let other = SockAt(peer);
         entry.backend_copied = other.copied_seq();
         entry.backend_unread = other.unread(other.state() == CLOSE_WAIT);
+        if entry.fin_at == 0
+            && let Some(tcp) = sock.tcp()
+        {
+            entry.backend_underway = other.write_seq().wrapping_sub(tcp.rcv_nxt());
+        }
         if other.has_file() {
             entry.flags |= conn::ACCEPTED;
         }

@@ -297,8 +297,8 @@ pub struct Conn {
     pub backend_copied: u32,
     /// Bytes unread at its close or at the end.
     pub backend_unread: u32,
-    /// Reason of the reset it sent, plus 1; 0: none.
-    pub backend_reset_reason: u32,
+    /// Bytes it had written that had not arrived at nginx's socket at the end.
+    pub backend_underway: u32,
     /// Who first read.
     pub backend_task: TaskInfo,
     /// Who closed.
@@ -464,8 +464,8 @@ pub struct Process {
     pub is_nginx: u32,
     /// The last signal that was sent to it, 0: none seen.
     pub signal: u32,
-    /// Padding.
-    pub pad: u32,
+    /// How long before that was, in milliseconds.
+    pub signal_age_ms: u32,
     /// Who sent that signal.
     pub sender: TaskInfo,
 }

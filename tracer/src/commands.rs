@@ -73,7 +73,7 @@ pub fn main() -> ExitCode {
         Ok(Status::FailuresFound) => ExitCode::from(1),
         Err(stop) => {
             if !matches!(stop, Stop::AlreadySaid) {
-                eprintln!("tracer: {stop}");
+                say(&stop.to_string());
             }
             match stop {
                 Stop::Usage(_) | Stop::AlreadySaid => ExitCode::from(2),
@@ -81,6 +81,11 @@ pub fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// Says something about the tracer's own work; whether anybody still reads it changes nothing.
+fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "tracer: {text}");
 }
 
 fn run(command: Command, verbose: u8) -> Result<Status, Stop> {
@@ -103,7 +108,7 @@ fn misused(error: &clap::Error) -> ExitCode {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = error.print();
     } else {
-        eprintln!("tracer: {}", one_line(&error.render().to_string()));
+        say(&one_line(&error.render().to_string()));
     }
     ExitCode::from(2)
 }

@@ -463,15 +463,18 @@ impl Engine {
                 task,
                 parent,
                 signalled_by,
+                told,
                 is_nginx: _,
             } => {
                 // A fault is a signal that a process sends itself.
                 let signalled_by = signalled_by.filter(|sender| sender.pid != task.pid);
+                let told = told.filter(|told| told.by.pid != task.pid && surroundings::is_recent(told));
                 let death = Death {
                     at,
                     task,
                     parent,
                     signalled_by,
+                    told,
                 };
                 outputs.extend(self.note_death(&death).map(Output::Event));
                 self.around.died(death);

@@ -195,13 +195,13 @@ pub struct Backend {
     /// When a process took the connection with `accept()`; `None` where only later reads show it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accepted_at: Option<Ktime>,
-    /// The first read on the connection, an upper bound for `accept()`.
+    /// The first read in this exchange; on a new connection an upper bound for `accept()`.
     pub first_read_at: Option<Ktime>,
     /// The last read with data in this exchange.
     pub last_read_at: Option<Ktime>,
     /// Request bytes the backend took in this exchange.
     pub read: u64,
-    /// Response bytes the backend sent in this exchange.
+    /// Response bytes the backend sent in this exchange, those that never arrived included.
     pub sent: u64,
     /// Request bytes that lay unread in its receive queue at the end of the exchange or at its close (a FIN not counted).
     pub unread: u64,
@@ -215,6 +215,17 @@ pub struct Backend {
     pub reset_reason: Option<String>,
     /// `sk_err` of its socket when it was destroyed (104 after SO_LINGER 0); `None`: not destroyed or 0.
     pub error_at_destroy: Option<Errno>,
+}
+
+/// A signal that a process handled before it ended by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// Its number.
+    pub signal: u8,
+    /// Who sent it.
+    pub by: Task,
+    /// How long before the end, in milliseconds.
+    pub ago_ms: u32,
 }
 
 /// What the next own event of the worker was linked to.
@@ -482,6 +493,9 @@ pub enum Event {
         parent: Pid,
         is_nginx: bool,
         signalled_by: Option<Task>,
+        /// It ended by itself after somebody had sent it a signal.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        told: Option<Told>,
     },
     /// An nginx process forked.
     Forked { at: Ktime, parent: Pid, child: Pid },

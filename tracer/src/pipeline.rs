@@ -60,7 +60,7 @@ impl Pipeline {
         if let Some(recorder) = &mut self.recorder
             && let Err(error) = recorder.push(&stamped)
         {
-            eprintln!("tracer: the recording ends here: {error}");
+            say(&format!("the recording ends here: {error}"));
             self.recorder = None;
         }
         self.outputs.observe(stamped.at, &stamped.input);
@@ -80,10 +80,16 @@ impl Pipeline {
         if let Some(mut recorder) = self.recorder.take()
             && let Err(error) = recorder.flush()
         {
-            eprintln!("tracer: the recording is not whole: {error}");
+            say(&format!("the recording is not whole: {error}"));
         }
         self.outputs.close()
     }
+}
+
+/// A reader of stderr that has gone is no reason to end.
+fn say(text: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "tracer: {text}");
 }
 
 /// The signals that end a trace.

@@ -61,10 +61,25 @@ pub fn unix_sent(ctx: FExitContext) -> i32 {
 fn on_send(sock: impl Sock, ret: i32) {
     if let Some(owner) = worker(current_pid()) {
         match connection(sock.address()) {
+            Some(entry) if is_recycled(owner, entry, ret) => {
+                if entry.began_at != 0 {
+                    let at = now();
+                    finish_unix(entry, end::PRESUMED, at, at);
+                }
+                remove(entry);
+                other_send(owner, sock, ret);
+            }
             Some(entry) => sent(owner, entry, sock, ret),
             None => other_send(owner, sock, ret),
         }
     }
+}
+
+/// nginx sends its request right after a connect() to a unix listener: when it does so on a socket that is known, the
+/// one before it was closed unseen, and the kernel gave its memory to the new one.
+#[inline(always)]
+fn is_recycled(owner: &Worker, entry: &Conn, ret: i32) -> bool {
+    entry.family == AF_UNIX && owner.unix_at != 0 && ret > 0
 }
 
 #[inline(always)]

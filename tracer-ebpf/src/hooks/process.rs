@@ -60,7 +60,7 @@ pub fn process_forked(ctx: BtfTracePointContext) -> i32 {
         parent: parent_pid,
         is_nginx: 1,
         signal: 0,
-        pad: 0,
+        signal_age_ms: 0,
         sender: NOBODY,
     });
     0
@@ -95,7 +95,7 @@ pub fn process_executed(ctx: BtfTracePointContext) -> i32 {
         parent: read(parent, offset!(task_tgid)),
         is_nginx: u32::from(is_nginx),
         signal: 0,
-        pad: 0,
+        signal_age_ms: 0,
         sender: NOBODY,
     });
     0
@@ -134,13 +134,19 @@ pub fn process_exited(ctx: BtfTracePointContext) -> i32 {
         parent: read(parent, offset!(task_tgid)),
         is_nginx: u32::from(is_nginx),
         signal: 0,
-        pad: 0,
+        signal_age_ms: 0,
         sender: NOBODY,
     };
     if let Some(sent) = SIGNALS.get_ptr(pid) {
         // SAFETY: a value of a preallocated map.
         let sent = unsafe { *sent };
         record.signal = sent.signal;
+        let age_ms = record.header.at.saturating_sub(sent.at) / 1_000_000;
+        record.signal_age_ms = if age_ms > u64::from(u32::MAX) {
+            u32::MAX
+        } else {
+            age_ms as u32
+        };
         record.sender = sent.sender;
         let _ = SIGNALS.remove(pid);
     }
@@ -161,11 +167,22 @@ pub fn signal_sent(ctx: BtfTracePointContext) -> i32 {
     if OWNERS.get_ptr(pid).is_none() && worker(pid).is_none() {
         return 0;
     }
+    let sender = current_task();
+    if sender.pid == pid
+        && let Some(before) = SIGNALS.get_ptr(pid)
+    {
+        // SAFETY: a value of a preallocated map.
+        let before = unsafe { *before };
+        // A handler that is done raises the signal anew to end its process: whoever sent it first is the sender.
+        if before.signal == signal as u32 && before.sender.pid != pid {
+            return 0;
+        }
+    }
     let sent = SignalSent {
         at: now(),
         signal: signal as u32,
         pad: 0,
-        sender: current_task(),
+        sender,
     };
     counted(SIGNALS.insert(pid, &sent, 0));
     0

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, anyhow};
 
-use super::{Status, Stop, attach_described, engine_options, output_options, status_of};
+use super::{Status, Stop, attach_described, engine_options, output_options, say, status_of};
 use crate::{
     cli::{
         AttachArgs,
@@ -41,6 +41,9 @@ pub fn run(args: &AttachArgs, verbose: u8) -> Result<Status, Stop> {
             path.display()
         )));
     }
+    for named in [&args.config, &args.error_log] {
+        readable(named)?;
+    }
     for lost in privilege::check().map_err(Stop::NotAttached)? {
         log::warn!("{lost}");
     }
@@ -70,7 +73,7 @@ pub fn run(args: &AttachArgs, verbose: u8) -> Result<Status, Stop> {
         None => None,
     };
     if !live.is_following() {
-        eprintln!("tracer: no {} runs yet: waiting for one", args.pid);
+        say(&format!("no {} runs yet: waiting for one", args.pid));
     }
     // Parts of a rotated trace are made later, maybe in a folder of somebody else's.
     let also: &[privilege::Capability] = if args.output.rotate.is_some() {
@@ -87,10 +90,12 @@ pub fn run(args: &AttachArgs, verbose: u8) -> Result<Status, Stop> {
         count: args.count,
     };
     let ready_file = args.ready_file.clone();
-    let ready = move || {
+    let mut is_ready_file_bad = false;
+    let ready = || {
         if let Some(path) = &ready_file {
             std::fs::write(path, format!("{}\n", std::process::id()))
-                .with_context(|| format!("{}: cannot create the ready file", path.display()))?;
+                .with_context(|| format!("{}: cannot create the ready file", path.display()))
+                .inspect_err(|_| is_ready_file_bad = true)?;
         }
         notify_ready();
         Ok(())
@@ -108,7 +113,13 @@ pub fn run(args: &AttachArgs, verbose: u8) -> Result<Status, Stop> {
     });
     // Answers that are still on their way are nobody's any more.
     runtime.shutdown_background();
-    let closed = closed.map_err(Stop::NotAttached)?;
+    let closed = closed.map_err(|error| {
+        if is_ready_file_bad {
+            Stop::Usage(error)
+        } else {
+            Stop::NotAttached(error)
+        }
+    })?;
     status_of(&closed, args.output.fail_on_failure)
 }
 
@@ -157,6 +168,20 @@ pub fn target(named: &Named) -> Target {
         Named::Name(name) => Target::Name(name.clone()),
         Named::Pid(pid) => Target::Pid(*pid),
     }
+}
+
+/// A file that the user named must be there: to go on without it is not what was asked for.
+fn readable(given: &Where) -> Result<(), Stop> {
+    let Where::Path(path) = given else {
+        return Ok(());
+    };
+    let is_file = std::fs::File::open(path).and_then(|file| file.metadata().map(|found| !found.is_dir()));
+    let why = match is_file {
+        Ok(true) => return Ok(()),
+        Ok(false) => "is a directory".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Err(Stop::usage(format!("{}: cannot be read: {why}", path.display())))
 }
 
 fn source(given: &Where) -> Source {

@@ -52,7 +52,7 @@ pub fn listener(at: Ktime, kind: &'static str, listener: &Listener) -> NoteEvent
 pub fn ended(death: &Death, kind: &'static str) -> NoteEvent {
     let task = &death.task;
     let how = match task.exiting {
-        Some(exit) => how_ended(exit, task.oom, death.signalled_by.as_ref()),
+        Some(exit) => how_ended(exit, task.oom, Some(death)),
         None => "ended".to_owned(),
     };
     let mut note = note(death.at, kind, format!("{} {how}", process(task)));

@@ -11,7 +11,7 @@ use crate::{
     engine::table::Keyed,
     event::{
         Answer, ConnId, Exchange, Exit, Ktime, Listener, LossClass, Netns, Peer, Pid, Question, ResetBy,
-        Sock, Task, Tuple,
+        Sock, Task, Told, Tuple,
     },
     model::HookStatus,
 };
@@ -61,6 +61,33 @@ pub struct Death {
     pub parent: Pid,
     /// Who sent the signal.
     pub signalled_by: Option<Task>,
+    /// The signal it had handled before it ended by itself.
+    pub told: Option<Told>,
+}
+
+impl Death {
+    /// It was stopped, or ended by itself with nothing wrong (decisions.md 2).
+    pub fn is_orderly(&self) -> bool {
+        let is_orderly = |exit| is_orderly(exit) || self.was_told_to_stop(exit);
+        !self.task.oom && self.task.exiting.is_none_or(is_orderly)
+    }
+
+    /// Whatever code it ends with, a process that was asked to stop has stopped.
+    fn was_told_to_stop(&self, exit: Exit) -> bool {
+        matches!((exit, &self.told), (Exit::Code(_), Some(told)) if is_stop(told.signal))
+    }
+}
+
+/// INT, QUIT, TERM: a stop is asked for. A HUP may as well be a reload.
+fn is_stop(signal: u8) -> bool {
+    matches!(signal, 2 | 3 | 15)
+}
+
+/// Whether a process that ended by itself may have done so because of a signal: a graceful stop takes its time, and
+/// one that was ignored long ago is not meant.
+pub fn is_recent(told: &Told) -> bool {
+    let limit_ms = if is_stop(told.signal) { 30_000 } else { 5_000 };
+    told.ago_ms <= limit_ms
 }
 
 /// A reset this host sent.
@@ -745,7 +772,8 @@ pub fn covers(listener: &Listener, address: SocketAddr) -> bool {
 /// Whether an end was an orderly one: a stop or restart rather than a death.
 pub fn is_orderly(exit: Exit) -> bool {
     match exit {
-        Exit::Code(code) => code == 0,
+        // Beside 0, what a shell and the JVM make of the same signals: 128 and its number.
+        Exit::Code(code) => matches!(code, 0 | 129 | 130 | 131 | 143),
         // HUP, INT, QUIT, TERM: how services are stopped.
         Exit::Signal(signal) => matches!(signal, 1 | 2 | 3 | 15),
     }

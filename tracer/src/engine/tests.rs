@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     event::{
         Answer, Config, ConfiguredPeer, ConnId, Exit, Icmp, Listener, Netns, PathComponent, ResetBy,
-        RouteError, Sock, Task, TcpState, Tuple, UnixPath, UnixSocket,
+        RouteError, Sock, Task, TcpState, Told, Tuple, UnixPath, UnixSocket,
     },
     model::{Confidence, Finding, HookStatus, Summary},
 };
@@ -255,6 +255,7 @@ fn exited(at: Ktime, task: Task) -> Event {
         parent: Pid(1),
         is_nginx: false,
         signalled_by: None,
+        told: None,
     }
 }
 
@@ -808,6 +809,162 @@ fn a_dead_backend_is_the_headline_over_how_its_connection_ended() {
 }
 
 #[test]
+fn a_backend_that_closes_and_ends_right_after_was_on_its_way_out() {
+    let ended = |after: i64, exit: Exit, told: Option<u8>| {
+        let backend = Backend {
+            closed_at: Some(ms(30)),
+            closed_by: Some(task(4242, "node")),
+            ..reader()
+        };
+        let exchange = Exchange {
+            backend: Some(backend),
+            ..sent(APP, ms(30))
+        };
+        let mut lab = Lab::new();
+        lab.end(closed(exchange, ms(30)));
+        lab.see(Event::ProcessExited {
+            at: ms(30 + after),
+            task: ending(4242, "node", exit),
+            parent: Pid(1),
+            is_nginx: false,
+            signalled_by: None,
+            told: told.map(|signal| Told {
+                signal,
+                by: task(1, "init"),
+                ago_ms: 40,
+            }),
+        });
+        let attempt = lab.only();
+        let cause = attempt.cause.as_ref().expect("a cause");
+        (cause.id, cause.confidence, cause.summary.clone())
+    };
+    let (id, confidence, summary) = ended(20, Exit::Code(1), Some(6));
+    assert_eq!((id, confidence), ("backend-died", Likely));
+    assert_eq!(
+        summary,
+        "node (pid 4242) closed the connection 29 ms after it read this request, and 20 ms later exited with code 1 after \
+         SIGABRT from init (pid 1)."
+    );
+    let cause = |after, exit, told| {
+        let (id, confidence, _) = ended(after, exit, told);
+        (id, confidence)
+    };
+    assert_eq!(cause(20, Exit::Code(0), None), ("backend-restarting", Likely));
+    // Asked to stop, it stopped, whatever code it gives.
+    assert_eq!(cause(20, Exit::Code(1), Some(15)), ("backend-restarting", Likely));
+    assert_eq!(cause(20, Exit::Code(143), None), ("backend-restarting", Likely));
+    // Its end much later is another story.
+    assert_eq!(
+        cause(280, Exit::Code(1), None),
+        ("closed-without-response", Confirmed)
+    );
+}
+
+#[test]
+fn a_child_that_inherited_the_connection_does_not_hide_how_its_server_ended() {
+    let closed_by_child = |events: Vec<Event>| {
+        let backend = Backend {
+            closed_at: Some(ms(30)),
+            closed_by: Some(ending(5000, "sh", Exit::Code(0))),
+            ..reader()
+        };
+        let exchange = Exchange {
+            backend: Some(backend),
+            ..sent(APP, ms(30))
+        };
+        named(events, closed(exchange, ms(30)))
+    };
+    let died = exited(ms(25), ending(4242, "node", Exit::Signal(11)));
+    assert_eq!(closed_by_child(vec![died]), ("backend-died", Confirmed));
+    // The server lives: it let go of the connection before its child did.
+    assert_eq!(closed_by_child(vec![]), ("closed-without-response", Confirmed));
+}
+
+#[test]
+fn an_answer_that_this_host_dropped_is_no_slow_backend() {
+    let dropped_at = |at, flags| {
+        let mut lab = Lab::new();
+        lab.see(Event::Dropped {
+            at,
+            netns: HERE,
+            tuple: Tuple {
+                source: syn(APP).destination,
+                destination: local(),
+            },
+            flags,
+            reason: Some("NETFILTER_DROP".to_owned()),
+            location: None,
+            conn: None,
+        });
+        lab.see(Event::Line(line(1, ms(2999), "upstream timed out", Some(110))));
+        lab.end(Exchange {
+            line: Some(LineId(1)),
+            backend: Some(reader()),
+            ..sent(APP, ms(3000))
+        });
+        verdict(&lab.only())
+    };
+    assert_eq!(dropped_at(ms(1000), 0x18), ("packet-dropped-locally", Confirmed));
+    // A bare acknowledgement is no answer, and what came before the request is not about it.
+    assert_eq!(dropped_at(ms(1000), 0x10), ("backend-slow", Confirmed));
+    assert_eq!(dropped_at(us(500), 0x18), ("backend-slow", Confirmed));
+}
+
+#[test]
+fn a_request_that_waited_for_a_free_worker_is_said_to_have_waited() {
+    let mut lab = Lab::new();
+    lab.see(Event::Line(line(1, ms(2999), "upstream timed out", Some(110))));
+    lab.end(Exchange {
+        line: Some(LineId(1)),
+        backend: Some(Backend {
+            first_read_at: Some(ms(2901)),
+            last_read_at: Some(ms(2901)),
+            ..reader()
+        }),
+        ..sent(APP, ms(3000))
+    });
+    let attempt = lab.only();
+    assert_eq!(verdict(&attempt), ("backend-slow", Confirmed));
+    let cause = attempt.cause.expect("a cause");
+    assert!(
+        cause
+            .summary
+            .starts_with("node (pid 4242) read the request only 2.9 s after it was sent"),
+        "{}",
+        cause.summary
+    );
+}
+
+#[test]
+fn a_unix_request_that_nobody_read_waits_in_the_queue() {
+    const UNIX: &str = "unix:/run/app.sock";
+    let waiting = |queue| {
+        let mut lab = Lab::new();
+        lab.see(Event::Line(line(1, ms(2999), "upstream timed out", Some(110))));
+        lab.end(Exchange {
+            line: Some(LineId(1)),
+            backend: Some(Backend::default()),
+            ..sent(UNIX, ms(3000))
+        });
+        lab.answer(Answer::UnixPath(UnixPath {
+            components: vec![],
+            stopped: None,
+            credentials: (33, 33, vec![], false),
+            sockets: vec![UnixSocket {
+                listening: true,
+                kind: "stream".to_owned(),
+                file: None,
+                queue: Some((queue, 128)),
+                owners: vec![(Pid(4242), "node".to_owned())],
+            }],
+        }));
+        verdict(&lab.only())
+    };
+    assert_eq!(waiting(3), ("never-accepted", Likely));
+    assert_eq!(waiting(0), ("backend-slow", Likely));
+}
+
+#[test]
 fn a_backend_that_closes_its_listener_too_is_restarting() {
     let backend = Backend {
         closed_at: Some(ms(30)),
@@ -887,7 +1044,15 @@ fn what_the_backend_did_may_be_told_after_the_exchange() {
             backend: Box::new(edge),
         }),
     );
-    assert_eq!(lab.attempts().len(), 1, "it is written at once");
+    assert_eq!(lab.attempts().len(), 0, "its process may be on its way out");
+    for after in [400, 401] {
+        lab.tell(ms(after), Input::Tick);
+    }
+    assert_eq!(
+        lab.attempts().len(),
+        1,
+        "it is written when it has waited long enough"
+    );
     assert_eq!(verdict(lab.attempts()[0]), ("closed-unread", Confirmed));
 }
 

@@ -1,6 +1,9 @@
 //! How numbers are said: errnos as nginx prints them, signals, spans of time, processes and their ends.
 
-use crate::event::{Errno, Exit, Ktime, Task};
+use crate::{
+    engine::surroundings::Death,
+    event::{Errno, Exit, Ktime, Task},
+};
 
 /// What glibc's `strerror` says, which is what nginx prints behind the number.
 pub fn strerror(errno: Errno) -> &'static str {
@@ -55,13 +58,17 @@ pub fn signal_name(signal: u8) -> String {
     }
 }
 
-/// A length of time for people: `0.2 ms`, `312 ms`, `4.2 s`, `3 min`, `2 h`.
+/// A length of time for people: `0.2 ms`, `312 ms`, `4.3 s`, `3 min`, `2 h`.
 pub fn span(nanoseconds: u64) -> String {
     let micros = nanoseconds / 1000;
     match micros {
         0..10_000 => format!("{}.{} ms", micros / 1000, micros % 1000 / 100),
         10_000..1_000_000 => format!("{} ms", (micros + 500) / 1000),
-        1_000_000..120_000_000 => format!("{}.{} s", micros / 1_000_000, micros % 1_000_000 / 100_000),
+        1_000_000..120_000_000 => {
+            // A timer of 2 s that ends after 1.9998 s has run for 2.0 s.
+            let tenths = (micros + 50_000) / 100_000;
+            format!("{}.{} s", tenths / 10, tenths % 10)
+        }
         120_000_000..7_200_000_000 => format!("{} min", micros / 60_000_000),
         _ => format!("{} h", micros / 3_600_000_000),
     }
@@ -77,15 +84,23 @@ pub fn process(task: &Task) -> String {
     format!("{} (pid {})", task.comm, task.pid)
 }
 
-/// What ended a process, after its name: `was killed by the OOM killer`, `exited with code 1`.
-pub fn ended(exit: Exit, oom: bool, signalled_by: Option<&Task>) -> String {
+/// What ended a process, after its name: `was killed by the OOM killer`, `exited with code 1`; with the record of it,
+/// who had sent it a signal.
+pub fn ended(exit: Exit, oom: bool, death: Option<&Death>) -> String {
     match exit {
         Exit::Signal(9) if oom => "was killed by the OOM killer".to_owned(),
-        Exit::Signal(signal) => match signalled_by {
+        Exit::Signal(signal) => match death.and_then(|death| death.signalled_by.as_ref()) {
             Some(sender) => format!("was ended by {} from {}", signal_name(signal), process(sender)),
             None => format!("was ended by {}", signal_name(signal)),
         },
-        Exit::Code(code) => format!("exited with code {code}"),
+        Exit::Code(code) => match death.and_then(|death| death.told.as_ref()) {
+            Some(told) => format!(
+                "exited with code {code} after {} from {}",
+                signal_name(told.signal),
+                process(&told.by)
+            ),
+            None => format!("exited with code {code}"),
+        },
     }
 }
 
@@ -114,7 +129,7 @@ mod tests {
         ]
         .map(span)
         .into();
-        assert_eq!(said, ["0.0 ms", "0.2 ms", "312 ms", "4.2 s", "3 min", "2 h"]);
+        assert_eq!(said, ["0.0 ms", "0.2 ms", "312 ms", "4.3 s", "3 min", "2 h"]);
     }
 
     #[test]

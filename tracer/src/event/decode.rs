@@ -11,7 +11,7 @@ use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::{
     Backend, ConnId, EndKind, Errno, Event, Exchange, ExchangeId, Exit, Icmp, Ktime, Line, LineId, Listener,
-    Netns, Peer, Pid, ResetBy, RetryOf, RouteError, Sock, Task, TcpState, Tuple,
+    Netns, Peer, Pid, ResetBy, RetryOf, RouteError, Sock, Task, TcpState, Told, Tuple,
 };
 
 /// Turns records into events; holds the running kernel's names for its numbers.
@@ -176,15 +176,23 @@ impl Decoder {
             }
             kind::PROCESS_EXITED => {
                 let found: wire::Process = record(bytes)?;
+                let ended_by = u32::try_from(found.task.exit_code & 0x7f).unwrap_or(0);
+                let sender = process(&found.sender);
                 Event::ProcessExited {
                     at,
                     task: process(&found.task),
                     parent: Pid(found.parent),
                     is_nginx: found.is_nginx != 0,
+                    told: match u8::try_from(found.signal) {
+                        Ok(signal @ 1..) if ended_by == 0 => Some(Told {
+                            signal,
+                            by: sender.clone(),
+                            ago_ms: found.signal_age_ms,
+                        }),
+                        _ => None,
+                    },
                     // The last signal seen must be the one that ended it.
-                    signalled_by: (found.signal != 0
-                        && u32::try_from(found.task.exit_code & 0x7f) == Ok(found.signal))
-                    .then(|| process(&found.sender)),
+                    signalled_by: (found.signal != 0 && ended_by == found.signal).then_some(sender),
                 }
             }
             kind::FORKED => {
@@ -211,6 +219,12 @@ impl Decoder {
 
 fn record<T: zerocopy::FromBytes>(bytes: &[u8]) -> Option<T> {
     T::read_from_prefix(bytes).ok().map(|(record, _)| record)
+}
+
+/// What the backend had written and nginx's socket had not received.
+fn arriving(c: &wire::Conn) -> u64 {
+    // A difference of sequence numbers: what looks like half of all numbers is nothing.
+    u64::try_from(c.backend_underway.cast_signed()).unwrap_or(0)
 }
 
 /// A connection of the kernel's table, or the part of it that was written, as an exchange.
@@ -244,7 +258,7 @@ pub fn exchange(c: &wire::Conn) -> Exchange {
         } else {
             0
         },
-        sent: c.received + u64::from(c.unread),
+        sent: c.received + u64::from(c.unread) + arriving(c),
         unread: u64::from(c.backend_unread),
         closed_at: time(c.backend_closed_at),
         closed_by: (c.backend_closed_at != 0).then(|| process(&c.backend_closer)),

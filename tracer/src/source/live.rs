@@ -16,7 +16,7 @@ use crate::{
         Question, Stamped, decode::Decoder,
     },
     host,
-    kernel::{Kernel, KernelOptions, ring::Ring},
+    kernel::{Kernel, KernelOptions, ring::Ring, table::HANDLER},
     model::HookStatus,
     nginx::{
         config,
@@ -472,23 +472,24 @@ impl Live {
                 let event = event.clone();
                 self.name_netns(at, &event);
             }
-            Event::Line(line) if is_timeout(line) => self.unix_lines.push_back(line.clone()),
+            Event::Line(line) if is_timeout(line) || is_refusal(line) => {
+                self.unix_lines.push_back(line.clone())
+            }
             Event::Exchange(exchange) => self.claim_unix_line(exchange),
             _ => {}
         }
         self.push(at, Input::Kernel(event));
     }
 
-    /// The kernel cannot join a timeout's line to a unix connection, whose close nothing shows: where the backend has
-    /// read the end within the wait, the exchange is here; the line is the one just before its end.
+    /// The kernel cannot join a line to a unix connection of which nothing else was seen to end: nginx's timeout, or an
+    /// answer it did not take. Where the backend has read the end within the wait, the exchange is here; a timeout is
+    /// the line just before its end, a refusal the line just after its last read.
     fn claim_unix_line(&mut self, exchange: &mut Exchange) {
         if let Some(id) = exchange.line {
             self.unix_lines.retain(|line| line.id != id);
         }
-        if !matches!(exchange.peer, Peer::Unix(_))
-            || exchange.end != EndKind::Closed
-            || exchange.line.is_some()
-        {
+        let is_over = matches!(exchange.end, EndKind::Closed | EndKind::Presumed);
+        if !matches!(exchange.peer, Peer::Unix(_)) || !is_over || exchange.line.is_some() {
             return;
         }
         let last = exchange
@@ -500,16 +501,22 @@ impl Live {
             .iter()
             .enumerate()
             .filter(|(_, line)| {
-                line.worker == exchange.worker && line.at > last && line.at <= exchange.ended_at
+                let is_its_own = if is_refusal(line) {
+                    exchange.received > 0 && line.at.since(last) <= HANDLER
+                } else {
+                    exchange.end == EndKind::Closed && line.at <= exchange.ended_at
+                };
+                line.worker == exchange.worker && line.at > last && is_its_own
             })
             .map(|(index, _)| index)
             .collect();
-        // Two timeouts in one wait: which of them it was cannot be told.
+        // Two lines in one wait: which of them it was cannot be told.
         if let [index] = fits[..]
             && let Some(line) = self.unix_lines.remove(index)
         {
             exchange.line = Some(line.id);
             exchange.ended_at = line.at;
+            exchange.end = EndKind::Closed;
         }
     }
 
@@ -519,11 +526,17 @@ impl Live {
                 break;
             }
             let (worker, id) = (line.worker, line.id);
+            let is_refusal = is_refusal(line);
             let unanswered = line.action.as_deref().is_some_and(|action| {
                 action.starts_with("reading response header") || action.starts_with("sending request")
             });
             self.unix_lines.pop_front();
-            if let Some(exchange) = self.kernel.unix_timed_out(worker, id, unanswered)? {
+            let exchange = if is_refusal {
+                self.kernel.unix_refused(worker, id)?
+            } else {
+                self.kernel.unix_timed_out(worker, id, unanswered)?
+            };
+            if let Some(exchange) = exchange {
                 self.push(now, Input::Kernel(Event::Exchange(Box::new(exchange))));
             }
         }
@@ -860,6 +873,11 @@ fn is_timeout(line: &Line) -> bool {
     line.level <= 4
         && line.errno.is_some_and(|errno| errno.0 == 110)
         && line.message.starts_with("upstream timed out")
+}
+
+/// A line that says that nginx did not take what the upstream answered.
+fn is_refusal(line: &Line) -> bool {
+    line.level <= 4 && line.errno.is_none() && line.message.starts_with("upstream sent ")
 }
 
 fn exe_link(pid: Pid) -> PathBuf {

@@ -90,6 +90,14 @@ impl Dice {
         }
     }
 
+    fn told(&mut self) -> Told {
+        Told {
+            signal: self.of(&[0, 1, 6, 15, 255]),
+            by: self.task(),
+            ago_ms: self.of(&[0, 2_000, u32::MAX]),
+        }
+    }
+
     fn exchange_id(&mut self) -> ExchangeId {
         let number = self.of(&[0, 1, 2, u32::MAX]);
         id(self.roll(4), number)
@@ -295,6 +303,7 @@ impl Dice {
                 parent: self.pid(),
                 is_nginx: self.yes(),
                 signalled_by: self.maybe(Self::task),
+                told: self.maybe(Self::told),
             },
         }
     }

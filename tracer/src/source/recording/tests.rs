@@ -9,7 +9,7 @@ use crate::{
     event::{
         Answer, Config, ConnId, EndKind, Errno, Event, Exchange, ExchangeId, Exit, Input, Instance, Limits,
         Line, LineId, Listener, LogLine, LossClass, Netns, Peer, Pid, Question, ResetBy, RetryOf, Sock, Task,
-        TcpState, Tuple,
+        TcpState, Told, Tuple,
     },
     model::HookStatus,
 };
@@ -55,6 +55,10 @@ fn task() -> impl Strategy<Value = Task> + Clone {
         exiting,
         oom,
     })
+}
+
+fn told() -> impl Strategy<Value = Told> {
+    (any::<u8>(), task(), any::<u32>()).prop_map(|(signal, by, ago_ms)| Told { signal, by, ago_ms })
 }
 
 fn exchange() -> impl Strategy<Value = Exchange> {
@@ -201,13 +205,16 @@ fn event() -> impl Strategy<Value = Event> {
                 conn: None,
             }
         }),
-        (time(), task(), option::of(task())).prop_map(|(at, task, signalled_by)| Event::ProcessExited {
-            at,
-            task,
-            parent: Pid(1),
-            signalled_by,
-            is_nginx: false,
-        }),
+        (time(), task(), option::of(task()), option::of(told())).prop_map(
+            |(at, task, signalled_by, told)| Event::ProcessExited {
+                at,
+                task,
+                parent: Pid(1),
+                signalled_by,
+                told,
+                is_nginx: false,
+            }
+        ),
         (any::<u16>(), any::<u32>()).prop_map(|(kind, length)| Event::Unknown { kind, length }),
     ]
 }

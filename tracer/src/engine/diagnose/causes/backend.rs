@@ -4,10 +4,10 @@ use super::facts::{End, closing_facts, end_of, listener_closed_fact};
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject},
-        surroundings::{ListenerLife, SECOND, Surroundings, is_orderly},
+        surroundings::{ListenerLife, SECOND, Surroundings},
         text::{between, process},
     },
-    event::{Exchange, Ktime, Peer, Task},
+    event::{Exchange, Exit, Ktime, Peer, Task},
     model::Outcome,
 };
 
@@ -30,7 +30,8 @@ pub const BACKEND_DIED: Cause = Cause {
     nginx_logs: "upstream prematurely closed connection while reading response header from upstream; or recv() failed \
         (104: Connection reset by peer)",
     recognised: "the process that held the other end ended by a signal other than TERM, INT, QUIT and HUP, by the OOM \
-        killer or with a non-zero code, and its end closed the connection",
+        killer or with a non-zero code, and its end closed the connection; `likely` when it closed the connection and \
+        ended within 250 ms. A code after TERM, INT or QUIT is no death",
     needs: &[],
     look_alikes: &[
         "backend-restarting",
@@ -51,7 +52,8 @@ pub const BACKEND_RESTARTING: Cause = Cause {
     nginx_logs: "upstream prematurely closed connection while reading response header from upstream; or recv() failed \
         (104: Connection reset by peer)",
     recognised: "the process that held the other end ended in an orderly way (TERM, INT, QUIT, HUP or code 0) with the \
-        connection open, or closed its listener together with the connection",
+        connection open, or closed its listener together with the connection; `likely` when it closed the connection and \
+        ended within 250 ms",
     needs: &[],
     look_alikes: &["backend-died", "closed-without-response", "closed-on-accept"],
     remedy: "let the backend finish its requests before it stops (graceful shutdown), or take it out of the upstream first",
@@ -71,17 +73,71 @@ fn closer(exchange: &Exchange) -> Option<(&Task, Ktime)> {
     Some((task, at.unwrap_or(exchange.ended_at)))
 }
 
-/// How the process that held the other end came to its end, when that end closed the connection.
-fn end<'a>(exchange: &'a Exchange, around: &'a Surroundings) -> Option<(End<'a>, Ktime)> {
+/// How the process that held the other end came to its end, and that this closed the connection.
+struct Closing<'a> {
+    end: End<'a>,
+    /// When the connection was closed.
+    at: Ktime,
+    /// Closed by the exit itself, as all that a process holds; otherwise the process closed it and ended right after.
+    is_by_exit: bool,
+}
+
+/// A process on its way out closes what it holds first: a worker that leaves its loop, a runtime that unwinds.
+const ON_ITS_WAY_OUT: u64 = 250_000_000;
+
+fn closing<'a>(exchange: &'a Exchange, around: &'a Surroundings) -> Option<Closing<'a>> {
     let (task, at) = closer(exchange)?;
+    let reader = exchange.backend.as_ref().and_then(|backend| backend.task.as_ref());
+    if let Some(reader) = reader.filter(|reader| reader.pid != task.pid) {
+        // A child that had inherited the connection closed it last; what became of its server is the reason.
+        let latest = Ktime(at.0.saturating_add(ON_ITS_WAY_OUT));
+        let death = around.death_between(reader.pid, exchange.began_at, latest)?;
+        let end = End {
+            exit: death.task.exiting?,
+            oom: death.task.oom,
+            death: Some(death),
+            task: reader,
+        };
+        let is_by_exit = death.at.since(at) <= 1_000_000;
+        return Some(Closing { end, at, is_by_exit });
+    }
     let end = end_of(task, at, around)?;
-    // A process closes its sockets while it exits: what it closed before it did on purpose.
     let is_by_exit = match (task.exiting, end.death) {
         (Some(_), _) => true,
-        (None, Some(death)) => death.at.0 <= at.0.saturating_add(1_000_000),
-        (None, None) => false,
+        (None, Some(death)) if death.at.since(at) <= 1_000_000 => true,
+        (None, Some(death)) if death.at.since(at) <= ON_ITS_WAY_OUT => false,
+        (None, _) => return None,
     };
-    is_by_exit.then_some((end, at))
+    Some(Closing { end, at, is_by_exit })
+}
+
+impl Closing<'_> {
+    fn stand(&self, exchange: &Exchange) -> Stand {
+        let mut evidence = closing_facts(exchange);
+        evidence.push(self.end.fact(self.at));
+        if self.is_by_exit {
+            let summary = format!("{} {}.", self.end.sentence(), in_hand(exchange));
+            return Stand::confirmed(summary, evidence);
+        }
+        let later = self
+            .end
+            .death
+            .map_or(String::new(), |death| format!(" {} later", between(self.at, death.at)));
+        let summary = format!(
+            "{} closed the connection {}, and{later} {}.",
+            process(self.end.task),
+            in_hand(exchange),
+            self.end.how()
+        );
+        Stand::likely(summary, evidence)
+    }
+
+    /// Who sent the signal that ended it, or that it ended itself upon.
+    fn sender(&self) -> Option<&Task> {
+        let death = self.end.death?;
+        let told = death.told.as_ref().map(|told| &told.by);
+        death.signalled_by.as_ref().or(told)
+    }
 }
 
 /// How far the request had come, as the end of a sentence.
@@ -110,22 +166,19 @@ fn backend_died(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let Some(exchange) = subject.connected() else {
         return Check::No;
     };
-    let Some((end, at)) = end(exchange, around) else {
-        return wait_for_the_close(subject, exchange);
+    let Some(closing) = closing(exchange, around) else {
+        return wait_for_the_end(subject, exchange);
     };
-    if is_orderly(end.exit) && !end.oom {
+    if closing.end.is_orderly() {
         return Check::No;
     }
-    let mut evidence = closing_facts(exchange);
-    evidence.push(end.fact(at));
-    let summary = format!("{} {}.", end.sentence(), in_hand(exchange));
-    let mut stand = Stand::confirmed(summary, evidence);
-    if end.oom {
+    let mut stand = closing.stand(exchange);
+    if closing.end.oom {
         stand = stand.with_remedy(format!(
             "find what took the memory: raise the limit of {} or make it use less",
-            end.task.comm
+            closing.end.task.comm
         ));
-    } else if let Some(sender) = end.death.and_then(|death| death.signalled_by.as_ref()) {
+    } else if let Some(sender) = closing.sender() {
         stand = stand.with_remedy(format!(
             "find out why {} killed it (a supervisor's or worker manager's own timeout is the usual reason)",
             process(sender)
@@ -138,19 +191,32 @@ fn backend_restarting(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let Some(exchange) = subject.connected() else {
         return Check::No;
     };
-    let mut evidence = closing_facts(exchange);
-    if let Some((end, at)) = end(exchange, around) {
-        if !is_orderly(end.exit) || end.oom {
+    if let Some(closing) = closing(exchange, around) {
+        if !closing.end.is_orderly() {
             return Check::No;
         }
-        evidence.push(end.fact(at));
-        return Stand::confirmed(format!("{} {}.", end.sentence(), in_hand(exchange)), evidence).into();
+        let stand = closing.stand(exchange);
+        let parent = closing.end.death.map(|death| death.parent);
+        return match closing.sender() {
+            Some(sender) if Some(sender.pid) == parent => stand.with_remedy(format!(
+                "find out why {}, its parent, stopped it: a limit on the time of a request (request_terminate_timeout, \
+                 --timeout), or a reload that does not wait for requests under way",
+                process(sender)
+            )),
+            None if closing.end.exit == Exit::Code(0) => stand.with_remedy(
+                "it ended by itself: where workers are replaced after a number of requests (max_requests), raise the \
+                 number or let nginx try another (proxy_next_upstream); otherwise let it finish its requests first",
+            ),
+            _ => stand,
+        }
+        .into();
     }
+    let mut evidence = closing_facts(exchange);
     let Some((task, at)) = closer(exchange) else {
-        return wait_for_the_close(subject, exchange);
+        return wait_for_the_end(subject, exchange);
     };
     let Some(life) = closed_listener(exchange, task, at, around) else {
-        return wait_for_the_close(subject, exchange);
+        return wait_for_the_end(subject, exchange);
     };
     evidence.extend(listener_closed_fact(life));
     let summary = format!(
@@ -181,11 +247,15 @@ fn closed_listener<'a>(
 }
 
 /// The far end's part may be told after nginx's: its close, and the end of its process, are on their way.
-fn wait_for_the_close(subject: &Subject<'_>, exchange: &Exchange) -> Check {
+fn wait_for_the_end(subject: &Subject<'_>, exchange: &Exchange) -> Check {
+    let was_ended_there = exchange.fin_at.is_some()
+        || exchange.reset_at.is_some()
+        || exchange.eof_read_at.is_some()
+        || exchange.recv_error.is_some();
     let is_awaited = exchange
         .backend
         .as_ref()
-        .is_some_and(|backend| backend.closed_at.is_none() || matches!(exchange.peer, Peer::Unix(_)));
+        .is_some_and(|backend| backend.closed_at.is_none() || was_ended_there);
     if is_awaited {
         subject.wait_or(Check::No)
     } else {

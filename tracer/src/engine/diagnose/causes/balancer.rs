@@ -183,7 +183,7 @@ fn worker_died(subject: &Subject<'_>, around: &Surroundings) -> Check {
     else {
         return Check::No;
     };
-    let how = ended(exit, death.task.oom, death.signalled_by.as_ref());
+    let how = ended(exit, death.task.oom, Some(death));
     let end = super::facts::End {
         exit,
         oom: death.task.oom,

@@ -196,6 +196,19 @@ fn closed_unread(subject: &Subject<'_>, _: &Surroundings) -> Check {
     if !is_partly || backend.unread == 0 {
         return Check::No;
     }
+    if backend.read == 0 {
+        let after = exchange
+            .last_sent_at
+            .zip(backend.closed_at)
+            .map_or(String::new(), |(sent, closed)| format!(" {} after it was sent", between(sent, closed)));
+        let summary = format!(
+            "{} closed the kept connection with the whole request unread{after}, so its kernel sent a reset.",
+            backend_name(Some(backend))
+        );
+        let remedy = "see why the backend closes a kept connection so late: a limit on connections, or a keep-alive timeout \
+            that runs out while its process is busy";
+        return Stand::confirmed(summary, closing_facts(exchange)).with_remedy(remedy).into();
+    }
     let summary = format!(
         "{} closed after {} bytes of the request with {} more unread, so its kernel sent a reset.",
         backend_name(Some(backend)),

@@ -7,6 +7,7 @@ use crate::{
         diagnose::{Subject, fact},
         surroundings::{
             Death, DropKind, Dropped, IcmpSent, ListenerLife, Locality, ResetSent, Surroundings, covers,
+            is_orderly,
         },
         text::{between, ended, process, signal_name, span},
     },
@@ -149,8 +150,18 @@ pub struct End<'a> {
 impl End<'_> {
     /// `node (pid 4242) was killed by the OOM killer`.
     pub fn sentence(&self) -> String {
-        let sender = self.death.and_then(|death| death.signalled_by.as_ref());
-        format!("{} {}", process(self.task), ended(self.exit, self.oom, sender))
+        format!("{} {}", process(self.task), self.how())
+    }
+
+    /// `was killed by the OOM killer`.
+    pub fn how(&self) -> String {
+        ended(self.exit, self.oom, self.death)
+    }
+
+    /// It was stopped, or ended by itself with nothing wrong (decisions.md 2).
+    pub fn is_orderly(&self) -> bool {
+        let by_itself = is_orderly(self.exit) && !self.oom;
+        by_itself || self.death.is_some_and(Death::is_orderly)
     }
 
     /// The end as evidence; `otherwise`: its time when no record of its own exists.
@@ -181,7 +192,25 @@ impl End<'_> {
                 }
             }
             Exit::Code(code) => {
-                fact(at, "process", format!("{who} exited with code {code}")).number("exit_code", code)
+                let told = self.death.and_then(|death| death.told.as_ref());
+                let after = told.map_or(String::new(), |told| {
+                    format!(
+                        ", {} ms after {} from {}[{}]",
+                        told.ago_ms,
+                        signal_name(told.signal),
+                        told.by.comm,
+                        told.by.pid
+                    )
+                });
+                let text = format!("{who} exited with code {code}{after}");
+                let base = fact(at, "process", text).number("exit_code", code);
+                match told {
+                    Some(told) => base
+                        .number("told", told.signal)
+                        .number("told_by", told.by.pid.0)
+                        .text("told_by_comm", &*told.by.comm),
+                    None => base,
+                }
             }
         };
         base.number("pid", self.task.pid.0)

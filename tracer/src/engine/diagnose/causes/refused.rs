@@ -7,7 +7,7 @@ use super::facts::{
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject, fact},
-        surroundings::{LISTENER_MEMORY, ListenerLife, Locality, Surroundings, covers, is_orderly},
+        surroundings::{LISTENER_MEMORY, ListenerLife, Locality, Surroundings, covers},
         text::{between, process},
     },
     event::{Exchange, Ktime, Netns, Peer},
@@ -161,7 +161,7 @@ fn missed_listener<'a>(
     let opener = &life.listener.task;
     let end = end_of(task, *closed, around);
     let end = match end_of(opener, *closed, around) {
-        Some(of_opener) if opener.pid != task.pid && !is_orderly(of_opener.exit) => Some(of_opener),
+        Some(of_opener) if opener.pid != task.pid && !of_opener.is_orderly() => Some(of_opener),
         _ => end,
     };
     Some((life, at, evidence, end))
@@ -171,7 +171,7 @@ fn listener_died(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let Some((life, at, mut evidence, Some(end))) = missed_listener(subject, around) else {
         return Check::No;
     };
-    if is_orderly(end.exit) && !end.oom {
+    if end.is_orderly() {
         return Check::No;
     }
     let closed = closed_at(life).unwrap_or(at);
@@ -201,7 +201,7 @@ fn listener_restarting(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let Some((life, at, mut evidence, end)) = missed_listener(subject, around) else {
         return Check::No;
     };
-    if end.as_ref().is_some_and(|end| !is_orderly(end.exit) || end.oom) {
+    if end.as_ref().is_some_and(|end| !end.is_orderly()) {
         return Check::No;
     }
     let Some((closed, task)) = life.closed.as_ref() else {

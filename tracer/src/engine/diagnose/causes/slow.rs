@@ -5,9 +5,9 @@ use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject, fact},
         surroundings::{Locality, Surroundings},
-        text::{between, process},
+        text::{between, counted, process, span},
     },
-    event::{Errno, Exchange, Peer},
+    event::{Answer, Errno, Exchange, Peer, Question},
     model::{Evidence, Outcome, Phase},
 };
 
@@ -18,7 +18,8 @@ pub const NEVER_ACCEPTED: Cause = Cause {
     outcomes: &[Outcome::TimedOut],
     nginx_logs: "upstream timed out (110: Connection timed out) while reading response header from upstream",
     recognised: "the backend's socket is established on this host and no process had accepted or read it when nginx's \
-        timer ended the wait",
+        timer ended the wait; on a unix socket, where an accept() without a read cannot be seen: no process had read the \
+        request, and connections wait in the listen queue (`likely`)",
     needs: &[],
     look_alikes: &["backend-slow", "accept-queue-full"],
     remedy: "the backend's workers are all busy or stuck: add workers, or look at what its accept loop waits for",
@@ -87,8 +88,9 @@ fn never_accepted(subject: &Subject<'_>, around: &Surroundings) -> Check {
     {
         return Check::No;
     }
-    let Peer::Tcp(address) = exchange.peer else {
-        return Check::No;
+    let address = match &exchange.peer {
+        Peer::Tcp(address) => address,
+        Peer::Unix(path) => return never_read(subject, exchange, path, around),
     };
     let (timer, mut evidence) = timer(subject);
     evidence.extend(
@@ -97,38 +99,83 @@ fn never_accepted(subject: &Subject<'_>, around: &Surroundings) -> Check {
             .map(|at| fact(at, "tcp", "connection established by the kernel")),
     );
     evidence.extend(request_fact(exchange));
-    let (mut summary, mut remedy) = (String::new(), None);
+    let waited = between(
+        exchange.established_at.unwrap_or(exchange.began_at),
+        exchange.ended_at,
+    );
     if let Some((at, listener)) = around.queue_of(exchange) {
         evidence.push(queue_fact(at, listener));
-        summary = format!(
-            "{} never called accept(): {} connections wait in the accept queue of {} (limit {}); {timer}.",
-            process(&listener.task),
-            listener.queue,
+        let who = process(&listener.task);
+        let summary = format!(
+            "{who} had not called accept() for it after {waited}: {} waiting in the accept queue of {} (limit {}); {timer}.",
+            counted(u64::from(listener.queue), "connection"),
             listener.address,
             listener.limit
         );
-        remedy = Some(format!(
-            "{} does not accept: its workers are all busy or stuck; add workers or see what they wait for",
-            process(&listener.task)
-        ));
-    }
-    if summary.is_empty() {
-        let owner = around
-            .listeners_on(backend.netns, address.port())
-            .rfind(|life| life.is_open_at(exchange.ended_at));
-        let who = owner.map_or("the application".to_owned(), |life| process(&life.listener.task));
-        summary = format!(
-            "The kernel established the connection, but {who} had not called accept() after {}; {timer}.",
-            between(
-                exchange.established_at.unwrap_or(exchange.began_at),
-                exchange.ended_at
-            )
+        let remedy = format!(
+            "{who} does not accept: its workers are all busy or stuck; add workers or see what they wait for"
         );
+        return Stand::confirmed(summary, evidence).with_remedy(remedy).into();
     }
-    let mut stand = Stand::confirmed(summary, evidence);
-    stand.remedy = remedy;
-    stand.into()
+    let owner = around
+        .listeners_on(backend.netns, address.port())
+        .rfind(|life| life.is_open_at(exchange.ended_at));
+    let who = owner.map_or("the application".to_owned(), |life| process(&life.listener.task));
+    let summary = format!(
+        "The kernel established the connection, but {who} had not called accept() after {waited}; {timer}."
+    );
+    Stand::confirmed(summary, evidence).into()
 }
+
+/// On a unix socket nothing shows an accept() without a read; that others wait in the queue says the same.
+fn never_read(subject: &Subject<'_>, exchange: &Exchange, path: &str, around: &Surroundings) -> Check {
+    let question = Question::UnixPath {
+        pid: subject.attempt.worker,
+        path: path.to_owned(),
+        sockets: true,
+    };
+    let walk = match around.answer(&question, subject.attempt.ended_at) {
+        Some(Answer::UnixPath(walk)) => walk,
+        None if subject.may_wait => return Check::Ask(question),
+        _ => return Check::No,
+    };
+    // Another container's path may read the same.
+    let file = walk.components.last().map(|component| component.inode);
+    let is_there = |bound: Option<_>| bound.is_none() || file.is_none() || bound == file;
+    let here = walk.sockets.iter().filter(|socket| is_there(socket.file));
+    let full = here.into_iter().find_map(|socket| {
+        let (queue, limit) = socket.queue.filter(|(queue, _)| socket.listening && *queue > 0)?;
+        Some((socket.owners.first(), queue, limit))
+    });
+    let Some((owner, queue, limit)) = full else {
+        return Check::No;
+    };
+    let who = owner.map_or("the backend".to_owned(), |(pid, comm)| format!("{comm} (pid {pid})"));
+    let (timer, mut evidence) = timer(subject);
+    evidence.extend(request_fact(exchange));
+    let text = format!("listen queue of {path} a moment later: {queue} waiting, limit {limit} ({who})");
+    evidence.push(
+        fact(None, "queue", text)
+            .text("address", path)
+            .number("queue", queue)
+            .number("limit", limit),
+    );
+    let summary = format!(
+        "No process of {who} had read the request after {}: {} waiting in the listen queue of {path} (limit {limit}); \
+         {timer}.",
+        between(exchange.began_at, exchange.ended_at),
+        counted(u64::from(queue), "connection"),
+    );
+    Stand::likely(summary, evidence)
+        .with_remedy(format!(
+            "{who} does not accept: its workers are all busy or stuck; add workers (pm.max_children, --workers) or see \
+             what they wait for"
+        ))
+        .into()
+}
+
+/// A backend with a free worker reads what comes sooner than this.
+const NOT_AT_ONCE: u64 = 100_000_000;
 
 fn backend_slow(subject: &Subject<'_>, _: &Surroundings) -> Check {
     let Some(exchange) = waited(subject).filter(|exchange| exchange.received == 0 && exchange.unread == 0)
@@ -148,6 +195,19 @@ fn backend_slow(subject: &Subject<'_>, _: &Surroundings) -> Check {
         Some(backend) if backend.read > 0 => {
             evidence.extend(backend_read_fact(exchange));
             let who = backend_name(Some(backend));
+            let waited = backend
+                .first_read_at
+                .map_or(0, |first| first.since(exchange.last_sent_at.unwrap_or(first)));
+            // Most of the time was spent in the queue before it: the request is not what is slow.
+            if waited > NOT_AT_ONCE && waited > exchange.ended_at.since(since) / 2 {
+                let summary = format!(
+                    "{who} read the request only {} after it was sent, and sent nothing in the time that was left; {timer}.",
+                    span(waited)
+                );
+                let remedy = "the request waited for a free worker for most of the time: add workers, or see what keeps \
+                    them busy; only then raise the read timeout";
+                return Stand::confirmed(summary, evidence).with_remedy(remedy).into();
+            }
             let summary = format!("{who} read the request and sent nothing for {silence}; {timer}.");
             Stand::confirmed(summary, evidence).into()
         }
@@ -158,8 +218,8 @@ fn backend_slow(subject: &Subject<'_>, _: &Surroundings) -> Check {
             );
             Stand::likely(summary, evidence).into()
         }
-        Some(_) => Check::No,
-        None => {
+        Some(_) if !matches!(exchange.peer, Peer::Unix(_)) => Check::No,
+        _ => {
             let is_unix = matches!(exchange.peer, Peer::Unix(_));
             if !is_unix && exchange.acked < exchange.sent {
                 return Check::No;
@@ -224,7 +284,7 @@ fn path_lost(subject: &Subject<'_>, around: &Surroundings) -> Check {
         Some(idle) if subject.attempt.reused => {
             format!(
                 " on a connection that had been idle for {}",
-                crate::engine::text::span(idle.saturating_mul(1000))
+                span(idle.saturating_mul(1000))
             )
         }
         _ => String::new(),

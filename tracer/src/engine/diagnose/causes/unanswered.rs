@@ -1,6 +1,6 @@
 //! A SYN that got no answer: dropped on this host, dropped on a full accept queue, or gone into the dark.
 
-use super::facts::{connect_fact, drop_fact, locality, queue_fact, timer};
+use super::facts::{connect_fact, drop_fact, locality, queue_fact, request_fact, timer};
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject, fact},
@@ -29,11 +29,12 @@ pub const SYN_UNANSWERED: Cause = Cause {
 pub const PACKET_DROPPED_LOCALLY: Cause = Cause {
     id: "packet-dropped-locally",
     title: "this host itself dropped the connection's packets",
-    explains: &["syn-unanswered", "path-lost"],
+    explains: &["syn-unanswered", "path-lost", "backend-slow", "response-stalled"],
     outcomes: &[Outcome::TimedOut],
-    nginx_logs: "upstream timed out (110: Connection timed out) while connecting to upstream",
-    recognised: "the kernel freed the SYN, the SYN+ACK or the request's segments on this host, with its reason (netfilter \
-        rule, reverse path filter, cgroup or traffic-control program, shortage)",
+    nginx_logs: "upstream timed out (110: Connection timed out) while connecting to upstream; while reading response header \
+        from upstream, when a connection that was up is cut",
+    recognised: "the kernel freed the SYN, the SYN+ACK, the request's segments or the answer's on this host, with its reason \
+        (netfilter rule, reverse path filter, cgroup or traffic-control program, shortage)",
     needs: &[],
     look_alikes: &["syn-unanswered", "accept-queue-full", "firewall-reset"],
     remedy: "find what dropped it: for NETFILTER_DROP the rule (nft list ruleset, iptables-save), for IP_RPFILTER the \
@@ -108,22 +109,42 @@ fn local_drop<'a>(exchange: &Exchange, around: &'a Surroundings) -> Option<&'a D
         .find(|dropped| matches!(dropped.kind(), DropKind::Netfilter | DropKind::Local))
 }
 
+/// The first packet with data for nginx that was dropped after all that did arrive: what is sent again and arrives
+/// heals a drop.
+fn answer_drop<'a>(exchange: &Exchange, around: &'a Surroundings) -> Option<&'a Dropped> {
+    /// PSH and FIN: the end of what was written.
+    const DATA: u8 = 0x09;
+    let after = exchange.last_received_at.or(exchange.first_sent_at)?;
+    around.drops_of(exchange).into_iter().find(|dropped| {
+        matches!(dropped.kind(), DropKind::Netfilter | DropKind::Local)
+            && Some(dropped.tuple.destination) == exchange.local
+            && dropped.flags & DATA != 0
+            && dropped.at >= after
+    })
+}
+
 fn packet_dropped_locally(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let Some(exchange) = subject.exchange else {
         return Check::No;
     };
-    // Once an answer came, a drop in between was healed by a retransmission.
-    if exchange.received > 0 || exchange.reset_at.is_some() {
+    if exchange.reset_at.is_some() {
         return Check::No;
     }
     let is_connected = subject.connected().is_some();
-    let is_stuck = exchange.acked < exchange.sent;
-    let Some(first) = local_drop(exchange, around).filter(|_| !is_connected || is_stuck) else {
+    let is_stuck = exchange.acked < exchange.sent && exchange.received == 0;
+    let first = if !is_connected || is_stuck {
+        local_drop(exchange, around)
+    } else {
+        answer_drop(exchange, around)
+    };
+    let Some(first) = first else {
         return Check::No;
     };
     let n_drops = around.drops_of(exchange).len();
     let is_answer = Some(first.tuple.destination) == exchange.local;
     let what = match (is_connected, is_answer) {
+        (true, _) if !is_stuck && exchange.received > 0 => "the rest of the backend's answer",
+        (true, _) if !is_stuck => "the backend's answer",
         (true, _) => "the connection's packets",
         (false, true) => "the peer's answer to the SYN",
         (false, false) => "the SYN",
@@ -139,7 +160,11 @@ fn packet_dropped_locally(subject: &Subject<'_>, around: &Surroundings) -> Check
         ", in another network namespace"
     };
     let (gave_up, mut evidence) = who_gave_up(subject, exchange);
-    evidence.push(connect_fact(exchange));
+    if is_connected {
+        evidence.extend(request_fact(exchange));
+    } else {
+        evidence.push(connect_fact(exchange));
+    }
     evidence.push(drop_fact(first).count("drops", n_drops as u64));
     let summary = format!(
         "This host dropped {what} for {} ({reason}{place}); {gave_up}.",

@@ -173,7 +173,7 @@ fn server_story(subject: &Subject<'_>, path: &str, around: &Surroundings) -> (St
     let Some(exit) = death.task.exiting else {
         return (String::new(), Vec::new());
     };
-    let how = ended(exit, death.task.oom, death.signalled_by.as_ref());
+    let how = ended(exit, death.task.oom, Some(death));
     let sentence = format!(
         " {}, which had served it, {how} {} before.",
         process(task),

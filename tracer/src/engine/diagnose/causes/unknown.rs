@@ -92,6 +92,22 @@ fn everything(exchange: &Exchange, around: &Surroundings) -> Vec<Evidence> {
             format!("{} bytes arrived and were never read", exchange.unread),
         ));
     }
+    if let Some(backend) = &exchange.backend {
+        let under_way = backend
+            .sent
+            .saturating_sub(exchange.received)
+            .saturating_sub(exchange.unread);
+        if under_way > 0 {
+            evidence.push(
+                fact(
+                    exchange.ended_at,
+                    "tcp",
+                    format!("{under_way} bytes that the backend had written did not arrive"),
+                )
+                .count("under_way", under_way),
+            );
+        }
+    }
     evidence.extend(exchange.backend.as_ref().and_then(backend_close_fact));
     evidence.extend(around.resets_answering(exchange).take(4).map(reset_fact));
     evidence.extend(around.drops_of(exchange).into_iter().take(4).map(drop_fact));

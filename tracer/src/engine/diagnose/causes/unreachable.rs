@@ -252,7 +252,8 @@ fn route_forbids(subject: &Subject<'_>, around: &Surroundings) -> Check {
         _ => "blackhole",
     };
     let ip = address.ip();
-    let summary = format!("A `{kind}` route or rule in nginx's network namespace forbids {ip}.");
+    let article = if kind.starts_with('u') { "An" } else { "A" };
+    let summary = format!("{article} `{kind}` route or rule in nginx's network namespace forbids {ip}.");
     let at = subject.attempt.ended_at;
     let connect =
         fact(at, "route", format!("connect() to {address} failed at once")).number("errno", errno.0);
