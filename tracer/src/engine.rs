@@ -101,6 +101,8 @@ pub struct Engine {
     ripe: BTreeSet<(Ktime, u64)>,
     by_exchange: BTreeMap<ExchangeId, u64>,
     by_line: BTreeMap<LineId, u64>,
+    /// Each worker's last pending `connect()` that failed at once: line and socket follow before its next.
+    at_once: BTreeMap<Pid, u64>,
     /// Exchanges whose line is known by its number and has not arrived, and until when they wait.
     awaiting_line: BTreeMap<LineId, (Ktime, Box<Exchange>)>,
     /// Lines that no exchange has claimed: those of unix sockets, whose close the kernel does not show.
@@ -211,6 +213,7 @@ impl Engine {
             ripe: BTreeSet::new(),
             by_exchange: BTreeMap::new(),
             by_line: BTreeMap::new(),
+            at_once: BTreeMap::new(),
             awaiting_line: BTreeMap::new(),
             unclaimed: BTreeSet::new(),
             tries: Keyed::new(capacity, JOIN_MEMORY),
@@ -329,6 +332,7 @@ impl Engine {
             + self.ripe.len()
             + self.by_exchange.len()
             + self.by_line.len()
+            + self.at_once.len()
             + self.awaiting_line.len()
             + self.unclaimed.len()
             + self.tries.len()
@@ -781,17 +785,15 @@ impl Engine {
     /// The attempt of a `connect()` that failed at once and left this socket behind.
     fn failed_at_once(&self, exchange: &Exchange) -> Option<u64> {
         let is_its = |pending: &&Pending| {
-            pending.is_at_once
-                && pending.exchange.is_none()
-                && pending.attempt.worker == exchange.worker
+            pending.exchange.is_none()
                 && pending.attempt.peer.as_ref() == Some(&exchange.peer)
                 && (exchange.began_at..=exchange.ended_at).contains(&pending.attempt.ended_at)
         };
         if socket::is_established(exchange) {
             return None;
         }
-        let pending = self.pending.values().find(is_its)?;
-        Some(pending.attempt.number)
+        let number = *self.at_once.get(&exchange.worker)?;
+        self.pending.get(&number).filter(is_its).map(|_| number)
     }
 
     /// The kernel saw the socket of a connect that failed at once: it joins the attempt that is there already.
@@ -1191,16 +1193,14 @@ impl Engine {
     /// The attempt that the kernel told of a moment before this line, which is about it.
     fn awaiting_its_line(&self, line: &Line, said: &Said) -> Option<u64> {
         let is_its = |pending: &&Pending| {
-            pending.is_at_once
-                && pending.line.is_none()
-                && pending.attempt.worker == line.worker
+            pending.line.is_none()
                 && pending.attempt.errno == line.errno
                 && said.peer.is_some()
                 && pending.attempt.peer == said.peer
                 && pending.attempt.ended_at <= line.at
         };
-        let pending = self.pending.values().rfind(is_its)?;
-        Some(pending.attempt.number)
+        let number = *self.at_once.get(&line.worker)?;
+        self.pending.get(&number).filter(is_its).map(|_| number)
     }
 
     fn join_line_at_once(
@@ -1370,6 +1370,9 @@ impl Engine {
         if let Some(exchange) = &pending.exchange {
             self.by_exchange.insert(exchange.id, number);
         }
+        if pending.is_at_once {
+            self.at_once.insert(pending.attempt.worker, number);
+        }
         if let Some(line) = &pending.line {
             self.by_line.insert(line.id, number);
             if let Some(connection) = line.connection {
@@ -1501,6 +1504,9 @@ impl Engine {
         }
         if let Some(line) = &pending.line {
             self.by_line.remove(&line.id);
+        }
+        if self.at_once.get(&pending.attempt.worker) == Some(&number) {
+            self.at_once.remove(&pending.attempt.worker);
         }
         if pending.attempt.outcome != Outcome::Ok {
             let diagnosis = pending

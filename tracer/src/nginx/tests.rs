@@ -204,7 +204,7 @@ fn executables_are_found_before_they_run() {
     // The link leads to the file that the well-known places have as well: it counts once.
     assert_eq!(found("nginx"), [angie.clone(), link]);
     assert_eq!(found("angie"), [angie]);
-    assert_eq!(found("tengine"), [PathBuf::new(); 0]);
+    assert!(found("tengine").is_empty());
     assert!(installed(&Target::Pid(Pid(1)), None).is_empty());
 }
 

@@ -440,9 +440,12 @@ impl Live {
             Event::Executed { pid, is_nginx, .. } => {
                 if *is_nginx {
                     self.members.insert(*pid);
-                    // Its first failure may come before the look.
-                    if let Ok(executable) = host::process::exe_inode(*pid) {
-                        self.hear(*pid, executable);
+                    // Its first failure may come before the look. A script of that name is no nginx, and not heard.
+                    if let Ok(executable) = host::process::exe_inode(*pid)
+                        && !self.heard.contains_key(&executable)
+                        && self.kernel.hear(&exe_link(*pid)).is_ok()
+                    {
+                        self.heard.insert(executable, Some(boottime()));
                     }
                     let parent = self.forked.get(pid).map(|(_, parent)| *parent);
                     if let Some(known) = parent.and_then(|parent| self.instances.get_mut(&parent)) {
