@@ -24,8 +24,10 @@ pub const LISTENER_MEMORY: u64 = 600 * SECOND;
 const PACKET_MEMORY: u64 = 150 * SECOND;
 /// How long a refusal is kept: what was refused ends at once.
 const REFUSAL_MEMORY: u64 = 5 * SECOND;
-/// How long an answer of the host stands for the same question.
-const ANSWER_MEMORY: u64 = SECOND / 4;
+/// How long an answer of the host is kept: as long as an attempt that asked can wait.
+const ANSWER_MEMORY: u64 = SECOND;
+/// How long before an attempt's end the host may have answered: another attempt asked the same.
+const ANSWER_FRESH: u64 = SECOND / 4;
 /// How close in time two records of one packet may lie across sockets and CPUs.
 pub const SLACK: u64 = 1_000_000;
 
@@ -574,9 +576,12 @@ impl Surroundings {
             .map(|(at, listener)| (*at, listener))
     }
 
-    /// The host's answer, when it is fresh.
-    pub fn answer(&self, question: &Question) -> Option<&Answer> {
-        self.answers.last(question).map(|(_, answer)| answer)
+    /// The host's answer for an attempt that ended at `ended`, when it is fresh enough for it.
+    pub fn answer(&self, question: &Question, ended: Ktime) -> Option<&Answer> {
+        self.answers
+            .last(question)
+            .filter(|(at, _)| ended.since(*at) <= ANSWER_FRESH)
+            .map(|(_, answer)| answer)
     }
 
     /// Who last answered on a unix path.

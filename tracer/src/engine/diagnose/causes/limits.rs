@@ -78,7 +78,7 @@ fn ports_exhausted(subject: &Subject<'_>, around: &Surroundings) -> Check {
         pid: subject.attempt.worker,
         destination,
     };
-    let answer = match around.answer(&question) {
+    let answer = match around.answer(&question, subject.attempt.ended_at) {
         None if subject.may_wait => return Check::Ask(question),
         answer => answer,
     };
@@ -168,7 +168,7 @@ fn fd_limit(subject: &Subject<'_>, around: &Surroundings) -> Check {
     }
     let worker = subject.attempt.worker;
     let question = Question::Descriptors { pid: worker };
-    let answer = match around.answer(&question) {
+    let answer = match around.answer(&question, subject.attempt.ended_at) {
         None if subject.may_wait => return Check::Ask(question),
         answer => answer,
     };

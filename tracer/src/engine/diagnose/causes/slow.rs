@@ -133,7 +133,7 @@ fn never_read(subject: &Subject<'_>, exchange: &Exchange, path: &str, around: &S
         pid: subject.attempt.worker,
         path: path.to_owned(),
     };
-    let walk = match around.answer(&question) {
+    let walk = match around.answer(&question, subject.attempt.ended_at) {
         Some(Answer::UnixPath(walk)) => walk,
         None if subject.may_wait => return Check::Ask(question),
         _ => return Check::No,

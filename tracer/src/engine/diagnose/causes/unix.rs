@@ -107,7 +107,7 @@ fn failed_at_once<'a>(
         pid: subject.attempt.worker,
         path: path.to_owned(),
     };
-    let walk = match around.answer(&question) {
+    let walk = match around.answer(&question, subject.attempt.ended_at) {
         Some(Answer::UnixPath(walk)) => Walk::Known(walk),
         None if subject.may_wait => Walk::Ask(question),
         _ => Walk::Unknown,

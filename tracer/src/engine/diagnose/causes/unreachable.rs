@@ -143,7 +143,7 @@ fn on_link_silence(
         pid: subject.attempt.worker,
         destination: address.ip(),
     };
-    match around.answer(&question) {
+    match around.answer(&question, subject.attempt.ended_at) {
         None if subject.may_wait => Check::Ask(question),
         Some(Answer::Route {
             via: Some(device), ..
@@ -223,7 +223,7 @@ fn route_missing(subject: &Subject<'_>, around: &Surroundings) -> Check {
         pid: subject.attempt.worker,
         destination: address.ip(),
     };
-    match around.answer(&question) {
+    match around.answer(&question, subject.attempt.ended_at) {
         None if subject.may_wait => Check::Ask(question),
         Some(Answer::Route {
             errno: Some(Errno(101)),
@@ -266,7 +266,7 @@ fn route_forbids(subject: &Subject<'_>, around: &Surroundings) -> Check {
         pid: subject.attempt.worker,
         destination: ip,
     };
-    match around.answer(&question) {
+    match around.answer(&question, subject.attempt.ended_at) {
         None if subject.may_wait => Check::Ask(question),
         Some(Answer::Route {
             kind: said,
