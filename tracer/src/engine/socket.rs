@@ -258,6 +258,8 @@ fn outcome(
     }
     let is_timer = match heard {
         Heard::Line(_) | Heard::Silence { is_proven: true } => false,
+        // Over a unix socket the end is seen when the backend looks, which may be long after nginx's timer.
+        _ if has_outwaited_unix(exchange, limits) => true,
         Heard::Silence { is_proven: false } => is_timer(exchange, limits).unwrap_or(false),
         Heard::Deaf => is_timer(exchange, limits).unwrap_or(true),
     };
@@ -361,6 +363,17 @@ fn is_timer(exchange: &Exchange, limits: &Limits) -> Option<bool> {
     let limit = limit.saturating_mul(1_000_000);
     let is_due = waited.saturating_add(EARLY) >= limit && waited <= limit.saturating_add(LATE);
     Some(is_due)
+}
+
+/// A unix exchange whose end was seen after nginx's read timeout had run out.
+fn has_outwaited_unix(exchange: &Exchange, limits: &Limits) -> bool {
+    let waited = exchange.last_sent_at.map(|sent| exchange.ended_at.since(sent));
+    let limit = limits
+        .read_timeout_ms
+        .map(|limit| limit.saturating_mul(1_000_000));
+    matches!(exchange.peer, Peer::Unix(_))
+        && exchange.send_blocked_at <= exchange.last_sent_at
+        && matches!((waited, limit), (Some(waited), Some(limit)) if waited > limit)
 }
 
 fn kernel_errno(exchange: &Exchange) -> Option<Errno> {

@@ -366,12 +366,16 @@ impl Lab {
     }
 
     fn answer(&mut self, answer: Answer) {
+        self.answer_at(ms(5), answer);
+    }
+
+    fn answer_at(&mut self, at: Ktime, answer: Answer) {
         let asked = self.outputs.iter().rev().find_map(|output| match output {
             Output::Ask(question) => Some(question.clone()),
             _ => None,
         });
         let question = asked.expect("a question was asked");
-        self.tell(ms(5), Input::Answer { question, answer });
+        self.tell(at, Input::Answer { question, answer });
     }
 
     fn attempts(&self) -> Vec<&Attempt> {
@@ -946,18 +950,25 @@ fn a_unix_request_that_nobody_read_waits_in_the_queue() {
             backend: Some(Backend::default()),
             ..sent(UNIX, ms(3000))
         });
-        lab.answer(Answer::UnixPath(UnixPath {
-            components: vec![],
-            stopped: None,
-            credentials: (33, 33, vec![], false),
-            sockets: vec![UnixSocket {
-                listening: true,
-                kind: "stream".to_owned(),
-                file: None,
-                queue: Some((queue, 128)),
-                owners: vec![(Pid(4242), "node".to_owned())],
-            }],
-        }));
+        lab.answer_at(
+            ms(3010),
+            Answer::UnixPath(UnixPath {
+                components: vec![],
+                stopped: None,
+                credentials: (33, 33, vec![], false),
+                sockets: vec![UnixSocket {
+                    listening: true,
+                    kind: "stream".to_owned(),
+                    file: None,
+                    queue: Some((queue, 128)),
+                    owners: vec![(Pid(4242), "node".to_owned())],
+                }],
+            }),
+        );
+        // The answer stands as long as the attempt waits for what could explain it.
+        for after in [3200, 3280, 3400] {
+            lab.tell(ms(after), Input::Tick);
+        }
         verdict(&lab.only())
     };
     assert_eq!(waiting(3), ("never-accepted", Likely));
@@ -1379,6 +1390,37 @@ fn configure(lab: &mut Lab, since: Ktime, peers: Vec<ConfiguredPeer>) {
             config,
         },
     );
+}
+
+#[test]
+fn without_lines_a_unix_request_that_outlived_the_timer_timed_out() {
+    const UNIX: &str = "unix:/run/app.sock";
+    let ended = |ended: Ktime| {
+        let mut lab = Lab::new();
+        let mut peer = configured("app", UNIX);
+        peer.limits.read_timeout_ms = Some(3000);
+        configure(&mut lab, ms(-8000), vec![peer]);
+        lab.tell(
+            ms(-7000),
+            Input::Worker {
+                worker: WORKER,
+                master: Pid(800),
+                started: ms(-7500),
+            },
+        );
+        // The backend sees nginx's close only when it looks.
+        lab.end(Exchange {
+            backend: Some(reader()),
+            ..sent(UNIX, ended)
+        });
+        lab.only()
+    };
+    let late = ended(ms(5000));
+    assert_eq!(
+        (late.outcome, verdict(&late)),
+        (Outcome::TimedOut, ("backend-slow", Confirmed))
+    );
+    assert_eq!(ended(ms(1000)).outcome, Outcome::Cancelled);
 }
 
 #[test]

@@ -63,8 +63,8 @@ pub fn span(nanoseconds: u64) -> String {
     let micros = nanoseconds / 1000;
     match micros {
         0..10_000 => format!("{}.{} ms", micros / 1000, micros % 1000 / 100),
-        10_000..1_000_000 => format!("{} ms", (micros + 500) / 1000),
-        1_000_000..120_000_000 => {
+        10_000..999_500 => format!("{} ms", (micros + 500) / 1000),
+        999_500..120_000_000 => {
             // A timer of 2 s that ends after 1.9998 s has run for 2.0 s.
             let tenths = (micros + 50_000) / 100_000;
             format!("{}.{} s", tenths / 10, tenths % 10)
