@@ -96,6 +96,8 @@ pub struct Live {
     named_netns: BTreeSet<Netns>,
     inputs: Vec<Stamped>,
     last: Ktime,
+    /// More records may wait in the ring than were taken.
+    is_behind: bool,
     look_at: Option<Ktime>,
     ended: VecDeque<(Ktime, Pid)>,
     unix_lines: VecDeque<Line>,
@@ -173,6 +175,7 @@ impl Live {
             named_netns: BTreeSet::new(),
             inputs: Vec::new(),
             last: Ktime(0),
+            is_behind: false,
             look_at: None,
             ended: VecDeque::new(),
             unix_lines: VecDeque::new(),
@@ -234,7 +237,7 @@ impl Live {
     /// A table of the kernel half cannot be read any more.
     pub fn poll(&mut self) -> Result<Vec<Stamped>> {
         self.take_records();
-        let now = boottime();
+        let now = self.now();
         self.look(now);
         self.take_lines(now);
         self.settle_unix_lines(now)?;
@@ -251,7 +254,7 @@ impl Live {
                 self.push(now, Input::Kernel(Event::Exchange(Box::new(exchange))));
             }
         }
-        if now.0 >= self.next_clock {
+        if now.0 >= self.next_clock && !self.is_behind {
             self.clock(now);
         }
         if now.0 >= self.next_tick {
@@ -263,13 +266,14 @@ impl Live {
 
     /// The host answered a question.
     pub fn answered(&mut self, question: Question, answer: Answer) {
-        self.push(boottime(), Input::Answer { question, answer });
+        // It may be said between two looks at the ring, where older records wait.
+        self.push(self.last, Input::Answer { question, answer });
     }
 
     /// A queue of the tracer's own was full.
     pub fn lost(&mut self, count: u64) {
         self.push(
-            boottime(),
+            self.last,
             Input::Lost {
                 class: LossClass::Queue,
                 count,
@@ -285,14 +289,26 @@ impl Live {
         // What nginx did before this moment is in the ring by now; what it does later is not waited for.
         let now = boottime();
         let (answered, in_flight) = self.kernel.finish(now)?;
-        self.next_second = 0;
-        let mut inputs = self.poll()?;
+        let mut inputs = Vec::new();
+        loop {
+            self.next_second = 0;
+            inputs.append(&mut self.poll()?);
+            if !self.is_behind || self.last >= now {
+                break;
+            }
+        }
         for exchange in answered {
             self.push(now, Input::Kernel(Event::Exchange(Box::new(exchange))));
         }
         self.push(boottime(), Input::Detach { in_flight });
         inputs.append(&mut self.inputs);
         Ok(inputs)
+    }
+
+    /// The moment for what is no record. It must not lie before records that still wait: with a second of them in the
+    /// ring, what the engine keeps for a while would be gone before the record it is kept for comes.
+    fn now(&self) -> Ktime {
+        if self.is_behind { self.last } else { boottime() }
     }
 
     fn push(&mut self, at: Ktime, input: Input) {
@@ -310,9 +326,10 @@ impl Live {
     fn take_records(&mut self) {
         let mut records = Vec::new();
         let decoder = &self.decoder;
-        self.ring.drain(BATCH, |bytes| {
+        let taken = self.ring.drain(BATCH, |bytes| {
             records.push((Decoder::time_of(bytes), decoder.decode(bytes)))
         });
+        self.is_behind = taken == BATCH;
         for (at, event) in records {
             self.note(at, event);
         }
