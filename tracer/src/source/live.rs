@@ -28,8 +28,6 @@ use crate::{
 
 /// Most records taken at one go, so that other inputs get their turn.
 const BATCH: usize = 20_000;
-/// Batches taken at the end: a full ring holds fewer, and nginx goes on meanwhile.
-const LAST_BATCHES: usize = 16;
 /// How long after a change of nginx's processes they are looked at: titles and workers appear by then.
 const LOOK_AFTER: u64 = 10_000_000;
 /// How long after a process's end what it left is swept: its sockets close within a millisecond or two.
@@ -294,11 +292,7 @@ impl Live {
         // are. The other way round a tracer that was starved would read a second of failures without their lines.
         self.take_lines();
         self.has_more = self.take_records() >= BATCH;
-        if self.has_more {
-            // More lies in the ring, from a time that the clock must not pass yet.
-            return Ok(std::mem::take(&mut self.inputs));
-        }
-        let now = boottime();
+        let now = self.now();
         self.look(now);
         self.settle_unix_lines(now)?;
         self.sweep_ended(now)?;
@@ -314,7 +308,7 @@ impl Live {
                 self.push(now, Input::Kernel(Event::Exchange(Box::new(exchange))));
             }
         }
-        if now.0 >= self.next_clock {
+        if now.0 >= self.next_clock && !self.has_more {
             self.clock(now);
         }
         if now.0 >= self.next_tick {
@@ -326,13 +320,14 @@ impl Live {
 
     /// The host answered a question.
     pub fn answered(&mut self, question: Question, answer: Answer) {
-        self.push(boottime(), Input::Answer { question, answer });
+        // It may be said between two looks at the ring, where older records wait.
+        self.push(self.last, Input::Answer { question, answer });
     }
 
     /// A queue of the tracer's own was full.
     pub fn lost(&mut self, count: u64) {
         self.push(
-            boottime(),
+            self.last,
             Input::Lost {
                 class: LossClass::Queue,
                 count,
@@ -348,12 +343,12 @@ impl Live {
         // What nginx did before this moment is in the ring by now; what it does later is not waited for.
         let now = boottime();
         let (answered, in_flight) = self.kernel.finish(now)?;
-        self.next_second = 0;
         self.is_ending = true;
         let mut inputs = Vec::new();
-        for _ in 0..LAST_BATCHES {
+        loop {
+            self.next_second = 0;
             inputs.append(&mut self.poll()?);
-            if !self.has_more {
+            if !self.has_more || self.last >= now {
                 break;
             }
         }
@@ -365,6 +360,12 @@ impl Live {
         self.push(boottime(), Input::Detach { in_flight });
         inputs.append(&mut self.inputs);
         Ok(inputs)
+    }
+
+    /// The moment for what is no record. It must not lie before records that still wait: with a second of them in the
+    /// ring, what the engine keeps for a while would be gone before the record it is kept for comes.
+    fn now(&self) -> Ktime {
+        if self.has_more { self.last } else { boottime() }
     }
 
     fn push(&mut self, at: Ktime, input: Input) {
