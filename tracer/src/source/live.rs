@@ -26,8 +26,10 @@ use crate::{
     },
 };
 
-/// Most records taken at one go, so that other inputs get their turn.
-const BATCH: usize = 20_000;
+/// Records taken at one go: so few that they stay in the processor's cache until they are written.
+const BATCH: usize = 256;
+/// Most records taken in a row, so that other inputs get their turn.
+const IN_A_ROW: usize = 20_000;
 /// How long after a change of nginx's processes they are looked at: titles and workers appear by then.
 const LOOK_AFTER: u64 = 10_000_000;
 /// How long after a process's end what it left is swept: its sockets close within a millisecond or two.
@@ -96,6 +98,10 @@ pub struct Live {
     named_netns: BTreeSet<Netns>,
     inputs: Vec<Stamped>,
     last: Ktime,
+    /// Time of the newest record taken.
+    read_until: Ktime,
+    /// Records taken since the other inputs had their turn.
+    in_a_row: usize,
     look_at: Option<Ktime>,
     ended: VecDeque<(Ktime, Pid)>,
     unix_lines: VecDeque<Line>,
@@ -173,6 +179,8 @@ impl Live {
             named_netns: BTreeSet::new(),
             inputs: Vec::new(),
             last: Ktime(0),
+            read_until: Ktime(0),
+            in_a_row: 0,
             look_at: None,
             ended: VecDeque::new(),
             unix_lines: VecDeque::new(),
@@ -228,12 +236,29 @@ impl Live {
         &mut self.kernel
     }
 
-    /// Everything that is new.
+    /// What is new, or the first of it: see [`Self::is_behind`].
     ///
     /// # Errors
     /// A table of the kernel half cannot be read any more.
     pub fn poll(&mut self) -> Result<Vec<Stamped>> {
-        self.take_records();
+        self.inputs.reserve(BATCH);
+        let n_taken = self.take_records();
+        self.in_a_row += n_taken;
+        if n_taken < BATCH || self.in_a_row >= IN_A_ROW {
+            self.in_a_row = 0;
+            self.take_the_rest()?;
+        }
+        Ok(std::mem::take(&mut self.inputs))
+    }
+
+    /// The last poll left something: there were more records than it takes at one go.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.in_a_row > 0
+    }
+
+    /// Everything that is no record.
+    fn take_the_rest(&mut self) -> Result<()> {
         let now = boottime();
         self.look(now);
         self.take_lines(now);
@@ -258,7 +283,7 @@ impl Live {
             self.next_tick = now.0 + TICK;
             self.push(now, Input::Tick);
         }
-        Ok(std::mem::take(&mut self.inputs))
+        Ok(())
     }
 
     /// The host answered a question.
@@ -286,13 +311,13 @@ impl Live {
         let now = boottime();
         let (answered, in_flight) = self.kernel.finish(now)?;
         self.next_second = 0;
-        let mut inputs = self.poll()?;
+        while self.take_records() == BATCH && self.read_until < now {}
+        self.take_the_rest()?;
         for exchange in answered {
             self.push(now, Input::Kernel(Event::Exchange(Box::new(exchange))));
         }
         self.push(boottime(), Input::Detach { in_flight });
-        inputs.append(&mut self.inputs);
-        Ok(inputs)
+        Ok(std::mem::take(&mut self.inputs))
     }
 
     fn push(&mut self, at: Ktime, input: Input) {
@@ -307,15 +332,17 @@ impl Live {
         self.push(at, Input::Clock { unix_ns });
     }
 
-    fn take_records(&mut self) {
-        let mut records = Vec::new();
-        let decoder = &self.decoder;
-        self.ring.drain(BATCH, |bytes| {
-            records.push((Decoder::time_of(bytes), decoder.decode(bytes)))
-        });
-        for (at, event) in records {
+    /// Takes a batch of records, and says how many there were.
+    fn take_records(&mut self) -> usize {
+        for n_taken in 0..BATCH {
+            let decode = |bytes: &[u8]| (Decoder::time_of(bytes), self.decoder.decode(bytes));
+            let Some((at, event)) = self.ring.next(decode) else {
+                return n_taken;
+            };
+            self.read_until = self.read_until.max(at);
             self.note(at, event);
         }
+        BATCH
     }
 
     /// Keeps the books on nginx's processes, and passes the event on.
