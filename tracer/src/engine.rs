@@ -122,6 +122,8 @@ pub struct Engine {
     has_tail: bool,
     /// A line of level `error` was heard, so the log level lets them through.
     hears_errors: bool,
+    /// Its log function is listened to: see [`Engine::listen`].
+    hears_nginx: bool,
     lines_joined: u64,
     lines_heard: u64,
     resolver_connections: u64,
@@ -225,6 +227,7 @@ impl Engine {
             next_number: 1,
             has_tail: false,
             hears_errors: false,
+            hears_nginx: false,
             lines_joined: 0,
             lines_heard: 0,
             resolver_connections: 0,
@@ -249,6 +252,7 @@ impl Engine {
             Input::Kernel(event) => self.event(event, &mut outputs),
             Input::Hooks(hooks) => {
                 self.around.set_hooks(hooks);
+                self.listen();
                 self.has_tail |= self.around.surely_sees("error-log-file");
             }
             Input::Addresses { netns, addresses } => self.around.set_addresses(netns, addresses),
@@ -847,7 +851,13 @@ impl Engine {
     }
 
     fn hears_nginx(&self) -> bool {
-        self.around.sees("nginx-log") && (self.around.surely_sees("nginx-log") || self.hears_errors)
+        self.hears_nginx
+    }
+
+    /// Finds out whether nginx's log function is listened to: asked about every attempt, so worked out once.
+    fn listen(&mut self) {
+        let is_heard = self.around.surely_sees("nginx-log") || self.hears_errors;
+        self.hears_nginx = self.around.sees("nginx-log") && is_heard;
     }
 
     /// Whether a line of this worker would have been heard at that time.
@@ -957,7 +967,10 @@ impl Engine {
     fn line(&mut self, line: Line, outputs: &mut Vec<Output>) {
         let said = Said::heard(&line);
         let id = line.id;
-        self.hears_errors |= line.level == 4;
+        if line.level == 4 && !self.hears_errors {
+            self.hears_errors = true;
+            self.listen();
+        }
         self.lines.push(self.now, id, line.clone());
         if said.meaning != Meaning::Nothing {
             self.upstream_line(line, said, outputs);

@@ -74,6 +74,24 @@ impl Pipeline {
         questions
     }
 
+    /// Passes on what is new, piece by piece, so that a piece is written before the next one is read.
+    fn catch_up(&mut self, live: &mut Live, asking: &mut Asking) -> Result<()> {
+        loop {
+            for stamped in live.poll()? {
+                let at = stamped.at;
+                for question in self.step(stamped) {
+                    // Answered before any later input: under load a batch holds more time than an attempt waits.
+                    if let Some(input) = asking.ask(live, question) {
+                        self.step(Stamped { at, input });
+                    }
+                }
+            }
+            if !live.is_behind() {
+                return Ok(());
+            }
+        }
+    }
+
     /// Ends the files.
     #[must_use]
     pub fn close(mut self) -> Closed {
@@ -150,22 +168,9 @@ pub async fn run(
             }
             () = stop.requested() => break,
         }
-        match live.poll() {
-            Ok(inputs) => {
-                for stamped in inputs {
-                    let at = stamped.at;
-                    for question in pipeline.step(stamped) {
-                        // Answered before any later input: under load a batch holds more time than an attempt waits.
-                        if let Some(input) = asking.ask(&mut live, question) {
-                            pipeline.step(Stamped { at, input });
-                        }
-                    }
-                }
-            }
-            Err(error) => {
-                failed = Err(error);
-                break;
-            }
+        if let Err(error) = pipeline.catch_up(&mut live, &mut asking) {
+            failed = Err(error);
+            break;
         }
         pipeline.outputs.settle();
         let enough = limits

@@ -7,7 +7,7 @@ use std::{
 
 use tracer_ebpf as wire;
 use tracer_ebpf::{conn, end, kind, previous, task};
-use zerocopy::{FromBytes as _, IntoBytes as _};
+use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
 
 use super::{
     Backend, ConnId, EndKind, Errno, Event, Exchange, ExchangeId, Exit, Icmp, Ktime, Line, LineId, Listener,
@@ -50,9 +50,9 @@ impl Decoder {
         Some(match header.kind {
             kind::EXCHANGE => {
                 let tcp = bytes.get(..wire::TCP_EXCHANGE_LEN)?;
-                let mut whole = [0; size_of::<wire::Conn>()];
-                whole[..wire::TCP_EXCHANGE_LEN].copy_from_slice(tcp);
-                Event::Exchange(Box::new(exchange(&wire::Conn::read_from_bytes(&whole).ok()?)))
+                let mut whole = wire::Conn::new_zeroed();
+                whole.as_mut_bytes()[..wire::TCP_EXCHANGE_LEN].copy_from_slice(tcp);
+                Event::Exchange(Box::new(exchange(&whole)))
             }
             kind::UNIX_EXCHANGE => Event::Exchange(Box::new(exchange(&record(bytes)?))),
             kind::LINE => Event::Line(line(&record(bytes)?)),

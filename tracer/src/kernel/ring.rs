@@ -1,4 +1,4 @@
-//! Reading the ring: whole records, in order, as many as there are.
+//! Reading the ring: whole records, in order, one at a time.
 
 use aya::maps::{MapData, RingBuf};
 
@@ -16,15 +16,8 @@ impl Ring {
         Self(ring)
     }
 
-    /// Hands over at most `limit` records; returns how many.
-    pub fn drain(&mut self, limit: usize, mut take: impl FnMut(&[u8])) -> usize {
-        let mut n = 0;
-        while n < limit
-            && let Some(record) = self.0.next()
-        {
-            take(&record);
-            n += 1;
-        }
-        n
+    /// Hands over the next record, if there is one.
+    pub fn next<T>(&mut self, read: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        self.0.next().map(|record| read(&record))
     }
 }

@@ -34,8 +34,8 @@ pub fn append(line: &mut Vec<u8>, attempt: &Attempt, clock: Clock) -> serde_json
     field!("peer", attempt.peer);
     field!("local", attempt.local);
     field!("via", attempt.via);
-    field!("outcome", attempt.outcome.name());
-    field!("phase", attempt.phase.name());
+    field!("outcome", Plain(attempt.outcome.name()));
+    field!("phase", Plain(attempt.phase.name()));
     field!(
         "errno",
         attempt.errno.map(|errno| Rare(schema::errno_name(errno)))
@@ -56,7 +56,7 @@ pub fn append(line: &mut Vec<u8>, attempt: &Attempt, clock: Clock) -> serde_json
     field!("syn_retransmits", attempt.syn_retransmits);
     field!("retransmits", attempt.retransmits);
     field!("rtt_us", attempt.rtt_us);
-    field!("closed_by", attempt.closed_by.map(|by| by.name()));
+    field!("closed_by", attempt.closed_by.map(|by| Plain(by.name())));
     let request = attempt.request.as_ref();
     field!(
         "request",
@@ -66,7 +66,10 @@ pub fn append(line: &mut Vec<u8>, attempt: &Attempt, clock: Clock) -> serde_json
         "retry",
         attempt.retry.map(|(of, n)| Rare(schema::Retry { of, n }))
     );
-    field!("connection", attempt.connection.map(schema::connection_id));
+    field!(
+        "connection",
+        attempt.connection.map(|id| Plain(schema::connection_id(id)))
+    );
     let cause = |verdict| Rare(schema::Cause::new(verdict, clock));
     field!("cause", attempt.cause.as_ref().map(cause));
     field!("also", attempt.also.iter().map(cause).collect::<Vec<_>>());
@@ -133,13 +136,11 @@ impl Json for &str {
         let is_plain = self.bytes().fold(true, |is_plain, byte| {
             is_plain & (byte >= b' ') & (byte != b'"') & (byte != b'\\')
         });
-        if !is_plain {
-            return serde_json::to_writer(line, self);
+        if is_plain {
+            Plain(self).append(line)
+        } else {
+            serde_json::to_writer(line, self)
         }
-        line.push(b'"');
-        line.extend_from_slice(self.as_bytes());
-        line.push(b'"');
-        Ok(())
     }
 }
 
@@ -183,16 +184,25 @@ impl Json for SocketAddrV4 {
     }
 }
 
+/// Text in which nothing has to be escaped.
+struct Plain<T>(T);
+
+impl<T: AsRef<[u8]>> Json for Plain<T> {
+    fn append(&self, line: &mut Vec<u8>) -> serde_json::Result<()> {
+        line.push(b'"');
+        line.extend_from_slice(self.0.as_ref());
+        line.push(b'"');
+        Ok(())
+    }
+}
+
 /// A moment as it stands in a trace.
 struct Time(Ktime, Clock);
 
 impl Json for Time {
     fn append(&self, line: &mut Vec<u8>) -> serde_json::Result<()> {
         let Self(at, clock) = *self;
-        line.push(b'"');
-        line.extend_from_slice(&clock.rfc3339_bytes(at));
-        line.push(b'"');
-        Ok(())
+        Plain(clock.rfc3339_bytes(at)).append(line)
     }
 }
 

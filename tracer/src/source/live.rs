@@ -26,8 +26,10 @@ use crate::{
     },
 };
 
-/// Most records taken at one go, so that other inputs get their turn.
-const BATCH: usize = 20_000;
+/// Records taken at one go: so few that they stay in the processor's cache until they are written.
+const BATCH: usize = 256;
+/// Most records taken in a row, so that other inputs get their turn.
+const IN_A_ROW: usize = 20_000;
 /// How long after a change of nginx's processes they are looked at: titles and workers appear by then.
 const LOOK_AFTER: u64 = 10_000_000;
 /// How long after a process's end what it left is swept: its sockets close within a millisecond or two.
@@ -109,6 +111,8 @@ pub struct Live {
     named_netns: BTreeSet<Netns>,
     inputs: Vec<Stamped>,
     last: Ktime,
+    /// Records taken since the other inputs had their turn.
+    in_a_row: usize,
     look_at: Option<Ktime>,
     /// The last poll stopped at its limit and left records in the ring.
     has_more: bool,
@@ -189,6 +193,7 @@ impl Live {
             named_netns: BTreeSet::new(),
             inputs: Vec::new(),
             last: Ktime(0),
+            in_a_row: 0,
             look_at: None,
             has_more: false,
             ended: VecDeque::new(),
@@ -283,15 +288,35 @@ impl Live {
         &mut self.kernel
     }
 
-    /// Everything that is new.
+    /// What is new, or the first of it: see [`Self::is_behind`].
     ///
     /// # Errors
     /// A table of the kernel half cannot be read any more.
     pub fn poll(&mut self) -> Result<Vec<Stamped>> {
-        // nginx is heard before it writes: a line read before the records finds its own among them, however late both
-        // are. The other way round a tracer that was starved would read a second of failures without their lines.
-        self.take_lines();
-        self.has_more = self.take_records() >= BATCH;
+        self.inputs.reserve(BATCH);
+        if self.in_a_row == 0 {
+            // nginx is heard before it writes: a line read before the records finds its own among them, however late
+            // both are. The other way round a starved tracer would read a second of failures without their lines.
+            self.take_lines();
+        }
+        let n_taken = self.take_records();
+        self.in_a_row += n_taken;
+        self.has_more = n_taken >= BATCH;
+        if !self.has_more || self.in_a_row >= IN_A_ROW {
+            self.in_a_row = 0;
+            self.take_the_rest()?;
+        }
+        Ok(std::mem::take(&mut self.inputs))
+    }
+
+    /// The last poll left something: there were more records than it takes at one go.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.in_a_row > 0
+    }
+
+    /// Everything that is no record.
+    fn take_the_rest(&mut self) -> Result<()> {
         let now = self.now();
         self.look(now);
         self.settle_unix_lines(now)?;
@@ -315,7 +340,7 @@ impl Live {
             self.next_tick = now.0 + TICK;
             self.push(now, Input::Tick);
         }
-        Ok(std::mem::take(&mut self.inputs))
+        Ok(())
     }
 
     /// The host answered a question.
@@ -346,12 +371,13 @@ impl Live {
         self.is_ending = true;
         let mut inputs = Vec::new();
         loop {
-            self.next_second = 0;
             inputs.append(&mut self.poll()?);
             if !self.has_more || self.last >= now {
                 break;
             }
         }
+        self.next_second = 0;
+        self.take_the_rest()?;
         // The lines of the last records, which nginx wrote after they were heard.
         self.take_lines();
         for exchange in answered {
@@ -383,10 +409,15 @@ impl Live {
     /// Takes what lies in the ring, at most a batch; how many records that was.
     fn take_records(&mut self) -> usize {
         let mut records = std::mem::take(&mut self.held);
-        let decoder = &self.decoder;
-        let taken = self.ring.drain(BATCH, |bytes| {
-            records.push_back((Decoder::time_of(bytes), decoder.decode(bytes)))
-        });
+        let mut n_taken = 0;
+        while n_taken < BATCH {
+            let decode = |bytes: &[u8]| (Decoder::time_of(bytes), self.decoder.decode(bytes));
+            let Some(record) = self.ring.next(decode) else {
+                break;
+            };
+            records.push_back(record);
+            n_taken += 1;
+        }
         let now = boottime();
         let executed: BTreeSet<Pid> = records
             .iter()
@@ -411,7 +442,7 @@ impl Live {
             self.note(at, event);
         }
         self.held = records;
-        taken
+        n_taken
     }
 
     /// A master forked a worker: what it forks to execute (a binary upgrade) is none.
