@@ -40,23 +40,40 @@ pub fn create(sock: Sock, family: u16, pid: u32, at: u64) -> Option<&'static mut
     if family != AF_UNIX {
         entry.daddr = sock.peer_addr();
         entry.dport = sock.peer_port();
-        if UNCUT
-            .get_ptr(Endpoint {
-                addr: entry.daddr,
-                port: u32::from(entry.dport),
-            })
-            .is_some()
-        {
-            entry.flags = conn::UNCUT;
-        }
+        entry.flags = marks(entry);
     }
     Some(entry)
+}
+
+/// How the configuration says that connections to this peer are cut: bits of [`conn`].
+#[inline(always)]
+pub fn marks(entry: &Conn) -> u32 {
+    let key = Endpoint {
+        addr: entry.daddr,
+        port: u32::from(entry.dport),
+    };
+    match UNCUT.get_ptr(key) {
+        // SAFETY: a value of a preallocated map.
+        Some(marks) => unsafe { *marks },
+        None => 0,
+    }
+}
+
+/// The worker did what follows from an answer as the very next own event after reading from this upstream.
+#[inline(always)]
+pub fn answered(sock: u64) {
+    if let Some(entry) = connection(sock)
+        && entry.last_received_at > entry.last_sent_at
+    {
+        entry.flags |= conn::ANSWERED;
+    }
 }
 
 /// Begins the next exchange on a kept connection.
 #[inline(always)]
 pub fn begin_next(entry: &mut Conn, at: u64) {
     entry.number += 1;
+    entry.flags &= !conn::ANSWERED;
     entry.began_at = at;
     entry.previous_at = entry.last_received_at;
     entry.connect_at = 0;
@@ -154,6 +171,7 @@ pub fn close_mark(entry: &mut Conn, own: Option<&mut Worker>, at: u64) {
         return;
     };
     end_unix(worker, 0, at);
+    worker.last_sock = 0;
     if worker.pending_line != 0 && (worker.pending_sock == 0 || worker.pending_sock == entry.sock) {
         let is_kept = entry.began_at == 0 || entry.received > 0;
         if worker.pending_connecting != 0 && is_kept && entry.flags & conn::UNCUT == 0 {

@@ -53,7 +53,8 @@ pub static LISTENERS: HashMap<PortSlot, ListenerSlot> = HashMap::with_max_entrie
 #[map]
 pub static ENDPOINTS: HashMap<Endpoint, u64> = HashMap::with_max_entries(65536, 0);
 
-/// Addresses whose connections must not be cut into exchanges (TLS, stream, gRPC). Inserted by user space.
+/// Addresses whose connections must not be cut into exchanges by sends and reads (TLS, stream, gRPC) → the flags of
+/// their connections. Inserted by user space.
 #[map]
 pub static UNCUT: HashMap<Endpoint, u32> = HashMap::with_max_entries(4096, 0);
 

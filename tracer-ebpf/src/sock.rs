@@ -14,7 +14,7 @@ use aya_ebpf::{
 use tracer_ebpf::{ABSENT, COMM_LEN, PATH_LEN, TaskInfo, task};
 use zerocopy::FromBytes;
 
-use crate::maps::offset;
+use crate::maps::{offset, setting};
 
 pub const ESTABLISHED: u8 = 1;
 pub const SYN_SENT: u8 = 2;
@@ -120,7 +120,7 @@ impl Sock {
     #[inline(always)]
     pub fn is_v6only(self) -> bool {
         let byte: u8 = read(self.0, offset!(skc_ipv6only_byte));
-        self.family() == AF_INET6 && byte & (1 << (crate::maps::setting!(ipv6only_bit) & 7)) != 0
+        self.family() == AF_INET6 && byte & (1 << (setting!(ipv6only_bit) & 7)) != 0
     }
 
     #[inline(always)]
@@ -339,6 +339,23 @@ pub fn current_pid() -> u32 {
 pub fn is_main_thread() -> bool {
     let both = bpf_get_current_pid_tgid();
     both as u32 == (both >> 32) as u32
+}
+
+/// Whether the current task is in `sendto`, which send() is; false where it cannot be asked.
+#[inline(always)]
+pub fn is_in_sendto() -> bool {
+    let number = setting!(number_sendto);
+    if number == 0 {
+        return false;
+    }
+    // SAFETY: the one helper has no preconditions, the other takes what the first gives.
+    let regs = unsafe { generated::bpf_task_pt_regs(generated::bpf_get_current_task_btf()) } as u64;
+    let at = if offset!(regs_orig_ax) == ABSENT {
+        offset!(regs_syscallno)
+    } else {
+        offset!(regs_orig_ax)
+    };
+    read::<u32>(regs, at) == number
 }
 
 /// The current task, with its exit code when it is ending.

@@ -5,7 +5,9 @@ use tracer_ebpf::{Conn, conn};
 
 use super::listen;
 use crate::{
-    exchange::{backend_closed, client_closed, close_mark, create, edge, link_backend, own_begin, remove},
+    exchange::{
+        answered, backend_closed, client_closed, close_mark, create, edge, link_backend, own_begin, remove,
+    },
     filter::{backend, connection, remember_endpoint, worker},
     maps::{BACKENDS, SEQUENCES, offset},
     output::now,
@@ -54,6 +56,11 @@ fn connecting(sock: Sock) {
     };
     remember_endpoint(entry.daddr, entry.dport, at);
     owner.connecting = sock.0;
+    if owner.last_sock != 0 {
+        // As auth_request does: the answer to one lets the other begin.
+        answered(owner.last_sock);
+        owner.last_sock = 0;
+    }
     own_begin(owner, entry, at);
 }
 
@@ -147,9 +154,14 @@ fn ending(sock: Sock, old: u8, new: u8) {
         if alive && !(aborted && sock.error() != 0) {
             backend_closed(link, sock, aborted, old == CLOSE_WAIT, at);
         }
-    } else if new != CLOSE && is_main_thread() {
+    } else if is_main_thread() {
         if let Some(owner) = worker(current_pid()) {
-            client_closed(owner, sock, old == CLOSE_WAIT, false, at);
+            if new != CLOSE {
+                client_closed(owner, sock, old == CLOSE_WAIT, false, at);
+            } else if old == ESTABLISHED && sock.error() == 0 {
+                // nginx closes a client that has more to say: no reset of the client's, which would set the error.
+                owner.client_ended = sock.0;
+            }
         }
     }
 }
