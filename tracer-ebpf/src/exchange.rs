@@ -4,11 +4,13 @@
 //! nginx logs belongs to the close mark that is the worker's very next own event; what the worker does next after
 //! such a close (a SYN, a send on a kept connection) is the retry.
 
-use tracer_ebpf::{BackendEdge, BackendLink, ClientLeft, Conn, TaskInfo, Worker, conn, end, kind, previous};
+use tracer_ebpf::{
+    BackendEdge, BackendLink, ClientLeft, Conn, Endpoint, TaskInfo, Worker, conn, end, kind, previous,
+};
 
 use crate::{
     filter::{EEXIST, backend, connection, connection_of, remember_endpoint},
-    maps::{BACKENDS, CONNECTIONS, NO_CONN, SEQUENCES, setting},
+    maps::{BACKENDS, CONNECTIONS, ENDPOINTS, NO_CONN, SEQUENCES, setting},
     output::{count, counted, header, now, write, write_exchange},
     sock::{AF_UNIX, CLOSE_WAIT, Sock, SockAt, Tcp as _, current_pid, current_task},
 };
@@ -35,9 +37,7 @@ pub fn create(sock: impl Sock, family: u16, pid: u32, at: u64) -> Option<&'stati
     if family != AF_UNIX {
         entry.daddr = sock.peer_addr();
         entry.dport = sock.peer_port();
-        if remember_endpoint(entry.daddr, entry.dport, at) {
-            entry.flags = conn::UNCUT;
-        }
+        entry.flags = remember_endpoint(entry.daddr, entry.dport, at);
     }
     Some(entry)
 }
@@ -55,10 +55,35 @@ fn replace(sock: u64, at: u64) -> bool {
     CONNECTIONS.insert(sock, &NO_CONN, 0).is_ok()
 }
 
+/// How the configuration says that connections to this peer are cut: bits of [`conn`].
+#[inline(always)]
+pub fn marks(entry: &Conn) -> u32 {
+    let key = Endpoint {
+        addr: entry.daddr,
+        port: u32::from(entry.dport),
+    };
+    match ENDPOINTS.get_ptr(key) {
+        // SAFETY: a value of a preallocated map.
+        Some(known) => unsafe { (*known).marks },
+        None => 0,
+    }
+}
+
+/// The worker did what follows from an answer as the very next own event after reading from this upstream.
+#[inline(always)]
+pub fn answered(sock: u64) {
+    if let Some(entry) = connection(sock)
+        && entry.last_received_at > entry.last_sent_at
+    {
+        entry.flags |= conn::ANSWERED;
+    }
+}
+
 /// Begins the next exchange on a kept connection.
 #[inline(always)]
 pub fn begin_next(entry: &mut Conn, at: u64) {
     entry.number += 1;
+    entry.flags &= !conn::ANSWERED;
     entry.began_at = at;
     entry.previous_at = entry.last_received_at;
     entry.connect_at = 0;
@@ -181,6 +206,7 @@ pub fn close_mark(entry: &mut Conn, sock: impl Sock, own: Option<&mut Worker>, a
         return;
     };
     end_unix(worker, 0, at);
+    worker.last_sock = 0;
     if worker.pending_line != 0 && (worker.pending_sock == 0 || worker.pending_sock == entry.sock) {
         let is_kept = entry.began_at == 0 || entry.received > 0;
         if worker.pending_connecting != 0 && is_kept && entry.flags & conn::UNCUT == 0 {

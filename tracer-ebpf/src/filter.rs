@@ -69,9 +69,9 @@ pub fn remember_owner(pid: u32) {
     }
 }
 
-/// Remembers an address that nginx connects to; whether connections to it must not be cut into exchanges.
+/// Remembers an address that nginx connects to; how its connections are cut into exchanges: bits of [`conn`].
 #[inline(always)]
-pub fn remember_endpoint(addr: [u8; 16], port: u16, at: u64) -> bool {
+pub fn remember_endpoint(addr: [u8; 16], port: u16, at: u64) -> u32 {
     let key = Endpoint {
         addr,
         port: u32::from(port),
@@ -80,19 +80,19 @@ pub fn remember_endpoint(addr: [u8; 16], port: u16, at: u64) -> bool {
         // SAFETY: a value of a preallocated map.
         Some(known) => unsafe {
             (*known).last = at;
-            (*known).uncut != 0
+            (*known).marks
         },
         None => {
             let new = EndpointUse {
                 last: at,
-                uncut: 0,
+                marks: 0,
                 pad: 0,
             };
             // 1 is BPF_NOEXIST: what user space or another CPU put there in between is as good.
             if matches!(ENDPOINTS.insert(key, new, 1), Err(error) if error != -EEXIST) {
                 count(counter::TABLE_FULL);
             }
-            false
+            0
         }
     }
 }

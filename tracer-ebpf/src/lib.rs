@@ -89,6 +89,11 @@ pub mod conn {
     pub const BACKEND_TASK: u32 = 1024;
     /// A backend's socket that was there before: it has been seen to be still the one that was found.
     pub const CONFIRMED: u32 = 2048;
+    /// With [`UNCUT`]: one request after another all the same (HTTP/1 over TLS), so an answer that was passed on to
+    /// the client proves the end of an exchange.
+    pub const BY_ANSWER: u32 = 4096;
+    /// With [`BY_ANSWER`]: what was read last was passed on.
+    pub const ANSWERED: u32 = 8192;
 }
 
 /// [`Conn::end`].
@@ -554,6 +559,8 @@ pub struct Worker {
     pub client_ended: u64,
     /// The socket the worker connected last.
     pub connecting: u64,
+    /// The upstream socket ([`conn::BY_ANSWER`]) that the worker's last own event was on.
+    pub last_sock: u64,
     /// The last failed route lookup.
     pub route_at: u64,
     /// Its error, positive.
@@ -626,8 +633,8 @@ pub struct Endpoint {
 pub struct EndpointUse {
     /// When nginx connected to it last, 0: never seen.
     pub last: u64,
-    /// 1: its connections must not be cut into exchanges (TLS, stream, gRPC).
-    pub uncut: u32,
+    /// How its connections are cut into exchanges otherwise than by sends and reads: bits of [`conn`].
+    pub marks: u32,
     /// Padding.
     pub pad: u32,
 }
@@ -745,6 +752,8 @@ offsets! {
     flowi4_daddr: "flowi4.daddr",
     flowi6_daddr: "flowi6.daddr",
     fib6_type: "fib6_result.fib6_type",
+    regs_orig_ax: "pt_regs.orig_ax",
+    regs_syscallno: "pt_regs.syscallno",
 }
 
 /// What user space decides before the programs are loaded.
@@ -775,8 +784,8 @@ pub struct Settings {
     pub slot_unix_connect: u32,
     /// See above.
     pub slot_accept: u32,
-    /// Padding.
-    pub pad: u32,
+    /// The number of `sendto`; 0: the system call cannot be asked for (`bpf_task_pt_regs`, 5.15).
+    pub number_sendto: u32,
     /// 1: `tcp_send_reset` has a third argument, the reason.
     pub reset_has_reason: u32,
     /// 1: `kfree_skb` has a third argument, the reason.

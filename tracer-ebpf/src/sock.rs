@@ -15,7 +15,7 @@ use aya_ebpf::{
 use tracer_ebpf::{ABSENT, COMM_LEN, PATH_LEN, TaskInfo, task};
 use zerocopy::FromBytes;
 
-use crate::maps::offset;
+use crate::maps::{offset, setting};
 
 pub const ESTABLISHED: u8 = 1;
 pub const SYN_SENT: u8 = 2;
@@ -477,6 +477,23 @@ pub fn current_pid() -> u32 {
 pub fn is_main_thread() -> bool {
     let both = bpf_get_current_pid_tgid();
     both as u32 == (both >> 32) as u32
+}
+
+/// Whether the current task is in `sendto`, which send() is; false where it cannot be asked.
+#[inline(always)]
+pub fn is_in_sendto() -> bool {
+    let number = setting!(number_sendto);
+    if number == 0 {
+        return false;
+    }
+    // SAFETY: the one helper has no preconditions, the other takes what the first gives.
+    let regs = unsafe { generated::bpf_task_pt_regs(generated::bpf_get_current_task_btf()) } as u64;
+    let at = if offset!(regs_orig_ax) == ABSENT {
+        offset!(regs_syscallno)
+    } else {
+        offset!(regs_orig_ax)
+    };
+    read::<u32>(regs, at) == number
 }
 
 /// The current task, with its exit code when it is ending.

@@ -677,7 +677,11 @@ impl Engine {
             .copied();
         let names = self.configurations.names(exchange.worker, &exchange.peer, None);
         let heard = self.heard(said.as_ref(), &exchange);
-        let Some(ending) = self.read_ending(&exchange, heard, client_left.is_some(), &names.limits) else {
+        let received = exchange.received;
+        socket::of_last_request(&mut exchange, said.as_ref());
+        let via = names.via.as_deref();
+        let Some(ending) = self.read_ending(&exchange, heard, client_left.is_some(), &names.limits, via)
+        else {
             return;
         };
         // Kept connections are told apart by their requests; what the line rule joined belongs to this one.
@@ -685,7 +689,8 @@ impl Engine {
             exchange.line = exchange.line.filter(|_| said.is_some());
         }
         let limits = names.limits.clone();
-        let attempt = self.attempt_of(&exchange, &ending, names, said.as_ref());
+        let mut attempt = self.attempt_of(&exchange, &ending, names, said.as_ref());
+        attempt.bytes_received = Some(received);
         let may_have_stalled = socket::may_have_stalled(&exchange, &limits);
         let is_final = ending.is_final && !may_have_stalled;
         let is_done = attempt.outcome == Outcome::Ok && (is_final || !(self.has_tail || may_have_stalled));
@@ -768,7 +773,18 @@ impl Engine {
         let Some(line) = exchange.line.and_then(|id| self.lines.last(&id)) else {
             return (None, None);
         };
-        let said = Said::heard(line);
+        let text = self.texts.last(&line.id).filter(|_| message::is_unread(line));
+        if message::is_unread(line) && text.is_none() {
+            // Its text in the log file is still to come.
+            return (Some(line.clone()), None);
+        }
+        let said = match text {
+            Some(text) => Said {
+                line: Some(line.id),
+                ..Said::logged(text)
+            },
+            None => Said::heard(line),
+        };
         let is_same_peer = said.peer.as_ref().is_none_or(|peer| *peer == exchange.peer);
         let fits = match said.meaning {
             Meaning::Nothing => false,
@@ -827,7 +843,12 @@ impl Engine {
         match said {
             Some(said) => Heard::Line(said),
             // Its line was there and is lost to us: judge by the kernel alone.
-            None if exchange.line.is_some_and(|id| self.lines.last(&id).is_none()) => Heard::Deaf,
+            None if exchange
+                .line
+                .is_some_and(|id| self.lines.last(&id).is_none_or(message::is_unread)) =>
+            {
+                Heard::Deaf
+            }
             None if self.hears(exchange.worker, exchange.ended_at) => Heard::Silence {
                 is_proven: self.hears_errors,
             },
@@ -842,11 +863,12 @@ impl Engine {
         heard: Heard<'_>,
         client_left: bool,
         limits: &Limits,
+        via: Option<&str>,
     ) -> Option<Ending> {
         if self.around.sees("bytes") {
-            socket::read(exchange, heard, client_left, limits)
+            socket::read(exchange, heard, client_left, limits, via)
         } else {
-            socket::read_without_bytes(exchange, heard, limits)
+            socket::read_without_bytes(exchange, heard, limits, via)
         }
     }
 
@@ -943,11 +965,13 @@ impl Engine {
         let Some(mut pending) = self.pending.remove(&number) else {
             return;
         };
-        if let Some(exchange) = pending.exchange.as_deref().filter(|_| !pending.stands_alone()) {
+        let is_alone = pending.stands_alone();
+        if let Some(exchange) = pending.exchange.as_deref_mut().filter(|_| !is_alone) {
+            socket::of_last_request(exchange, pending.said.as_ref());
             let heard = self.heard(pending.said.as_ref(), exchange);
-            if let Some(ending) =
-                self.read_ending(exchange, heard, pending.client_left.is_some(), &pending.limits)
-            {
+            let via = pending.attempt.via.as_deref();
+            let has_left = pending.client_left.is_some();
+            if let Some(ending) = self.read_ending(exchange, heard, has_left, &pending.limits, via) {
                 pending.attempt.ended_at = socket::ended_at(exchange, ending.outcome);
                 pending.attempt.total_us = pending.attempt.ended_at.micros_since(pending.attempt.began_at);
                 pending.attempt.outcome = ending.outcome;
@@ -974,6 +998,10 @@ impl Engine {
         self.lines.push(self.now, id, line.clone());
         if said.meaning != Meaning::Nothing {
             self.upstream_line(line, said, outputs);
+        } else if message::is_unread(&line)
+            && let Some(log) = self.log_join.heard(self.now, &line)
+        {
+            self.unread_line(line, log, outputs);
         }
         if let Some((_, exchange)) = self.awaiting_line.remove(&id) {
             self.read_exchange(exchange, outputs);
@@ -1005,6 +1033,20 @@ impl Engine {
         }
         if let Some(log) = log {
             self.texts.push(self.now, line.id, log);
+        }
+    }
+
+    /// The log file has the text of a line that could not be read where it was heard.
+    fn unread_line(&mut self, line: Line, log: LogLine, outputs: &mut Vec<Output>) {
+        let said = Said {
+            line: Some(line.id),
+            ..Said::logged(&log)
+        };
+        if !said.meaning.stands_alone() {
+            self.texts.push(self.now, line.id, log);
+        } else if !self.is_resolver_line(&line, &said) {
+            let (at, worker, connection) = (line.at, line.worker, line.connection);
+            self.lone_attempt(at, worker, connection, said, Some(line), Some(log), outputs);
         }
     }
 
@@ -1121,12 +1163,21 @@ impl Engine {
         }
         let hears = self.hears_nginx();
         if hears && let Some(line) = self.log_join.read(self.now, &log) {
-            match self.by_line.get(&line).copied() {
-                Some(number) => {
+            let unread = self.lines.last(&line).filter(|line| message::is_unread(line));
+            match (self.by_line.get(&line).copied(), unread) {
+                (Some(number), unread) => {
+                    let is_news = unread.is_some();
                     self.set_log(number, log);
+                    if is_news {
+                        self.read_again(number);
+                    }
                     self.evaluate(number, outputs);
                 }
-                None => self.texts.push(self.now, line, log),
+                (None, Some(unread)) => {
+                    let unread = unread.clone();
+                    self.unread_line(unread, log, outputs);
+                }
+                (None, None) => self.texts.push(self.now, line, log),
             }
             return;
         }

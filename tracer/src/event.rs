@@ -535,6 +535,9 @@ pub struct ConfiguredPeer {
     pub server: String,
     /// `http`, `https`, `fastcgi`, `uwsgi`, `scgi`, `grpc`, `memcached`, `stream` …; `None` when several disagree.
     pub via: Option<String>,
+    /// Requests may turn their connection into something else (`proxy_set_header Upgrade`: WebSocket).
+    #[serde(default)]
+    pub upgrades: bool,
     /// Timeouts and balancing that apply, where they are certain.
     pub limits: Limits,
 }

@@ -23,7 +23,7 @@ use aya::{
 };
 use tracer_ebpf::{
     COMM_LEN, DROP_PLACES, DROP_REASONS, Endpoint, EndpointUse, NEIGHBOUR_PLACE, Settings, SignalSent,
-    WANTED_BY_PLACE, Worker, counter, switch,
+    WANTED_BY_PLACE, Worker, conn, counter, switch,
 };
 use zerocopy::IntoBytes as _;
 
@@ -72,6 +72,18 @@ impl std::fmt::Debug for Kernel {
             .finish_non_exhaustive()
     }
 }
+
+/// What cuts a connection into exchanges where sends and reads do not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uncut {
+    /// Nothing: one exchange for the whole connection.
+    Whole,
+    /// An answer that was passed on to the client.
+    ByAnswer,
+}
+
+/// The number of `sendto`, which nginx's send() is.
+const SENDTO: u32 = nix::libc::SYS_sendto as u32;
 
 /// `--without` named a hook that is not in the plan.
 #[derive(Debug, thiserror::Error)]
@@ -391,21 +403,24 @@ impl Kernel {
         Ok(())
     }
 
-    /// Marks addresses whose connections must not be cut into exchanges.
+    /// Marks addresses whose connections sends and reads do not cut into exchanges.
     ///
     /// # Errors
     /// The table is full.
-    pub fn leave_uncut(&mut self, endpoints: &[std::net::SocketAddr]) -> Result<()> {
+    pub fn leave_uncut(&mut self, endpoints: &[(std::net::SocketAddr, Uncut)]) -> Result<()> {
         let mut table: HashMap<_, [u8; size_of::<Endpoint>()], [u8; size_of::<EndpointUse>()]> =
             take(&mut self.ebpf, "ENDPOINTS")?;
-        // When nginx last connected there matters only to those that can be forgotten.
-        let uncut = EndpointUse {
-            last: 0,
-            uncut: 1,
-            pad: 0,
-        };
-        let uncut: [u8; size_of::<EndpointUse>()] = zerocopy::transmute!(uncut);
-        for endpoint in endpoints {
+        for (endpoint, how) in endpoints {
+            // When nginx last connected there matters only to those that can be forgotten.
+            let uncut = EndpointUse {
+                last: 0,
+                marks: match how {
+                    Uncut::Whole => conn::UNCUT,
+                    Uncut::ByAnswer => conn::UNCUT | conn::BY_ANSWER,
+                },
+                pad: 0,
+            };
+            let uncut: [u8; size_of::<EndpointUse>()] = zerocopy::transmute!(uncut);
             let key = Endpoint {
                 addr: mapped(endpoint.ip()),
                 port: u32::from(endpoint.port()),
@@ -535,7 +550,7 @@ fn settings(layout: &Layout, options: &KernelOptions, places: &BTreeMap<&str, (u
         slot_inet_connect: slot("inet_stream_connect"),
         slot_unix_connect: slot("unix_stream_connect"),
         slot_accept: slot("inet_csk_accept"),
-        pad: 0,
+        number_sendto: if layout.tells_syscalls { SENDTO } else { 0 },
         reset_has_reason: u32::from(reset_has_reason),
         drop_has_reason: u32::from(arity("kfree_skb") >= 3),
         ipv6only_bit: layout.ipv6only_bit,

@@ -4,6 +4,7 @@ pub mod config;
 pub mod error_log;
 pub mod find;
 pub mod tail;
+pub mod texts;
 
 #[cfg(test)]
 mod tests;

@@ -38,6 +38,9 @@ pub struct Scenario {
     /// What must be named.
     #[serde(default)]
     pub expect: Vec<Expect>,
+    /// What must have succeeded.
+    #[serde(default)]
+    pub succeeds: Vec<Succeeds>,
 }
 
 /// Something not every machine has.
@@ -58,6 +61,8 @@ pub enum Need {
     Gunicorn,
     /// PHP-FPM.
     PhpFpm,
+    /// OpenSSL's command, which makes certificates.
+    Openssl,
     /// `ss --kill`, which needs `CONFIG_INET_DIAG_DESTROY`.
     SocketKill,
 }
@@ -460,6 +465,26 @@ pub struct Expect {
     /// Names that must appear neither as the headline nor among the others.
     #[serde(default)]
     pub not: Vec<String>,
+}
+
+/// Attempts that must have succeeded: no fewer, which would be lost, and no more, which would be cut out of one.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Succeeds {
+    /// The upstream's name; for a peer without one the peer says which.
+    #[serde(default)]
+    pub upstream: Option<String>,
+    /// The peer.
+    #[serde(default)]
+    pub peer: Option<String>,
+    /// How many attempts.
+    pub attempts: usize,
+    /// Up to how many, where nginx's workers share requests and each has connections of its own.
+    #[serde(default)]
+    pub at_most: Option<usize>,
+    /// How many of them on a connection that had been used before.
+    #[serde(default)]
+    pub reused: Option<usize>,
 }
 
 impl Scenario {

@@ -98,6 +98,11 @@ const WANTED: &[Wanted] = &[
         packages: &["gunicorn"],
     },
     Wanted {
+        what: "openssl",
+        is_there: || on_path("openssl"),
+        packages: &["openssl"],
+    },
+    Wanted {
         what: "PHP-FPM",
         is_there: || find_program("php-fpm").is_some(),
         packages: &["php-fpm"],

@@ -8,15 +8,15 @@ use tracer_ebpf::{Conn, Worker, conn, end, switch};
 
 use crate::{
     exchange::{
-        backend_read, begin_next, close_mark, create, finish, finish_unix, is_waiting, link_backend,
-        own_begin, own_other, remove,
+        answered, backend_read, begin_next, close_mark, create, finish, finish_unix, is_waiting,
+        link_backend, marks, own_begin, own_other, remove,
     },
     filter::{backend, connection, connection_of, worker},
     maps::{SWITCHES, setting},
     output::now,
     sock::{
-        AF_UNIX, LISTEN, Members as _, Sock, SockArg, SockAt, Tcp as _, current_pid, is_main_thread, slot,
-        sock_of,
+        AF_UNIX, LISTEN, Members as _, Sock, SockArg, SockAt, Tcp as _, current_pid, is_in_sendto,
+        is_main_thread, slot, sock_of,
     },
 };
 
@@ -25,6 +25,8 @@ const PEEK: i32 = 2;
 const EAGAIN: i32 = 11;
 /// The largest TLS close_notify seen is 31 bytes; nothing else that small is sent between a line and its close.
 const CLOSE_NOTIFY_MAX: i32 = 64;
+/// The largest close_notify of a cipher of today (AEAD); the smallest request over TLS is larger (49).
+const CLOSE_NOTIFY: i32 = 31;
 
 /// `trace_sock_send_length(struct sock *sk, int ret, int flags)`, 6.3 to 7.2.
 #[btf_tracepoint(function = "sock_send_length")]
@@ -85,6 +87,7 @@ fn is_recycled(owner: &Worker, entry: &Conn, ret: i32) -> bool {
 #[inline(always)]
 fn sent(owner: &mut Worker, entry: &mut Conn, sock: impl Sock, ret: i32) {
     let at = now();
+    let before = stay_on(owner, entry);
     if ret == 0 || ret == -EAGAIN {
         if ret != 0 {
             entry.send_blocked_at = at;
@@ -99,8 +102,11 @@ fn sent(owner: &mut Worker, entry: &mut Conn, sock: impl Sock, ret: i32) {
     }
     let bytes = if ret > 0 { ret as u32 } else { 0 };
     // A send that fails on a kept connection is the beginning of a request too.
-    let first_of_next = entry.began_at == 0 || (entry.received > 0 && entry.flags & conn::UNCUT == 0);
+    let first_of_next = entry.began_at == 0 || (entry.received > 0 && begins_next(entry, before, ret));
     if first_of_next {
+        if before != 0 && before != entry.sock {
+            answered(before);
+        }
         if entry.began_at != 0 {
             let ended = entry.last_received_at;
             finish(entry, sock, end::NEXT, ended, at);
@@ -137,9 +143,58 @@ fn sent(owner: &mut Worker, entry: &mut Conn, sock: impl Sock, ret: i32) {
     entry.sent += ret as u64;
 }
 
+/// Notes that the worker's last own event was on this connection; on which the one before was.
+#[inline(always)]
+fn stay_on(owner: &mut Worker, entry: &Conn) -> u64 {
+    let before = owner.last_sock;
+    owner.last_sock = if entry.flags & conn::BY_ANSWER != 0 {
+        entry.sock
+    } else {
+        0
+    };
+    before
+}
+
+/// Whether a send after something was received begins the next request. `before`: where the worker's own event before
+/// it was; on the same connection it is one of a handshake.
+#[inline(always)]
+fn begins_next(entry: &mut Conn, before: u64, ret: i32) -> bool {
+    if entry.flags & (conn::PREEXISTING | conn::UNCUT) == conn::PREEXISTING && entry.family != AF_UNIX {
+        // It was found before the configuration was read.
+        entry.flags |= marks(entry);
+    }
+    if entry.flags & conn::UNCUT == 0 {
+        // nginx sends a request by writev(), and by send() what a client says after an upgrade (WebSocket).
+        if is_in_sendto() {
+            entry.flags |= conn::UNCUT;
+        }
+        return entry.flags & conn::UNCUT == 0;
+    }
+    let is_answered = entry.flags & conn::ANSWERED != 0;
+    entry.flags &= !conn::ANSWERED;
+    is_answered && before != entry.sock && !(ret > 0 && ret <= CLOSE_NOTIFY)
+}
+
+/// A send to a client as the very next own event after a read from an upstream: what was read was an answer.
+#[inline(always)]
+fn pass_on(owner: &mut Worker, sock: impl Sock) {
+    // A client's connection over a unix socket has the name on this side.
+    if !sock.is_stream()
+        || !is_main_thread()
+        || (sock.family() == AF_UNIX && !SockAt(sock.address()).unix_is_bound())
+    {
+        return;
+    }
+    answered(owner.last_sock);
+    owner.last_sock = 0;
+}
+
 /// A send on a socket that is no known upstream's: a client's, or the first on a unix upstream.
 #[inline(always)]
 fn other_send(owner: &mut Worker, sock: impl Sock, ret: i32) {
+    if owner.last_sock != 0 {
+        pass_on(owner, sock);
+    }
     let is_unix = sock.family() == AF_UNIX;
     if !is_unix && !is_waiting(owner) {
         return;
@@ -220,6 +275,7 @@ fn on_receive(sock: impl Sock, ret: i32, flags: i32) {
         }
         // nginx may be a backend of itself: then the socket is the other end of one.
         if backend(sock.address()).is_none() {
+            owner.last_sock = 0;
             if ret == 0 {
                 owner.client_ended = sock.address();
             } else if owner.client_ended == sock.address() {
@@ -275,6 +331,7 @@ pub fn tcp_data_read(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn received(owner: &mut Worker, entry: &mut Conn, sock: impl Sock, ret: i32, flags: i32) {
     let at = now();
+    stay_on(owner, entry);
     own_other(owner);
     if flags & PEEK != 0 {
         if entry.began_at != 0 && entry.received > 0 {

@@ -37,7 +37,10 @@ pub fn nginx_logs(ctx: ProbeContext) -> u32 {
     let Some(owner) = worker(pid) else { return 0 };
     let at = now();
     say!(&ctx, "nginx {} logs at level {}", pid, level);
-    let is_own = level < WARN && is_main_thread();
+    // SAFETY: the helper checks the address.
+    let connection = unsafe { bpf_probe_read_user((log + 16) as *const u64) }.unwrap_or(0);
+    // A line without a connection (a syslog that hears nothing) may be written while another is: it ends nothing.
+    let is_own = level < WARN && is_main_thread() && connection != 0;
     let Some(mut slot) = RECORDS.reserve::<Line>(0) else {
         count(counter::RING_FULL);
         if is_own {
@@ -54,7 +57,7 @@ pub fn nginx_logs(ctx: ProbeContext) -> u32 {
         (*line).header = header(kind::LINE, at);
         (*line).level = level as u32;
         (*line).errno = errno as i32;
-        (*line).connection = bpf_probe_read_user((log + 16) as *const u64).unwrap_or(0);
+        (*line).connection = connection;
         (*line).route_at = owner.route_at;
         (*line).route_errno = owner.route_errno;
         (*line).route_daddr = owner.route_daddr;

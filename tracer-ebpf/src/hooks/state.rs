@@ -5,7 +5,9 @@ use tracer_ebpf::{Conn, conn};
 
 use super::listen;
 use crate::{
-    exchange::{backend_closed, client_closed, close_mark, create, edge, link_backend, own_begin, remove},
+    exchange::{
+        answered, backend_closed, client_closed, close_mark, create, edge, link_backend, own_begin, remove,
+    },
     filter::{backend, connection, remember_endpoint, worker},
     maps::{BACKENDS, SEQUENCES, offset},
     output::now,
@@ -55,6 +57,11 @@ fn connecting(sock: SockArg) {
         return;
     };
     owner.connecting = sock.address();
+    if owner.last_sock != 0 {
+        // As auth_request does: the answer to one lets the other begin.
+        answered(owner.last_sock);
+        owner.last_sock = 0;
+    }
     own_begin(owner, entry, at);
 }
 
@@ -154,9 +161,14 @@ fn ending(sock: SockArg, old: u8, new: u8) {
         if old != SYN_SENT && !(aborted && sock.error() != 0) {
             backend_closed(link, sock, aborted, old == CLOSE_WAIT, now());
         }
-    } else if new != CLOSE && is_main_thread() {
+    } else if is_main_thread() {
         if let Some(owner) = worker(current_pid()) {
-            client_closed(owner, sock, old == CLOSE_WAIT, false, now());
+            if new != CLOSE {
+                client_closed(owner, sock, old == CLOSE_WAIT, false, now());
+            } else if old == ESTABLISHED && sock.error() == 0 {
+                // nginx closes a client that has more to say: no reset of the client's, which would set the error.
+                owner.client_ended = sock.address();
+            }
         }
     }
 }

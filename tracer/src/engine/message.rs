@@ -136,6 +136,12 @@ impl Said {
     }
 }
 
+/// Whether what nginx said could not be read where it was heard: its text was on a page that the worker had never
+/// touched. The log file has it.
+pub fn is_unread(line: &Line) -> bool {
+    line.message.is_empty() && line.level <= 4
+}
+
 /// Whether a line of the log file is this line heard at its source.
 pub fn is_same(line: &Line, log: &LogLine) -> bool {
     let agree = |one: Option<u64>, other: Option<u64>| one.is_none() || other.is_none() || one == other;
@@ -178,7 +184,8 @@ fn meaning(message: &str, level: u8, action: Option<&str>, has_connection: bool)
         Some(action) => is_upstream_action(action),
         None => has_connection,
     };
-    if level > 4 || !is_upstream || is_ignored(message) {
+    // A text that could not be read may be anything.
+    if level > 4 || !is_upstream || message.is_empty() || is_ignored(message) {
         return Meaning::Nothing;
     }
     let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| message.starts_with(prefix));
@@ -228,7 +235,10 @@ fn is_upstream_action(action: &str) -> bool {
     action.contains("upstream")
         || matches!(
             action,
-            "sending to client" | "proxying connection" | "proxying and sending to client"
+            "sending to client"
+                | "proxying connection"
+                | "proxying and sending to client"
+                | "proxying upgraded connection"
         )
 }
 

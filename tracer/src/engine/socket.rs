@@ -43,14 +43,24 @@ pub struct Ending {
 /// Reads an exchange; `None`: it is no attempt at all (an idle connection, or one under way at detach).
 ///
 /// `client_left`: nginx closed the client's connection right after it, because the client had gone.
-pub fn read(exchange: &Exchange, heard: Heard<'_>, client_left: bool, limits: &Limits) -> Option<Ending> {
+pub fn read(
+    exchange: &Exchange,
+    heard: Heard<'_>,
+    client_left: bool,
+    limits: &Limits,
+    via: Option<&str>,
+) -> Option<Ending> {
     // A send that failed began a request, though no byte of it left.
     let is_silent = exchange.sent == 0 && exchange.received == 0 && exchange.send_error.is_none();
     let is_idle = exchange.connect_at.is_none() && is_silent && exchange.unread == 0;
     if exchange.end == EndKind::Detached || (is_idle && !matches!(heard, Heard::Line(_))) {
         return None;
     }
-    let (outcome, errno, is_final) = outcome(exchange, heard, client_left, limits);
+    let (outcome, errno, is_final) = if is_quiet_session(exchange, heard, via) {
+        (Outcome::Ok, None, true)
+    } else {
+        outcome(exchange, heard, client_left, limits)
+    };
     Some(Ending {
         outcome,
         phase: phase(exchange, heard, outcome),
@@ -62,8 +72,13 @@ pub fn read(exchange: &Exchange, heard: Heard<'_>, client_left: bool, limits: &L
 
 /// Reads an exchange where neither sends nor reads can be seen: once the connection was up an answer may have come, and
 /// only a line says that it did not. Whether the client left is not known either: an answer to it looks the same.
-pub fn read_without_bytes(exchange: &Exchange, heard: Heard<'_>, limits: &Limits) -> Option<Ending> {
-    let ending = read(exchange, heard, false, limits)?;
+pub fn read_without_bytes(
+    exchange: &Exchange,
+    heard: Heard<'_>,
+    limits: &Limits,
+    via: Option<&str>,
+) -> Option<Ending> {
+    let ending = read(exchange, heard, false, limits, via)?;
     let is_told = matches!(heard, Heard::Line(_)) || exchange.end == EndKind::WorkerGone;
     if is_told || !is_established(exchange) {
         return Some(ending);
@@ -75,6 +90,29 @@ pub fn read_without_bytes(exchange: &Exchange, heard: Heard<'_>, limits: &Limits
         is_final: !matches!(heard, Heard::Deaf),
         ..ending
     })
+}
+
+/// An exchange that sends and reads do not cut, as its last request saw it: while nginx says that no header of an
+/// answer had come, what was read before was a handshake, session tickets, settings or an earlier answer.
+pub fn of_last_request(exchange: &mut Exchange, said: Option<&Said>) {
+    let is_unanswered = said
+        .and_then(|said| said.action.as_deref())
+        .is_some_and(|action| {
+            action.starts_with("SSL handshaking")
+                || matches!(
+                    action,
+                    "reading response header from upstream" | "sending request to upstream"
+                )
+        });
+    if !exchange.uncut || !is_unanswered {
+        return;
+    }
+    if let Some(backend) = &mut exchange.backend {
+        backend.sent = backend.sent.saturating_sub(exchange.received);
+    }
+    exchange.first_received_at = None;
+    exchange.last_received_at = None;
+    exchange.received = 0;
 }
 
 /// When nginx was done with the exchange: a kept connection may be closed long after its last response.
@@ -190,10 +228,9 @@ pub fn may_end_silently(exchange: &Exchange, line: &Line, meaning: Meaning, limi
 
 /// nginx closed the connection some time after the last thing that happened on it.
 pub fn has_waited(exchange: &Exchange) -> bool {
-    let last = exchange
-        .last_received_at
-        .max(exchange.last_sent_at)
-        .max(exchange.eof_read_at);
+    // The last that TLS sends is its close_notify.
+    let sent = exchange.last_sent_at.filter(|_| !exchange.uncut);
+    let last = exchange.last_received_at.max(sent).max(exchange.eof_read_at);
     last.is_some_and(|last| exchange.ended_at.since(last) > EARLY)
 }
 
@@ -220,6 +257,17 @@ pub fn outcome_of_lone(said: &Said) -> Outcome {
         Meaning::Bind => Outcome::Invalid,
         _ => said.errno.map_or(Outcome::Invalid, outcome_of),
     }
+}
+
+/// A stream proxy's peer may end a session without having said a word, and nginx thinks nothing of it. TLS and HTTP/2
+/// have sent something by then, so a session on which nothing was sent is a stream's.
+fn is_quiet_session(exchange: &Exchange, heard: Heard<'_>, via: Option<&str>) -> bool {
+    let is_stream = exchange.uncut && (exchange.sent == 0 || via == Some("stream"));
+    is_stream
+        && exchange.eof_read_at.is_some()
+        && exchange.recv_error.is_none()
+        && exchange.received == 0
+        && !matches!(heard, Heard::Line(_))
 }
 
 fn outcome(
@@ -332,9 +380,7 @@ fn failed_in_the_kernel(exchange: &Exchange, heard: Heard<'_>) -> Option<(Outcom
         return errno(error);
     }
     if exchange.eof_read_at.is_some() {
-        // A stream proxy's peer may end a session without having said a word, and nginx thinks nothing of it.
-        let is_quiet_session = exchange.uncut && matches!(heard, Heard::Silence { .. });
-        return (!is_quiet_session).then_some((Outcome::Closed, None));
+        return Some((Outcome::Closed, None));
     }
     match exchange.error {
         Some(error) if !exchange.error_unfetched => errno(error),

@@ -1369,6 +1369,7 @@ fn configured(upstream: &str, address: &str) -> ConfiguredPeer {
         upstream: upstream.to_owned(),
         server: address.to_owned(),
         via: Some("http".to_owned()),
+        upgrades: false,
         limits: Limits {
             read_timeout_ms: Some(60_000),
             ..Limits::default()
@@ -1590,6 +1591,106 @@ fn a_late_log_line_still_finds_its_attempt() {
     assert_eq!(
         attempts[0].nginx_says.as_deref(),
         Some("connect() failed (111: Connection refused) while connecting to upstream")
+    );
+}
+
+/// A line whose text lay on a page that the worker had never touched.
+fn unread(number: u64, at: Ktime, errno: i32) -> Line {
+    Line {
+        message: String::new(),
+        action: None,
+        ..line(number, at, "", Some(errno))
+    }
+}
+
+#[test]
+fn a_line_that_could_not_be_read_gets_its_text_from_the_file() {
+    let mut lab = Lab::new();
+    lab.see(Event::Line(unread(1, us(190), 111)));
+    lab.see(no_socket(APP));
+    lab.end(Exchange {
+        line: Some(LineId(1)),
+        ..refused(APP)
+    });
+    assert_eq!(lab.attempts().len(), 0, "its text is awaited");
+    lab.tell(ms(40), Input::LogLine(logged("connect() failed", Some(111), APP)));
+    let attempts = lab.attempts();
+    assert_eq!(attempts.len(), 1);
+    assert_eq!(verdict(attempts[0]), ("no-listener", Confirmed));
+    assert_eq!(
+        attempts[0].nginx_says.as_deref(),
+        Some("connect() failed (111: Connection refused) while connecting to upstream")
+    );
+
+    // An attempt that is its line and nothing else.
+    let mut lab = Lab::new();
+    lab.see(Event::Line(unread(1, us(190), 2)));
+    lab.tell(
+        ms(40),
+        Input::LogLine(LogLine {
+            level: "crit".to_owned(),
+            ..logged("connect() to unix:/x failed", Some(2), "unix:/x")
+        }),
+    );
+    lab.tell(ms(100), Input::Tick);
+    lab.tell(ms(400), Input::Tick);
+    let attempts = lab.attempts();
+    assert_eq!(attempts.len(), 1);
+    assert_eq!(attempts[0].peer, Some(peer("unix:/x")));
+}
+
+#[test]
+fn a_line_that_nobody_could_read_makes_no_failure() {
+    let mut lab = Lab::new();
+    lab.see(Event::Line(unread(1, ms(5), 11)));
+    let mut answered = sent(APP, ms(6));
+    answered.first_received_at = Some(ms(5));
+    answered.last_received_at = Some(ms(5));
+    answered.received = 300;
+    answered.line = Some(LineId(1));
+    lab.end(answered);
+    lab.tell(ms(100), Input::Tick);
+    lab.tell(ms(400), Input::Tick);
+    assert_eq!(lab.only().outcome, Outcome::Ok);
+}
+
+#[test]
+fn what_a_handshake_read_is_no_answer() {
+    let over_tls = |action: &str, ended: Exchange| {
+        let mut exchange = Exchange {
+            uncut: true,
+            first_received_at: Some(ms(1)),
+            last_received_at: Some(ms(2)),
+            received: 1200,
+            line: Some(LineId(1)),
+            ..ended
+        };
+        if let Some(backend) = &mut exchange.backend {
+            backend.sent = 1200;
+        }
+        let line = Line {
+            action: Some(action.to_owned()),
+            ..line(
+                1,
+                exchange.ended_at,
+                "upstream prematurely closed connection",
+                None,
+            )
+        };
+        named(vec![Event::Line(line)], exchange)
+    };
+    let ended = || {
+        let exchange = Exchange {
+            backend: Some(reader()),
+            ..sent(APP, ms(9))
+        };
+        closed(exchange, ms(8))
+    };
+    let header = "reading response header from upstream";
+    assert_eq!(over_tls(header, ended()), ("closed-without-response", Confirmed));
+    assert_eq!(
+        over_tls("reading upstream", ended()),
+        ("closed-mid-response", Confirmed)
     );
 }
 

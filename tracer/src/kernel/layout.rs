@@ -26,6 +26,8 @@ pub struct Layout {
     pub drop_reasons: BTreeMap<u32, String>,
     /// `enum sk_rst_reason` by number; empty before 6.10.
     pub reset_reasons: BTreeMap<u32, String>,
+    /// A program can ask which system call its task is in: since 5.15.
+    pub tells_syscalls: bool,
 }
 
 struct Bytes(Vec<u8>);
@@ -48,6 +50,8 @@ const OPTIONAL: &[&str] = &[
     "flowi6_daddr",
     "fib6_type",
     "signal_oom_mm",
+    "regs_orig_ax",
+    "regs_syscallno",
 ];
 
 impl Layout {
@@ -98,7 +102,9 @@ impl Layout {
                     }
                 }
                 TypeVariant::Enum(found) => {
-                    if let Some(name @ ("skb_drop_reason" | "sk_rst_reason")) = found.name().as_deref() {
+                    if let Some(name @ ("skb_drop_reason" | "sk_rst_reason" | "bpf_func_id")) =
+                        found.name().as_deref()
+                    {
                         enums.insert(name.to_owned(), names(found.named_value_list()));
                     }
                 }
@@ -135,6 +141,9 @@ impl Layout {
             functions,
             drop_reasons: enums.remove("skb_drop_reason").unwrap_or_default(),
             reset_reasons: enums.remove("sk_rst_reason").unwrap_or_default(),
+            tells_syscalls: enums
+                .get("bpf_func_id")
+                .is_some_and(|helpers| helpers.values().any(|name| name == "BPF_FUNC_task_pt_regs")),
         })
     }
 }

@@ -246,7 +246,7 @@ impl Kernel {
             .flatten()
             .filter(|(_, known)| {
                 let known: EndpointUse = zerocopy::transmute!(*known);
-                known.uncut == 0 && now.0.saturating_sub(known.last) > ENDPOINT_AGE
+                known.marks == 0 && now.0.saturating_sub(known.last) > ENDPOINT_AGE
             })
             .map(|(key, _)| key)
             .collect();

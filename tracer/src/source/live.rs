@@ -12,17 +12,18 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     event::{
-        Answer, Config, EndKind, Event, Exchange, Input, Instance, Ktime, Line, LossClass, Netns, Peer, Pid,
-        Question, Stamped, decode::Decoder,
+        Answer, Config, ConfiguredPeer, EndKind, Event, Exchange, Input, Instance, Ktime, Line, LossClass,
+        Netns, Peer, Pid, Question, Stamped, decode::Decoder,
     },
     host,
-    kernel::{Kernel, KernelOptions, ring::Ring, table::HANDLER},
+    kernel::{Kernel, KernelOptions, Uncut, ring::Ring, table::HANDLER},
     model::HookStatus,
     nginx::{
         config,
         error_log::{self, Zone},
         find::{self, Found, NAMES, Role, Target},
         tail::Tail,
+        texts,
     },
 };
 
@@ -447,6 +448,7 @@ impl Live {
 
     /// A master forked a worker: what it forks to execute (a binary upgrade) is none.
     fn begin_worker(&mut self, at: Ktime, master: Pid, worker: Pid) {
+        texts::touch(worker);
         self.begin_generation(at, master);
         self.log
             .pids
@@ -688,6 +690,7 @@ impl Live {
         for process in processes {
             self.members.insert(process.pid);
             if matches!(process.role, Role::Worker | Role::OldWorker | Role::Single) {
+                texts::touch(process.pid);
                 self.push(
                     now,
                     Input::Worker {
@@ -772,20 +775,24 @@ impl Live {
     }
 
     fn tell_config(&mut self, at: Ktime, master: Pid, since: Ktime, config: &Config) {
-        let uncut: Vec<_> = config
+        let tells_syscalls = self.kernel.layout.tells_syscalls;
+        let how = |peer: &ConfiguredPeer| match peer.via.as_deref()? {
+            "https" if !peer.upgrades => Some(Uncut::ByAnswer),
+            "https" | "grpc" | "stream" | "suwsgi" => Some(Uncut::Whole),
+            // A WebSocket's messages are told from requests by the system call that sends them.
+            "http" if peer.upgrades && !tells_syscalls => Some(Uncut::Whole),
+            _ => None,
+        };
+        let mut uncut: Vec<_> = config
             .peers
             .iter()
-            .filter(|peer| {
-                matches!(
-                    peer.via.as_deref(),
-                    Some("https" | "grpc" | "grpcs" | "stream" | "suwsgi" | "uwsgis")
-                )
-            })
             .filter_map(|peer| match peer.peer {
-                Peer::Tcp(address) => Some(address),
+                Peer::Tcp(address) => Some((address, how(peer)?)),
                 Peer::Unix(_) => None,
             })
             .collect();
+        // Where uses of one address differ, the last one counts.
+        uncut.sort_by_key(|(_, how)| *how == Uncut::Whole);
         if let Err(error) = self.kernel.leave_uncut(&uncut) {
             log::warn!("{error:#}");
         }

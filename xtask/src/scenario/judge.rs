@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::{
-    Expect, Scenario,
+    Expect, Scenario, Succeeds,
     error_log::{self, AttemptLine},
 };
 use crate::traced::of_type;
@@ -32,6 +32,7 @@ type Fill<'a> = &'a dyn Fn(&str) -> Result<String>;
 pub fn judge(scenario: &Scenario, fill: Fill<'_>, seen: &Seen<'_>) -> Result<Vec<String>> {
     let mut problems = frame(seen.records);
     problems.extend(expectations(scenario, fill, seen.records)?);
+    problems.extend(successes(scenario, fill, seen.records)?);
     problems.extend(lines(seen));
     problems.extend(healthy(seen));
     Ok(problems)
@@ -46,6 +47,7 @@ pub fn judge_replay(
 ) -> Result<Vec<String>> {
     let mut problems = frame(records);
     problems.extend(expectations(scenario, fill, records)?);
+    problems.extend(successes(scenario, fill, records)?);
     problems.extend(lines(&Seen {
         records,
         error_log,
@@ -144,6 +146,42 @@ fn expectations(scenario: &Scenario, fill: Fill<'_>, records: &[Value]) -> Resul
                     .attempts
                     .map_or("some".to_owned(), |wanted| wanted.to_string()),
                 expect.cause
+            ));
+        }
+    }
+    Ok(problems)
+}
+
+/// As many successful attempts as there were requests.
+fn successes(scenario: &Scenario, fill: Fill<'_>, records: &[Value]) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    for wanted in &scenario.succeeds {
+        let Succeeds {
+            upstream,
+            peer,
+            attempts,
+            at_most,
+            reused,
+        } = wanted;
+        let peer = peer.as_deref().map(fill).transpose()?;
+        let is_it = |attempt: &&Value| {
+            attempt["outcome"] == "ok"
+                && upstream.as_ref().is_none_or(|name| attempt["upstream"] == **name)
+                && peer.as_ref().is_none_or(|peer| attempt["peer"] == **peer)
+        };
+        let seen: Vec<&Value> = of_type(records, "attempt").filter(is_it).collect();
+        let name = upstream.as_deref().or(peer.as_deref()).unwrap_or_default();
+        let most = at_most.unwrap_or(*attempts);
+        if seen.len() < *attempts || seen.len() > most {
+            problems.push(format!(
+                "{} successful attempts at {name}, not {attempts} to {most}",
+                seen.len()
+            ));
+        }
+        let again = seen.iter().filter(|attempt| attempt["reused"] == true).count();
+        if reused.is_some_and(|wanted| wanted != again) {
+            problems.push(format!(
+                "{again} attempts at {name} on a used connection, not {reused:?}"
             ));
         }
     }

@@ -88,7 +88,11 @@ impl Program {
         };
         kill(Pid::from_raw(pid.cast_signed()), signal)
             .with_context(|| format!("sending {signal} to process {pid}"))?;
-        if to_child || matches!(signal, Signal::SIGSTOP | Signal::SIGCONT) {
+        let is_a_wish = matches!(
+            signal,
+            Signal::SIGSTOP | Signal::SIGCONT | Signal::SIGUSR1 | Signal::SIGUSR2
+        );
+        if to_child || is_a_wish {
             return Ok(());
         }
         let child = &mut self.child;

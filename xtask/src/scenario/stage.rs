@@ -429,7 +429,12 @@ impl Stage {
                 Ok(())
             }
             Step::Run(step) => {
-                let script = self.names.fill(&step.script)?;
+                // In the stage's folder, where a scenario's own files are.
+                let script = format!(
+                    "cd '{}'\n{}",
+                    self.folder.display(),
+                    self.names.fill(&step.script)?
+                );
                 pick(&self.near, self.far.as_ref(), step.at)?.sh(&script)?;
                 Ok(())
             }
@@ -626,6 +631,7 @@ pub(super) fn missing(need: super::Need) -> Result<(), &'static str> {
         ),
         Need::Node => there(crate::find_program("node").is_some(), "no Node.js"),
         Need::Gunicorn => there(crate::find_program("gunicorn").is_some(), "no gunicorn"),
+        Need::Openssl => there(crate::find_program("openssl").is_some(), "no openssl"),
         Need::PhpFpm => there(crate::find_program("php-fpm").is_some(), "no PHP-FPM"),
         Need::SocketKill => there(
             kernel_config("CONFIG_INET_DIAG_DESTROY=y"),

@@ -150,6 +150,10 @@ enum Kind {
     Stream,
 }
 
+/// The header that asks a backend for another protocol on the same connection; it is inherited as timeouts are, and
+/// kept among them.
+const UPGRADE: &str = "Upgrade";
+
 /// Timeouts in force, by directive name; `None`: the value was not understood.
 type Timeouts = BTreeMap<String, Option<u64>>;
 
@@ -177,6 +181,7 @@ struct Upstream {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Use {
     via: String,
+    upgrades: bool,
     connect: Option<u64>,
     send: Option<u64>,
     read: Option<u64>,
@@ -283,6 +288,15 @@ impl<'a> Section<'a> {
                 .filter(|_| is_time || name == "proxy_timeout")
             {
                 timeouts.insert(name.to_owned(), parse_time(value));
+            }
+            if name == "proxy_set_header"
+                && directive
+                    .words
+                    .get(1)
+                    .is_some_and(|header| header.eq_ignore_ascii_case("upgrade"))
+            {
+                // Cut off by any header set further in, but that is to nobody's harm.
+                timeouts.insert(UPGRADE.to_owned(), None);
             }
         }
         let is_udp = self.kind == Kind::Stream && listens_for_udp_only(level);
@@ -448,6 +462,7 @@ impl<'a> Section<'a> {
         };
         Use {
             via: via.to_owned(),
+            upgrades: protocol == "proxy" && timeouts.contains_key(UPGRADE),
             connect: of_protocol("connect_timeout"),
             send,
             read,
@@ -481,6 +496,7 @@ impl<'a> Section<'a> {
                         upstream: upstream.name.clone(),
                         server: server.text.clone(),
                         via: via.clone(),
+                        upgrades: uses.iter().any(|usage| usage.upgrades),
                         limits: limits.clone(),
                     };
                     if !evaluated.peers.contains(&configured) {
@@ -690,6 +706,24 @@ mod tests {
             ],
             &[],
         );
+    }
+
+    #[test]
+    fn a_place_that_sets_the_upgrade_header_may_upgrade() {
+        let upgrades = |text: &str| -> Vec<bool> {
+            let evaluated = evaluate_text(text);
+            evaluated.peers.iter().map(|peer| peer.upgrades).collect()
+        };
+        let with = |place: &str, pass: &str| {
+            format!(
+                "http {{ server {{ {place} location /a {{ {pass} }} location /b {{ proxy_pass http://127.0.0.1:2; }} }} }}"
+            )
+        };
+        let header = "proxy_set_header upgrade $http_upgrade;";
+        let pass = "proxy_pass https://127.0.0.1:1;";
+        assert_eq!(upgrades(&with("", pass)), [false, false]);
+        assert_eq!(upgrades(&with("", &format!("{header} {pass}"))), [true, false]);
+        assert_eq!(upgrades(&with(header, pass)), [true, true]);
     }
 
     #[test]

@@ -230,6 +230,7 @@ fn input() -> impl Strategy<Value = Input> {
                 upstream: text.clone(),
                 server: text.clone(),
                 via: None,
+                upgrades: false,
                 limits: Limits {
                     connect_timeout_ms: timeout,
                     ..Limits::default()

@@ -12,7 +12,7 @@ use crate::{
         text::{between, span},
     },
     event::{Backend, Errno, Exchange, Peer},
-    model::{Confidence, Outcome},
+    model::{Confidence, Outcome, Phase},
 };
 
 const NGINX_LOGS: &str =
@@ -174,8 +174,13 @@ fn is_linger(backend: &Backend) -> bool {
             || matches!(reason, Some("TCP_STATE" | "TCP_ABORT_ON_LINGER")))
 }
 
+/// The same, past the handshake of TLS: before, no request had been sent that could have been read.
+fn ended_with_request<'a>(subject: &Subject<'a>) -> Option<&'a Exchange> {
+    ended_there(subject).filter(|_| subject.attempt.phase != Phase::Handshaking)
+}
+
 fn closed_unread(subject: &Subject<'_>, _: &Surroundings) -> Check {
-    let Some(exchange) = ended_there(subject).filter(|exchange| exchange.received == 0) else {
+    let Some(exchange) = ended_with_request(subject).filter(|exchange| exchange.received == 0) else {
         return Check::No;
     };
     if let (Peer::Unix(_), None | Some(Errno(104))) = (&exchange.peer, exchange.recv_error) {
@@ -303,7 +308,7 @@ fn closed_on_accept(subject: &Subject<'_>, around: &Surroundings) -> Check {
 
 fn closed_without_response(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let Some(exchange) =
-        ended_there(subject).filter(|exchange| exchange.received == 0 && exchange.unread == 0)
+        ended_with_request(subject).filter(|exchange| exchange.received == 0 && exchange.unread == 0)
     else {
         return Check::No;
     };
@@ -340,9 +345,13 @@ fn closed_without_response(subject: &Subject<'_>, around: &Surroundings) -> Chec
 }
 
 fn closed_mid_response(subject: &Subject<'_>, _: &Surroundings) -> Check {
-    let Some(exchange) = ended_there(subject).filter(|exchange| exchange.received > 0) else {
+    let Some(exchange) = ended_with_request(subject).filter(|exchange| exchange.received > 0) else {
         return Check::No;
     };
+    // Where sends and reads do not cut, only nginx knows whether an answer had begun.
+    if exchange.uncut && subject.said.is_none() {
+        return Check::No;
+    }
     let mut evidence = closing_facts(exchange);
     evidence.extend(exchange.last_received_at.map(|at| {
         fact(

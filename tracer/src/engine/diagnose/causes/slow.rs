@@ -300,6 +300,10 @@ fn response_stalled(subject: &Subject<'_>, _: &Surroundings) -> Check {
     let Some(exchange) = waited(subject).filter(|exchange| exchange.received > 0) else {
         return Check::No;
     };
+    // Where sends and reads do not cut, only nginx knows whether an answer had begun.
+    if exchange.uncut && subject.said.is_none() {
+        return Check::No;
+    }
     let (timer, mut evidence) = timer(subject);
     evidence.extend(request_fact(exchange));
     let Some(last) = exchange.last_received_at else {
