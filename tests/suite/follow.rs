@@ -489,9 +489,9 @@ fn contained(run: &Run, image: &Path, nginx: &str) -> Result<PathBuf> {
     let (dir, image) = (folder.display(), image.display());
     let text = format!(
         "#!/bin/sh\nexec unshare --mount --propagation private sh -ec '\
-         mkdir {dir}/upper {dir}/work {dir}/root\n\
-         mount -t overlay overlay -o lowerdir={image},upperdir={dir}/upper,workdir={dir}/work {dir}/root\n\
-         exec {dir}/root/{nginx} \"$@\"' sh \"$@\"\n"
+         mkdir {dir}/upper {dir}/work {dir}/merged\n\
+         mount -t overlay overlay -o lowerdir={image},upperdir={dir}/upper,workdir={dir}/work {dir}/merged\n\
+         exec {dir}/merged/{nginx} \"$@\"' sh \"$@\"\n"
     );
     fs::write(&script, text).with_context(|| format!("writing {}", script.display()))?;
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755))

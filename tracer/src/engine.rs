@@ -1726,7 +1726,16 @@ impl Engine {
     }
 
     fn take_evicted(&mut self) -> u64 {
-        self.around.take_evicted() + self.lines.take_evicted() + self.tries.take_evicted()
+        let mut lost = self.around.take_evicted();
+        // A line that its attempt has, or that is an attempt itself, has done its work; so has an attempt that nothing
+        // retried at once.
+        self.tries.take_evicted();
+        if self.lines.take_evicted() > 0 {
+            let before = self.unclaimed.len();
+            self.unclaimed.retain(|id| self.lines.last(id).is_some());
+            lost += u64::try_from(before - self.unclaimed.len()).unwrap_or(u64::MAX);
+        }
+        lost
     }
 
     fn expire(&mut self) {
