@@ -613,7 +613,11 @@ fn questions_are_answered_fast_among_many_processes_and_descriptors() {
         );
         took.push(process::processor_time() - cpu);
         assert_eq!(answer.sockets.len(), 1);
-        assert_eq!(answer.sockets[0].owners.len(), 1, "found within the time limit");
+        // Another test's child has the descriptor too until it executes something.
+        assert!(
+            !answer.sockets[0].owners.is_empty(),
+            "found within the time limit"
+        );
     }
     let cpu = process::processor_time();
     let answer = answer(&Question::Ports {

@@ -312,6 +312,10 @@ fn closed_without_response(subject: &Subject<'_>, around: &Surroundings) -> Chec
     else {
         return Check::No;
     };
+    // Where sends and reads do not cut, only nginx knows whether this was a request or still a handshake.
+    if exchange.uncut && subject.said.is_none() {
+        return Check::No;
+    }
     if exchange.fin_before_request {
         return Check::No;
     }
