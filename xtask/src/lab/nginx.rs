@@ -148,7 +148,13 @@ impl Nginx {
     /// Sends a signal to every worker.
     pub fn signal_workers(&self, signal: Signal) -> Result<()> {
         for worker in self.workers() {
-            kill(as_pid(worker), signal).with_context(|| format!("sending {signal} to worker {worker}"))?;
+            match kill(as_pid(worker), signal) {
+                // One that had ended already was still to be seen until its master took note.
+                Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+                Err(errno) => {
+                    return Err(errno).with_context(|| format!("sending {signal} to worker {worker}"));
+                }
+            }
         }
         Ok(())
     }
