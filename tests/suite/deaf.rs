@@ -22,15 +22,12 @@ use tracer::{
 };
 use xtask::{
     lab::Run,
-    scenario::{
-        Scenario, judge,
-        run::{Outcome as Ran, Setup},
-    },
+    scenario::{Scenario, judge, run::Outcome as Ran},
     traced::{self, RECORDING},
 };
 
 use crate::{
-    ground::{Ground, is_full, kept, live, plain, play, root, skipped, tracer},
+    ground::{Ground, is_full, live, plain, play, root, setup, skipped},
     scenarios::scenarios,
 };
 
@@ -126,18 +123,12 @@ fn is_never_wrong(
         expect.attempts = None;
         expect.optional = true;
     }
-    let keep = kept(name);
-    let setup = Setup {
-        tracer: Some(tracer()),
-        nginx: nginx.to_owned(),
-        keep: keep.clone(),
-        arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
-    };
+    let setup = setup(nginx, name, arguments);
     // Of the problems it finds, most are that something was not seen.
     if let Ran::Skipped(_) = xtask::scenario::run::run(run, &scenario, &setup)? {
         return Ok(());
     }
-    let records = traced::records(&keep.join("trace.jsonl"))?;
+    let records = traced::records(&setup.keep.join("trace.jsonl"))?;
     let mut problems = judge::frame(&records);
     for attempt in traced::not_ok(&records) {
         let is_right = causes
@@ -153,7 +144,7 @@ fn is_never_wrong(
     ensure!(
         problems.is_empty(),
         "see {}\n{}",
-        keep.display(),
+        setup.keep.display(),
         problems.join("\n")
     );
     Ok(())

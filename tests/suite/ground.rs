@@ -105,6 +105,16 @@ pub fn skipped(reason: &str) -> Result<Completion, Failed> {
     Ok(Completion::ignored_with(reason))
 }
 
+/// What a scenario runs with: the tracer under test, and `name` for what it leaves.
+pub fn setup(nginx: &Path, name: &str, arguments: &[&str]) -> Setup {
+    Setup {
+        tracer: Some(tracer()),
+        nginx: nginx.to_owned(),
+        keep: kept(name),
+        arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+    }
+}
+
 /// Runs a scenario as the scenario's own test would, with further arguments for `tracer attach`.
 pub fn play(
     run: &Run,
@@ -113,13 +123,8 @@ pub fn play(
     name: &str,
     arguments: &[&str],
 ) -> Result<Result<Completion, Failed>> {
-    let keep = kept(name);
-    let setup = Setup {
-        tracer: Some(tracer()),
-        nginx: nginx.to_owned(),
-        keep: keep.clone(),
-        arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
-    };
+    let setup = setup(nginx, name, arguments);
+    let keep = setup.keep.clone();
     Ok(match xtask::scenario::run::run(run, scenario, &setup)? {
         Outcome::AsExpected => Ok(Completion::Completed),
         Outcome::Skipped(reason) => skipped(&reason),

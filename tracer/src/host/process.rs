@@ -188,7 +188,7 @@ pub fn owners(inodes: impl IntoIterator<Item = u64>, limit: Duration) -> BTreeMa
     if let Some(known) = still_held(&owners) {
         return known;
     }
-    let mut found: BTreeMap<u64, Holders> = BTreeMap::new();
+    let mut found: BTreeMap<u64, Vec<(Pid, u32)>> = BTreeMap::new();
     let began = processor_time();
     for pid in pids().unwrap_or_default().into_iter().rev() {
         if processor_time() - began > limit {
@@ -198,10 +198,9 @@ pub fn owners(inodes: impl IntoIterator<Item = u64>, limit: Duration) -> BTreeMa
             let Some(holders) = owners.get_mut(&inode) else {
                 continue;
             };
-            let by = &mut found.entry(inode).or_default().by;
             if !holders.iter().any(|(holder, _)| *holder == pid) {
                 holders.push((pid, comm(pid).unwrap_or_default()));
-                by.push((pid, descriptor));
+                found.entry(inode).or_default().push((pid, descriptor));
             }
         }
     }
@@ -261,20 +260,13 @@ struct Holders {
     by: Vec<(Pid, u32)>,
 }
 
-impl Default for Holders {
-    fn default() -> Self {
-        Self {
-            searched: Instant::now(),
-            by: vec![],
-        }
-    }
-}
-
-fn remember(found: BTreeMap<u64, Holders>) {
+fn remember(found: BTreeMap<u64, Vec<(Pid, u32)>>) {
     let mut held = HOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
     held.retain(|_, holders| holders.searched.elapsed() < HELD_FOR);
     let room = MAX_HELD.saturating_sub(held.len());
-    held.extend(found.into_iter().take(room));
+    let searched = Instant::now();
+    let found = found.into_iter().take(room);
+    held.extend(found.map(|(inode, by)| (inode, Holders { searched, by })));
 }
 
 /// The holders of all these sockets, where a search found them a moment ago and every one of them still holds them.

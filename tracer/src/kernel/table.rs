@@ -161,12 +161,8 @@ impl Kernel {
         {
             return Ok(None);
         }
-        let mut entry = *first;
-        entry.end = end::CLOSED;
-        entry.ended_at = line.0;
-        entry.line = line.0;
-        self.remove_connection(&entry)?;
-        Ok(Some(exchange(&entry)))
+        let entry = *first;
+        self.end_with(entry, line).map(Some)
     }
 
     /// The unix exchange whose answer nginx refused at `line`: it reads, sees and says so in one handler, so it is the
@@ -175,7 +171,7 @@ impl Kernel {
     /// # Errors
     /// The table cannot be read.
     pub fn unix_refused(&mut self, worker: Pid, line: LineId) -> Result<Option<Exchange>> {
-        let Some(mut entry) = self
+        let Some(entry) = self
             .connections()?
             .into_iter()
             .filter(|entry| {
@@ -190,11 +186,16 @@ impl Kernel {
         else {
             return Ok(None);
         };
+        self.end_with(entry, line).map(Some)
+    }
+
+    /// The exchange that nginx's line ended; its connection is gone.
+    fn end_with(&mut self, mut entry: Conn, line: LineId) -> Result<Exchange> {
         entry.end = end::CLOSED;
         entry.ended_at = line.0;
         entry.line = line.0;
         self.remove_connection(&entry)?;
-        Ok(Some(exchange(&entry)))
+        Ok(exchange(&entry))
     }
 
     /// Ends what nothing else will end. Returns the exchanges that were still open; to be called every few seconds.
