@@ -252,7 +252,7 @@ fn without(inputs: Vec<Stamped>, hook: &str) -> Vec<Stamped> {
                     && exchange.line.is_some()
                     && exchange.connect_at.is_none()
                     && exchange.sent == 0
-                    && exchange.began_at.0 == exchange.line.map_or(0, |line| line.0);
+                    && exchange.began_at.0 == exchange.line.map_or(0, |line| line.at.0);
                 if is_reuse && rejoin(&mut kept, exchange) {
                     false
                 } else {

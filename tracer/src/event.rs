@@ -238,9 +238,14 @@ pub enum RetryOf {
     Line(LineId),
 }
 
-/// A line of nginx's error log as heard at its source; unique in a trace (the time it was heard).
+/// A line of nginx's error log as heard at its source; unique in a trace. Two workers do write in the same nanosecond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct LineId(pub u64);
+pub struct LineId {
+    /// When it was heard.
+    pub at: Ktime,
+    /// Who wrote it.
+    pub worker: Pid,
+}
 
 /// One exchange as the kernel half saw it: written once, when it ended. Times are `None` where nothing was seen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

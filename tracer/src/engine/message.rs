@@ -270,7 +270,10 @@ mod tests {
 
     fn line(message: &str, argument: Option<&str>, errno: Option<i32>, action: &str) -> Line {
         Line {
-            id: LineId(1),
+            id: LineId {
+                at: Ktime(1),
+                worker: Pid(7),
+            },
             worker: Pid(7),
             at: Ktime(0),
             level: 4,

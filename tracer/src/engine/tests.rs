@@ -188,9 +188,16 @@ fn reset(exchange: Exchange, at: Ktime) -> Exchange {
     }
 }
 
+fn line_id(number: u64) -> LineId {
+    LineId {
+        at: Ktime(number),
+        worker: WORKER,
+    }
+}
+
 fn line(number: u64, at: Ktime, message: &str, errno: Option<i32>) -> Line {
     Line {
-        id: LineId(number),
+        id: line_id(number),
         worker: WORKER,
         at,
         level: 4,
@@ -604,7 +611,7 @@ fn a_silent_connect_is_told_by_what_became_of_the_syn() {
     lab.see(Event::Line(line(1, ms(2999), "upstream timed out", Some(110))));
     lab.see(dropped(FAR, "NETFILTER_DROP"));
     lab.end(Exchange {
-        line: Some(LineId(1)),
+        line: Some(line_id(1)),
         ..silent()
     });
     assert_eq!(verdict(&lab.only()), ("packet-dropped-locally", Confirmed));
@@ -622,7 +629,7 @@ fn a_silent_connect_is_told_by_what_became_of_the_syn() {
         listener: full,
     });
     lab.end(Exchange {
-        line: Some(LineId(1)),
+        line: Some(line_id(1)),
         syn_retransmits: 2,
         ..connect(APP, ms(3000))
     });
@@ -677,7 +684,7 @@ fn a_slow_answer_is_told_by_how_far_the_request_came() {
         let mut lab = Lab::new();
         lab.see(Event::Line(line(1, ms(2999), "upstream timed out", Some(110))));
         lab.end(Exchange {
-            line: Some(LineId(1)),
+            line: Some(line_id(1)),
             ..exchange
         });
         verdict(&lab.only())
@@ -902,7 +909,7 @@ fn an_answer_that_this_host_dropped_is_no_slow_backend() {
         });
         lab.see(Event::Line(line(1, ms(2999), "upstream timed out", Some(110))));
         lab.end(Exchange {
-            line: Some(LineId(1)),
+            line: Some(line_id(1)),
             backend: Some(reader()),
             ..sent(APP, ms(3000))
         });
@@ -919,7 +926,7 @@ fn a_request_that_waited_for_a_free_worker_is_said_to_have_waited() {
     let mut lab = Lab::new();
     lab.see(Event::Line(line(1, ms(2999), "upstream timed out", Some(110))));
     lab.end(Exchange {
-        line: Some(LineId(1)),
+        line: Some(line_id(1)),
         backend: Some(Backend {
             first_read_at: Some(ms(2901)),
             last_read_at: Some(ms(2901)),
@@ -946,7 +953,7 @@ fn a_unix_request_that_nobody_read_waits_in_the_queue() {
         let mut lab = Lab::new();
         lab.see(Event::Line(line(1, ms(2999), "upstream timed out", Some(110))));
         lab.end(Exchange {
-            line: Some(LineId(1)),
+            line: Some(line_id(1)),
             backend: Some(Backend::default()),
             ..sent(UNIX, ms(3000))
         });
@@ -1033,7 +1040,7 @@ fn what_the_backend_did_may_be_told_after_the_exchange() {
     lab.see(Event::Line(line(1, ms(30), "recv() failed", Some(104))));
     lab.end(reset(
         Exchange {
-            line: Some(LineId(1)),
+            line: Some(line_id(1)),
             backend: Some(open.clone()),
             ..sent(APP, ms(30))
         },
@@ -1189,7 +1196,7 @@ fn an_answer_that_served_an_earlier_attempt_is_not_lost_when_the_line_comes_late
     lab.tell(
         ms(240),
         Input::Kernel(Event::Line(Line {
-            id: LineId(2),
+            id: line_id(2),
             at: ms(240),
             ..at_once("unix:/run/app.sock", 13)
         })),
@@ -1309,7 +1316,7 @@ fn exhausted_ports_are_one_attempt_from_line_and_socket() {
     lab.see(Event::Line(at_once(APP, 99)));
     let portless = Exchange {
         local: None,
-        line: Some(LineId(1)),
+        line: Some(line_id(1)),
         closed_in: Some(TcpState::Close),
         ..connect(APP, us(40))
     };
@@ -1479,13 +1486,51 @@ fn old_workers_keep_the_names_they_started_with() {
 }
 
 #[test]
+fn lines_of_two_workers_in_the_same_nanosecond_are_two() {
+    let mut lab = Lab::new();
+    let other = Pid(WORKER.0 + 1);
+    let of_other = LineId {
+        worker: other,
+        ..line_id(1)
+    };
+    lab.see(no_socket(APP));
+    lab.see(Event::Line(line(1, us(150), "connect() failed", Some(111))));
+    lab.see(Event::Line(Line {
+        id: of_other,
+        worker: other,
+        ..line(1, us(150), "connect() failed", Some(111))
+    }));
+    lab.end(Exchange {
+        line: Some(line_id(1)),
+        ..refused(APP)
+    });
+    let mut second = refused(APP);
+    second.id.conn.sock.0 += 1;
+    lab.end(Exchange {
+        line: Some(of_other),
+        worker: other,
+        ..second
+    });
+    lab.tell(ms(3000), Input::Tick);
+    let attempts = lab.attempts();
+    assert_eq!(attempts.len(), 2);
+    for attempt in attempts {
+        let says = attempt.nginx_says.as_deref();
+        assert_eq!(
+            says,
+            Some("connect() failed (111: Connection refused) while connecting to upstream")
+        );
+    }
+}
+
+#[test]
 fn no_live_upstreams_names_the_failures_behind_it() {
     let mut lab = Lab::new();
     configure(&mut lab, ms(-8000), vec![configured("api", APP)]);
     lab.see(no_socket(APP));
     lab.see(Event::Line(line(1, us(150), "connect() failed", Some(111))));
     lab.end(Exchange {
-        line: Some(LineId(1)),
+        line: Some(line_id(1)),
         ..refused(APP)
     });
     lab.tell(
@@ -1515,7 +1560,7 @@ fn a_retry_names_the_attempt_it_retried() {
     lab.see(no_socket(APP));
     lab.see(Event::Line(line(1, us(150), "connect() failed", Some(111))));
     lab.end(Exchange {
-        line: Some(LineId(1)),
+        line: Some(line_id(1)),
         ..refused(APP)
     });
     let answered = Exchange {
@@ -1567,7 +1612,7 @@ fn a_late_log_line_still_finds_its_attempt() {
         ..line(1, us(150), "connect() failed", Some(111))
     }));
     lab.end(Exchange {
-        line: Some(LineId(1)),
+        line: Some(line_id(1)),
         ..refused(APP)
     });
     assert_eq!(lab.attempts().len(), 0, "its log line is awaited");
@@ -1609,7 +1654,7 @@ fn a_line_that_could_not_be_read_gets_its_text_from_the_file() {
     lab.see(Event::Line(unread(1, us(190), 111)));
     lab.see(no_socket(APP));
     lab.end(Exchange {
-        line: Some(LineId(1)),
+        line: Some(line_id(1)),
         ..refused(APP)
     });
     assert_eq!(lab.attempts().len(), 0, "its text is awaited");
@@ -1647,7 +1692,7 @@ fn a_line_that_nobody_could_read_makes_no_failure() {
     answered.first_received_at = Some(ms(5));
     answered.last_received_at = Some(ms(5));
     answered.received = 300;
-    answered.line = Some(LineId(1));
+    answered.line = Some(line_id(1));
     lab.end(answered);
     lab.tell(ms(100), Input::Tick);
     lab.tell(ms(400), Input::Tick);
@@ -1662,7 +1707,7 @@ fn what_a_handshake_read_is_no_answer() {
             first_received_at: Some(ms(1)),
             last_received_at: Some(ms(2)),
             received: 1200,
-            line: Some(LineId(1)),
+            line: Some(line_id(1)),
             ..ended
         };
         if let Some(backend) = &mut exchange.backend {
@@ -1707,7 +1752,7 @@ fn nothing_waits_longer_than_its_bound() {
         ..line(1, us(150), "connect() failed", Some(111))
     }));
     lab.end(Exchange {
-        line: Some(LineId(1)),
+        line: Some(line_id(1)),
         ..refused(APP)
     });
     lab.tell(ms(299), Input::Tick);
@@ -2065,7 +2110,7 @@ fn a_line_may_come_after_the_exchange_it_ended() {
     let mut lab = Lab::new();
     lab.see(no_socket(APP));
     lab.end(Exchange {
-        line: Some(LineId(1)),
+        line: Some(line_id(1)),
         ..refused(APP)
     });
     assert_eq!(lab.attempts().len(), 0, "its line is on its way");
@@ -2120,7 +2165,7 @@ fn a_kept_connection_found_dead_before_use_is_a_race_of_the_next_request() {
     let died = Exchange {
         recv_error: None,
         ended_at: ms(5001),
-        line: Some(LineId(1)),
+        line: Some(line_id(1)),
         ..reset(answered, ms(4900))
     };
     lab.end(died);
@@ -2366,7 +2411,7 @@ fn where_no_bytes_are_seen_only_a_line_makes_an_answer_a_failure() {
         ..line(1, ms(1000), "upstream timed out", Some(110))
     }));
     lab.end(Exchange {
-        line: Some(LineId(1)),
+        line: Some(line_id(1)),
         ..unseen()
     });
     let attempt = lab.only();
@@ -2382,7 +2427,7 @@ fn where_no_bytes_are_seen_only_a_line_makes_an_answer_a_failure() {
 
     let died = Exchange {
         fin_at: Some(ms(900)),
-        line: Some(LineId(1)),
+        line: Some(line_id(1)),
         backend: Some(Backend {
             closed_at: Some(ms(900)),
             closed_by: Some(ending(4242, "node", Exit::Signal(9))),

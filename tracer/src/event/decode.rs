@@ -331,7 +331,7 @@ pub fn exchange(c: &wire::Conn) -> Exchange {
         },
         closed_in: (c.closed_in != 0).then(|| state(c.closed_in)),
         backend,
-        line: (c.line != 0).then_some(LineId(c.line)),
+        line: (c.line != 0).then(|| line_id(c.line, c.worker)),
         retry_of: match c.retry_kind {
             previous::LINED | previous::SILENT => Some(RetryOf::Exchange(ExchangeId {
                 conn: ConnId {
@@ -340,16 +340,23 @@ pub fn exchange(c: &wire::Conn) -> Exchange {
                 },
                 number: c.retry_number,
             })),
-            previous::LINE => Some(RetryOf::Line(LineId(c.retry_since))),
+            previous::LINE => Some(RetryOf::Line(line_id(c.retry_since, c.worker))),
             _ => None,
         },
+    }
+}
+
+fn line_id(at: u64, worker: u32) -> LineId {
+    LineId {
+        at: Ktime(at),
+        worker: Pid(worker),
     }
 }
 
 fn line(l: &wire::Line) -> Line {
     let filled = |bytes: &[u8]| Some(text(bytes)).filter(|text| !text.is_empty());
     Line {
-        id: LineId(l.header.at),
+        id: line_id(l.header.at, l.header.pid),
         worker: Pid(l.header.pid),
         at: Ktime(l.header.at),
         level: u8::try_from(l.level).unwrap_or(u8::MAX),

@@ -127,12 +127,7 @@ impl Kernel {
     ///
     /// # Errors
     /// The table cannot be read.
-    pub fn unix_timed_out(
-        &mut self,
-        worker: Pid,
-        line: LineId,
-        unanswered: bool,
-    ) -> Result<Option<Exchange>> {
+    pub fn unix_timed_out(&mut self, line: LineId, unanswered: bool) -> Result<Option<Exchange>> {
         /// nginx's timers have a resolution of a millisecond, and it logs after it has looked at its clock.
         const APART: u64 = 2_000_000;
         let mut waiting: Vec<Conn> = self
@@ -140,11 +135,11 @@ impl Kernel {
             .into_iter()
             .filter(|entry| {
                 entry.family == AF_UNIX
-                    && entry.worker == worker.0
+                    && entry.worker == line.worker.0
                     && is_in_flight(entry)
                     && entry.sent > 0
                     && (!unanswered || entry.received == 0)
-                    && last_activity(entry) < line.0
+                    && last_activity(entry) < line.at.0
             })
             .collect();
         waiting.sort_by_key(last_activity);
@@ -170,17 +165,17 @@ impl Kernel {
     ///
     /// # Errors
     /// The table cannot be read.
-    pub fn unix_refused(&mut self, worker: Pid, line: LineId) -> Result<Option<Exchange>> {
+    pub fn unix_refused(&mut self, line: LineId) -> Result<Option<Exchange>> {
         let Some(entry) = self
             .connections()?
             .into_iter()
             .filter(|entry| {
                 entry.family == AF_UNIX
-                    && entry.worker == worker.0
+                    && entry.worker == line.worker.0
                     && is_in_flight(entry)
                     && entry.received > 0
-                    && entry.last_received_at <= line.0
-                    && line.0 - entry.last_received_at <= HANDLER
+                    && entry.last_received_at <= line.at.0
+                    && line.at.0 - entry.last_received_at <= HANDLER
             })
             .max_by_key(|entry| entry.last_received_at)
         else {
@@ -192,8 +187,8 @@ impl Kernel {
     /// The exchange that nginx's line ended; its connection is gone.
     fn end_with(&mut self, mut entry: Conn, line: LineId) -> Result<Exchange> {
         entry.end = end::CLOSED;
-        entry.ended_at = line.0;
-        entry.line = line.0;
+        entry.ended_at = line.at.0;
+        entry.line = line.at.0;
         self.remove_connection(&entry)?;
         Ok(exchange(&entry))
     }

@@ -562,16 +562,16 @@ impl Live {
             if now.since(line.at) < UNIX_LINE_WAIT {
                 break;
             }
-            let (worker, id) = (line.worker, line.id);
+            let id = line.id;
             let is_refusal = is_refusal(line);
             let unanswered = line.action.as_deref().is_some_and(|action| {
                 action.starts_with("reading response header") || action.starts_with("sending request")
             });
             self.unix_lines.pop_front();
             let exchange = if is_refusal {
-                self.kernel.unix_refused(worker, id)?
+                self.kernel.unix_refused(id)?
             } else {
-                self.kernel.unix_timed_out(worker, id, unanswered)?
+                self.kernel.unix_timed_out(id, unanswered)?
             };
             if let Some(exchange) = exchange {
                 self.push(now, Input::Kernel(Event::Exchange(Box::new(exchange))));

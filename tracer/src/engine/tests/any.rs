@@ -191,10 +191,10 @@ impl Dice {
             ]),
             closed_in: self.maybe(Self::state),
             backend: self.maybe(Self::backend),
-            line: self.maybe(|dice| LineId(dice.roll(6))),
+            line: self.maybe(|dice| dice.line_id()),
             retry_of: self.maybe(|dice| match dice.yes() {
                 true => RetryOf::Exchange(dice.exchange_id()),
-                false => RetryOf::Line(LineId(dice.roll(6))),
+                false => RetryOf::Line(dice.line_id()),
             }),
         }
     }
@@ -214,9 +214,16 @@ impl Dice {
         ])
     }
 
+    fn line_id(&mut self) -> LineId {
+        LineId {
+            at: Ktime(self.roll(6)),
+            worker: self.pid(),
+        }
+    }
+
     fn line(&mut self) -> Line {
         Line {
-            id: LineId(self.roll(6)),
+            id: self.line_id(),
             worker: self.pid(),
             at: self.time(),
             level: self.of(&[2, 3, 4, 5]),

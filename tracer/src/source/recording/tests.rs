@@ -70,7 +70,7 @@ fn exchange() -> impl Strategy<Value = Exchange> {
     ];
     let retry = prop_oneof![
         exchange_id().prop_map(RetryOf::Exchange),
-        any::<u64>().prop_map(|id| RetryOf::Line(LineId(id))),
+        line_id().prop_map(RetryOf::Line),
     ];
     (
         (
@@ -85,7 +85,7 @@ fn exchange() -> impl Strategy<Value = Exchange> {
             option::of(errno()),
             ends,
             option::of(retry),
-            option::of(any::<u64>()),
+            option::of(line_id()),
         ),
     )
         .prop_map(
@@ -137,11 +137,18 @@ fn exchange() -> impl Strategy<Value = Exchange> {
                     end,
                     closed_in,
                     backend: None,
-                    line: line.map(LineId),
+                    line,
                     retry_of,
                 }
             },
         )
+}
+
+fn line_id() -> impl Strategy<Value = LineId> {
+    (time(), any::<u32>()).prop_map(|(at, worker)| LineId {
+        at,
+        worker: Pid(worker),
+    })
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -162,19 +169,19 @@ fn event() -> impl Strategy<Value = Event> {
             }
         });
     let line = (
-        any::<u64>(),
+        line_id(),
         "\\PC{0,60}",
         option::of("\\PC{0,30}"),
         option::of(errno()),
         time(),
     )
         .prop_map(|(id, message, action, errno, at)| Line {
-            id: LineId(id),
+            id,
             worker: Pid(7),
             at,
             level: 4,
             errno,
-            connection: Some(id),
+            connection: Some(id.at.0),
             message,
             action: action.clone(),
             argument: action,
