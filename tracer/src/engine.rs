@@ -1597,6 +1597,9 @@ impl Engine {
             {
                 attempt.outcome = Outcome::Unreachable;
             }
+            if let Some(exchange) = &pending.exchange {
+                self.around.told(exchange);
+            }
         }
         self.write(pending.attempt, outputs);
     }
@@ -1615,6 +1618,8 @@ impl Engine {
             unseen.push("error-log-file: this line was not found in the files that are read".to_owned());
         }
         if diagnosis.headline.is_none() {
+            let is_connect_timeout =
+                pending.attempt.outcome == Outcome::TimedOut && pending.attempt.phase == Phase::Connecting;
             let missing = [
                 "resets-sent",
                 "drops",
@@ -1628,6 +1633,7 @@ impl Engine {
                 missing
                     .iter()
                     .filter(|hook| !self.around.sees(hook))
+                    .filter(|hook| **hook != "accept-queue" || is_connect_timeout)
                     .map(|hook| self.around.without(hook)),
             );
         }

@@ -540,6 +540,15 @@ impl Surroundings {
             .filter(move |reset| reset.at >= from && reset.at <= to)
     }
 
+    /// An exchange was told: the refusals that answered it have done their work.
+    pub fn told(&mut self, exchange: &Exchange) {
+        let Some(local) = exchange.local else { return };
+        let (from, to) = window(exchange);
+        self.resets.spend(&local, |reset| (from..=to).contains(&reset.at));
+        self.refusals
+            .spend(&local, |refusal| (from..=to).contains(&refusal.at));
+    }
+
     /// Drops of the exchange's packets, either way, housekeeping left out.
     pub fn drops_of(&self, exchange: &Exchange) -> Vec<&Dropped> {
         let (from, to) = window(exchange);
