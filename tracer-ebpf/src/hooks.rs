@@ -1,5 +1,7 @@
 //! One file per kind of moment; each program reads its arguments and calls the shared handler.
 
+mod understudy;
+
 mod bytes;
 mod connect;
 mod listen;

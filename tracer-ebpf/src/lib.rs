@@ -661,6 +661,51 @@ pub mod switch {
     pub const N: u32 = 1;
 }
 
+/// What a program works on, per program and CPU.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Running {
+    /// How many runs of it are under way.
+    pub depth: u32,
+    /// What happens to `object`.
+    pub what: u32,
+    /// The socket or packet.
+    pub object: u64,
+    /// How often its understudy worked in its place.
+    pub stood_in: u64,
+}
+
+/// Programs that have an understudy: their indices.
+pub mod understudy {
+    macro_rules! understudies {
+        ($($(#[doc = $doc:literal])* $index:ident = $n:literal: $name:literal,)*) => {
+            $($(#[doc = $doc])* pub const $index: u32 = $n;)*
+            /// Their names in the object, by index.
+            pub const NAMES: &[&str] = &[$($name),*];
+        };
+    }
+    understudies! {
+        /// See [`NAMES`].
+        STATE = 0: "socket_state",
+        /// See [`NAMES`].
+        DESTROYED = 1: "socket_destroyed",
+        /// See [`NAMES`].
+        RESET_RECEIVED = 2: "reset_received",
+        /// See [`NAMES`].
+        RESET_SENT = 3: "reset_sent",
+        /// See [`NAMES`].
+        ERROR = 4: "error_reported",
+        /// See [`NAMES`].
+        RETRANSMITTED = 5: "retransmitted",
+        /// See [`NAMES`].
+        DROPPED = 6: "dropped",
+        /// See [`NAMES`].
+        ICMP_SENT = 7: "icmp_sent",
+    }
+    /// How many there are.
+    pub const N: u32 = NAMES.len() as u32;
+}
+
 /// Indices of the counters.
 pub mod counter {
     /// Records that found the ring full.

@@ -7,8 +7,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use tracer_ebpf::{
-    BackendLink, Conn, Endpoint, EndpointUse, ListenerSlot, Offsets, PortSlot, Settings, SignalSent,
-    SnapshotSocket, Worker, counter, switch,
+    BackendLink, Conn, Endpoint, EndpointUse, ListenerSlot, Offsets, PortSlot, Running, Settings, SignalSent,
+    SnapshotSocket, Worker, counter, switch, understudy,
 };
 
 /// Records for user space, which polls: nothing here ever wakes it.
@@ -65,6 +65,10 @@ pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::N
 /// `switch::*`, by user space when everything is attached.
 #[map]
 pub static SWITCHES: Array<u32> = Array::with_max_entries(switch::N, 0);
+
+/// `understudy::*`: what each of those programs works on.
+#[map]
+pub static RUNNING: PerCpuArray<Running> = PerCpuArray::with_max_entries(understudy::N, 0);
 
 /// Where the iterator assembles a line: it is larger than the stack allows.
 #[map]

@@ -22,10 +22,10 @@ use aya::{
     },
 };
 use tracer_ebpf::{
-    COMM_LEN, DROP_PLACES, DROP_REASONS, Endpoint, EndpointUse, NEIGHBOUR_PLACE, Settings, SignalSent,
-    WANTED_BY_PLACE, Worker, conn, counter, switch,
+    COMM_LEN, DROP_PLACES, DROP_REASONS, Endpoint, EndpointUse, NEIGHBOUR_PLACE, Running, Settings,
+    SignalSent, WANTED_BY_PLACE, Worker, conn, counter, switch, understudy,
 };
-use zerocopy::IntoBytes as _;
+use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use self::{
     layout::Layout,
@@ -35,6 +35,9 @@ use crate::{event::LossClass, model::HookStatus};
 
 /// The BPF object, empty when the tracer was built without a BPF toolchain.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer"));
+
+/// What the name of a program's understudy ends with.
+const NESTED: &str = "_nested";
 
 /// What the programs are loaded with.
 #[derive(Clone, Debug, Default)]
@@ -216,7 +219,9 @@ impl Kernel {
         for way in hook.ways {
             match self.attach_way(way, btf, executables) {
                 Ok(()) => {
-                    let points: Vec<String> = way.iter().map(|(_, attach)| attach.describe()).collect();
+                    let mut points: Vec<String> = way.iter().map(|(_, attach)| attach.describe()).collect();
+                    // A program and its understudy have the same.
+                    points.dedup();
                     return Ok(points.join(", "));
                 }
                 Err(why) if whys.contains(&why) => {}
@@ -453,9 +458,23 @@ impl Kernel {
             }
         }
         let mut missed = 0;
+        let running: PerCpuArray<_, [u8; size_of::<Running>()]> =
+            PerCpuArray::try_from(self.ebpf.map("RUNNING").context("no map RUNNING in the object")?)?;
         for (name, program) in self.ebpf.programs() {
+            if is_missed_in_vain(name) {
+                continue;
+            }
             let Ok(fd) = program.fd() else { continue };
-            let total = recursion_misses(fd);
+            let mut total = recursion_misses(fd);
+            // Asked after the kernel's count, so that every miss in that has its understudy's work in this.
+            if let Some(index) = understudy::NAMES.iter().position(|known| *known == name) {
+                let stood_in = running
+                    .get(&u32::try_from(index)?, 0)?
+                    .iter()
+                    .map(|of_cpu| Running::read_from_bytes(of_cpu).map_or(0, |running| running.stood_in))
+                    .sum();
+                total = total.saturating_sub(stood_in);
+            }
             let seen = self.missed.entry(name.to_owned()).or_insert(0);
             if total > *seen {
                 missed += total - *seen;
@@ -476,6 +495,15 @@ impl Kernel {
             .filter_map(|(name, program)| Some((name.to_owned(), program.info().ok()?.id())))
             .collect()
     }
+}
+
+/// Whether it does not matter that this program was skipped: an understudy, which is for that of its program only; and
+/// programs that look for what a process does itself, since only a softirq can interrupt them.
+fn is_missed_in_vain(name: &str) -> bool {
+    let is_understudy = name
+        .strip_suffix(NESTED)
+        .is_some_and(|name| understudy::NAMES.contains(&name));
+    is_understudy || ["unix_connected", "route_looked_up", "route6_looked_up"].contains(&name)
 }
 
 /// How often a program was skipped because it already ran on that CPU, from its descriptor's `fdinfo`.

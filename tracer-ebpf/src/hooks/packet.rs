@@ -1,8 +1,9 @@
 //! Packets of upstream connections that this host answered with a reset, freed, or answered with an ICMP error.
 
-use aya_ebpf::{EbpfContext as _, macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{EbpfContext as _, programs::BtfTracePointContext};
 use tracer_ebpf::{DROP_PLACES, DROP_REASONS, Packet, SYN_PLACES, WANTED_BY_PLACE, conn, kind};
 
+use super::understudy::{Happening, of_first, with_understudy};
 use crate::{
     exchange::edge,
     filter::{backend, connection, is_endpoint},
@@ -44,10 +45,27 @@ fn concerns_upstream(segment: &Segment) -> bool {
     is_endpoint(segment.daddr, segment.dport) || is_endpoint(segment.saddr, segment.sport)
 }
 
-/// `trace_tcp_send_reset(const struct sock *sk, const struct sk_buff *skb, const enum sk_rst_reason reason)` from
-/// 6.10; before, only `(sk, skb)` and never without a socket.
-#[btf_tracepoint(function = "tcp_send_reset")]
-pub fn reset_sent(ctx: BtfTracePointContext) -> i32 {
+with_understudy!(
+    "tcp_send_reset",
+    RESET_SENT,
+    /// `trace_tcp_send_reset(const struct sock *sk, const struct sk_buff *skb, const enum sk_rst_reason reason)` from
+    /// 6.10; before, only `(sk, skb)` and never without a socket.
+    reset_sent,
+    reset_sent_nested,
+    of_second,
+    on_reset_sent
+);
+
+#[inline(always)]
+fn of_second(ctx: &BtfTracePointContext) -> Happening {
+    Happening {
+        object: read(ctx.as_ptr() as u64, 8),
+        what: 0,
+    }
+}
+
+#[inline(always)]
+fn on_reset_sent(ctx: &BtfTracePointContext) {
     // Both pointers may be null, and the verifier lets nobody calculate with such a pointer before a check that the
     // compiler moves ("R3 pointer arithmetic on trusted_ptr_or_null_ prohibited"); read as numbers they are free.
     let sock = SockAt(read(ctx.as_ptr() as u64, 0));
@@ -63,7 +81,7 @@ pub fn reset_sent(ctx: BtfTracePointContext) -> i32 {
             if let Some(link) = backend(sock.0) {
                 edge(link, sock, reason, 0, current_task(), now());
             }
-            return 0;
+            return;
         }
         let by = if state == TIME_WAIT {
             BY_TIME_WAIT
@@ -71,10 +89,9 @@ pub fn reset_sent(ctx: BtfTracePointContext) -> i32 {
             BY_LISTENER
         };
         answered(skb, sock.netns(), reason, by);
-        return 0;
+        return;
     }
     answered(skb, skb_netns(skb), reason, BY_NONE);
-    0
 }
 
 #[inline(always)]
@@ -89,10 +106,19 @@ fn answered(skb: u64, netns: u32, reason: u32, by: u8) {
     }
 }
 
-/// `trace_kfree_skb(struct sk_buff *skb, void *location, enum skb_drop_reason reason, struct sock *rx_sk)`; the
-/// reason from 5.17, rx_sk from 6.11.
-#[btf_tracepoint(function = "kfree_skb")]
-pub fn dropped(ctx: BtfTracePointContext) -> i32 {
+with_understudy!(
+    "kfree_skb",
+    DROPPED,
+    /// `trace_kfree_skb(struct sk_buff *skb, void *location, enum skb_drop_reason reason, struct sock *rx_sk)`; the
+    /// reason from 5.17, rx_sk from 6.11.
+    dropped,
+    dropped_nested,
+    of_first,
+    on_dropped
+);
+
+#[inline(always)]
+fn on_dropped(ctx: &BtfTracePointContext) {
     let mut reason = 0;
     if setting!(drop_has_reason) != 0 {
         let number = ctx.arg::<u32>(2);
@@ -105,7 +131,7 @@ pub fn dropped(ctx: BtfTracePointContext) -> i32 {
             )
         };
         if wanted == 0 || (wanted == WANTED_BY_PLACE && drop_place(ctx.arg::<u64>(1)).is_none()) {
-            return 0;
+            return;
         }
         reason = number + 1;
     }
@@ -113,13 +139,13 @@ pub fn dropped(ctx: BtfTracePointContext) -> i32 {
     if setting!(drop_has_reason) == 0 {
         match drop_place(ctx.arg::<u64>(1)) {
             Some(place) => syn_only = place < SYN_PLACES,
-            None => return 0,
+            None => return,
         }
     }
     let skb = ctx.arg::<u64>(0);
-    let Some(freed) = segment(skb) else { return 0 };
+    let Some(freed) = segment(skb) else { return };
     if !concerns_upstream(&freed) || (syn_only && freed.flags & SYN == 0) {
-        return 0;
+        return;
     }
     let mut record = packet(kind::DROPPED, &freed, skb_netns(skb), reason, BY_OTHER);
     record.location = ctx.arg::<u64>(1);
@@ -135,7 +161,6 @@ pub fn dropped(ctx: BtfTracePointContext) -> i32 {
         }
     }
     write(&record);
-    0
 }
 
 /// Which of [`DROP_PLACES`] this return address lies in.
@@ -145,10 +170,19 @@ fn drop_place(location: u64) -> Option<usize> {
     (0..DROP_PLACES.len()).find(|n| location > places[2 * n] && location <= places[2 * n + 1])
 }
 
-/// `trace_icmp_send(const struct sk_buff *skb, int type, int code)`, 6.11 to 7.2 (and in some older kernels): an
-/// ICMPv4 error that this host generates for `skb`.
-#[btf_tracepoint(function = "icmp_send")]
-pub fn icmp_sent(ctx: BtfTracePointContext) -> i32 {
+with_understudy!(
+    "icmp_send",
+    ICMP_SENT,
+    /// `trace_icmp_send(const struct sk_buff *skb, int type, int code)`, 6.11 to 7.2 (and in some older kernels): an
+    /// ICMPv4 error that this host generates for `skb`.
+    icmp_sent,
+    icmp_sent_nested,
+    of_first,
+    on_icmp_sent
+);
+
+#[inline(always)]
+fn on_icmp_sent(ctx: &BtfTracePointContext) {
     let skb = ctx.arg::<u64>(0);
     if let Some(offending) = segment(skb)
         && concerns_upstream(&offending)
@@ -158,5 +192,4 @@ pub fn icmp_sent(ctx: BtfTracePointContext) -> i32 {
         record.icmp_code = ctx.arg::<i32>(2) as u8;
         write(&record);
     }
-    0
 }

@@ -1,9 +1,12 @@
 //! The states of TCP sockets: attempts begin, connections are established, both ends close.
 
-use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::programs::BtfTracePointContext;
 use tracer_ebpf::{Conn, conn};
 
-use super::listen;
+use super::{
+    listen,
+    understudy::{Happening, of_first, with_understudy},
+};
 use crate::{
     exchange::{
         answered, backend_closed, client_closed, close_mark, create, edge, link_backend, own_begin, remove,
@@ -22,19 +25,36 @@ const ENDS: u32 = 1 << FIN_WAIT1 | 1 << LAST_ACK | 1 << CLOSE;
 /// The states that this side has not ended yet, as bits.
 const OPEN: u32 = 1 << SYN_SENT | 1 << SYN_RECV | 1 << ESTABLISHED | 1 << CLOSE_WAIT;
 
-/// `trace_inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`, 5.10 to 7.2.
-#[btf_tracepoint(function = "inet_sock_set_state")]
-pub fn socket_state(ctx: BtfTracePointContext) -> i32 {
-    let sock = SockArg::of(&ctx, 0);
+with_understudy!(
+    "inet_sock_set_state",
+    STATE,
+    /// `trace_inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`, 5.10 to 7.2.
+    socket_state,
+    socket_state_nested,
+    change,
+    on_socket_state
+);
+
+#[inline(always)]
+fn change(ctx: &BtfTracePointContext) -> Happening {
+    Happening {
+        object: ctx.arg(0),
+        what: ctx.arg::<u32>(1) << 8 | ctx.arg::<u32>(2),
+    }
+}
+
+#[inline(always)]
+fn on_socket_state(ctx: &BtfTracePointContext) {
+    let sock = SockArg::of(ctx, 0);
     let old = ctx.arg::<i32>(1) as u8;
     let new = ctx.arg::<i32>(2) as u8;
     if !sock.is_tcp() {
-        return 0;
+        return;
     }
     // Asked by bits, which leaves `new` unknown to the verifier: it would walk the loop in `ending` once per value.
     if ENDS >> (new & 15) & 1 != 0 {
         ending(sock, old, new);
-        return 0;
+        return;
     }
     match new {
         SYN_SENT => connecting(sock),
@@ -44,7 +64,6 @@ pub fn socket_state(ctx: BtfTracePointContext) -> i32 {
         CLOSE_WAIT => fin_received(sock),
         _ => {}
     }
-    0
 }
 
 /// →SYN_SENT runs in the owner's connect(), always (kernel.md row 2).
@@ -179,10 +198,19 @@ fn unread(sock: SockArg, entry: &Conn) -> u32 {
     sock.tcp().map_or(0, |tcp| tcp.unread(entry.fin_at != 0))
 }
 
-/// `trace_tcp_destroy_sock(struct sock *sk)`, 5.10 to 7.2: the end of the socket's address as an identity.
-#[btf_tracepoint(function = "tcp_destroy_sock")]
-pub fn socket_destroyed(ctx: BtfTracePointContext) -> i32 {
-    let sock = SockArg::of(&ctx, 0);
+with_understudy!(
+    "tcp_destroy_sock",
+    DESTROYED,
+    /// `trace_tcp_destroy_sock(struct sock *sk)`, 5.10 to 7.2: the end of the socket's address as an identity.
+    socket_destroyed,
+    socket_destroyed_nested,
+    of_first,
+    on_socket_destroyed
+);
+
+#[inline(always)]
+fn on_socket_destroyed(ctx: &BtfTracePointContext) {
+    let sock = SockArg::of(ctx, 0);
     if let Some(entry) = connection(sock.address()) {
         if entry.flags & conn::MARKED == 0 {
             let at = now();
@@ -217,13 +245,21 @@ pub fn socket_destroyed(ctx: BtfTracePointContext) -> i32 {
             client_closed(owner, sock, true, true, now());
         }
     }
-    0
 }
 
-/// `trace_tcp_receive_reset(struct sock *sk)`, 5.10 to 7.2: the state is the one before.
-#[btf_tracepoint(function = "tcp_receive_reset")]
-pub fn reset_received(ctx: BtfTracePointContext) -> i32 {
-    let sock = SockArg::of(&ctx, 0);
+with_understudy!(
+    "tcp_receive_reset",
+    RESET_RECEIVED,
+    /// `trace_tcp_receive_reset(struct sock *sk)`, 5.10 to 7.2: the state is the one before.
+    reset_received,
+    reset_received_nested,
+    of_first,
+    on_reset_received
+);
+
+#[inline(always)]
+fn on_reset_received(ctx: &BtfTracePointContext) {
+    let sock = SockArg::of(ctx, 0);
     if let Some(entry) = connection(sock.address()) {
         if entry.reset_at == 0 && entry.flags & conn::MARKED == 0 {
             entry.reset_at = now();
@@ -232,13 +268,21 @@ pub fn reset_received(ctx: BtfTracePointContext) -> i32 {
             entry.unread = unread(sock, entry);
         }
     }
-    0
 }
 
-/// `trace_inet_sk_error_report(const struct sock *sk)`, 5.14 to 7.2.
-#[btf_tracepoint(function = "inet_sk_error_report")]
-pub fn error_reported(ctx: BtfTracePointContext) -> i32 {
-    let sock = SockArg::of(&ctx, 0);
+with_understudy!(
+    "inet_sk_error_report",
+    ERROR,
+    /// `trace_inet_sk_error_report(const struct sock *sk)`, 5.14 to 7.2.
+    error_reported,
+    error_reported_nested,
+    of_first,
+    on_error_reported
+);
+
+#[inline(always)]
+fn on_error_reported(ctx: &BtfTracePointContext) {
+    let sock = SockArg::of(ctx, 0);
     if let Some(entry) = connection(sock.address()) {
         let at = now();
         let error = sock.error();
@@ -248,16 +292,24 @@ pub fn error_reported(ctx: BtfTracePointContext) -> i32 {
         }
         read_icmp(entry, sock, at);
     }
-    0
 }
 
-/// `trace_tcp_retransmit_skb(const struct sock *sk, const struct sk_buff *skb)`, 5.10 to 7.2.
-#[btf_tracepoint(function = "tcp_retransmit_skb")]
-pub fn retransmitted(ctx: BtfTracePointContext) -> i32 {
-    let sock = SockArg::of(&ctx, 0);
+with_understudy!(
+    "tcp_retransmit_skb",
+    RETRANSMITTED,
+    /// `trace_tcp_retransmit_skb(const struct sock *sk, const struct sk_buff *skb)`, 5.10 to 7.2.
+    retransmitted,
+    retransmitted_nested,
+    of_first,
+    on_retransmitted
+);
+
+#[inline(always)]
+fn on_retransmitted(ctx: &BtfTracePointContext) {
+    let sock = SockArg::of(ctx, 0);
     if let Some(entry) = connection(sock.address()) {
         if entry.flags & conn::MARKED != 0 {
-            return 0;
+            return;
         }
         let at = now();
         entry.last_retransmit_at = at;
@@ -269,7 +321,6 @@ pub fn retransmitted(ctx: BtfTracePointContext) -> i32 {
             entry.retransmits += 1;
         }
     }
-    0
 }
 
 /// An IPv4 ICMP error lies as a clone in the socket's error queue: its outer header has the sender, its control
