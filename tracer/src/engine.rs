@@ -678,6 +678,7 @@ impl Engine {
         let names = self.configurations.names(exchange.worker, &exchange.peer, None);
         let heard = self.heard(said.as_ref(), &exchange);
         let received = exchange.received;
+        socket::until_given_up(&mut exchange, said.as_ref());
         socket::of_last_request(&mut exchange, said.as_ref());
         let via = names.via.as_deref();
         let Some(ending) = self.read_ending(&exchange, heard, client_left.is_some(), &names.limits, via)

@@ -115,6 +115,42 @@ pub fn of_last_request(exchange: &mut Exchange, said: Option<&Said>) {
     exchange.received = 0;
 }
 
+/// An exchange that nginx's timer ended, as nginx saw it when it said so. Between that and its close it may lose its
+/// processor, and over TLS it says goodbye first: what the peer does about that ended nothing.
+pub fn until_given_up(exchange: &mut Exchange, said: Option<&Said>) {
+    /// The largest TLS close_notify seen.
+    const CLOSE_NOTIFY: u64 = 64;
+    let timer = said.filter(|said| said.meaning == Meaning::TimedOut);
+    let Some(said_at) = timer.and_then(|said| said.line).map(|line| line.at) else {
+        return;
+    };
+    if exchange.end != EndKind::Closed || said_at >= exchange.ended_at || said_at <= exchange.began_at {
+        return;
+    }
+    exchange.ended_at = said_at;
+    let is_answer = |at: Option<Ktime>| at.is_some_and(|at| at > said_at);
+    let mut is_answered = false;
+    if is_answer(exchange.fin_at) {
+        exchange.fin_at = None;
+        is_answered = true;
+    }
+    if let Some(backend) = &mut exchange.backend
+        && is_answer(backend.closed_at)
+    {
+        backend.closed_at = None;
+        backend.closed_by = None;
+        backend.aborted = false;
+        backend.reset_reason = None;
+        is_answered = true;
+    }
+    if is_answered && exchange.uncut && exchange.unread <= CLOSE_NOTIFY {
+        if let Some(backend) = &mut exchange.backend {
+            backend.sent = backend.sent.saturating_sub(exchange.unread);
+        }
+        exchange.unread = 0;
+    }
+}
+
 /// When nginx was done with the exchange: a kept connection may be closed long after its last response.
 pub fn ended_at(exchange: &Exchange, outcome: Outcome) -> Ktime {
     const HANDLER: u64 = 5_000_000;

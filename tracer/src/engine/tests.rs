@@ -947,6 +947,41 @@ fn a_request_that_waited_for_a_free_worker_is_said_to_have_waited() {
 }
 
 #[test]
+fn what_a_tls_backend_answers_to_the_goodbye_ended_nothing() {
+    // nginx said that its timer expired, sent its close_notify and lost its processor for a moment; the backend said
+    // goodbye as well.
+    let given_up = LineId {
+        at: ms(2999),
+        worker: WORKER,
+    };
+    let mut lab = Lab::new();
+    lab.see(Event::Line(Line {
+        id: given_up,
+        action: Some("reading response header from upstream".to_owned()),
+        ..line(1, ms(2999), "upstream timed out", Some(110))
+    }));
+    lab.end(Exchange {
+        line: Some(given_up),
+        uncut: true,
+        first_received_at: Some(ms(1)),
+        last_received_at: Some(ms(2)),
+        received: 844,
+        unread: 31,
+        fin_at: Some(ms(3001)),
+        closed_in: Some(TcpState::CloseWait),
+        backend: Some(Backend {
+            sent: 875,
+            closed_at: Some(ms(3001)),
+            ..reader()
+        }),
+        ..sent(APP, ms(3003))
+    });
+    let attempt = lab.only();
+    assert_eq!(verdict(&attempt), ("backend-slow", Confirmed));
+    assert_eq!(attempt.ended_at, ms(2999));
+}
+
+#[test]
 fn a_unix_request_that_nobody_read_waits_in_the_queue() {
     const UNIX: &str = "unix:/run/app.sock";
     let waiting = |queue| {
