@@ -114,6 +114,8 @@ pub struct Live {
     last: Ktime,
     /// Records taken since the other inputs had their turn.
     in_a_row: usize,
+    /// When the log files were read last.
+    lines_read_at: Ktime,
     look_at: Option<Ktime>,
     /// The last poll stopped at its limit and left records in the ring.
     has_more: bool,
@@ -195,6 +197,7 @@ impl Live {
             inputs: Vec::new(),
             last: Ktime(0),
             in_a_row: 0,
+            lines_read_at: Ktime(0),
             look_at: None,
             has_more: false,
             ended: VecDeque::new(),
@@ -295,9 +298,10 @@ impl Live {
     /// A table of the kernel half cannot be read any more.
     pub fn poll(&mut self) -> Result<Vec<Stamped>> {
         self.inputs.reserve(BATCH);
-        if self.in_a_row == 0 {
+        if self.in_a_row == 0 || self.last > self.lines_read_at {
             // nginx is heard before it writes: a line read before the records finds its own among them, however late
-            // both are. The other way round a starved tracer would read a second of failures without their lines.
+            // both are. The other way round a starved tracer would read a second of failures without their lines; so
+            // would one that never gets to the end of the ring, once its records are newer than the lines.
             self.take_lines();
         }
         let n_taken = self.take_records();
@@ -879,6 +883,7 @@ impl Live {
     }
 
     fn take_lines(&mut self) {
+        self.lines_read_at = boottime();
         let now = self.last;
         let mut lines = Vec::new();
         let mut lost = 0;
