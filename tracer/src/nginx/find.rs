@@ -270,6 +270,9 @@ fn find_by_pid(pid: Pid) -> Result<Found, FindError> {
     {
         return Err(not_nginx(format!("{comm} ({exe})")));
     }
+    if process::command_line(pid).is_some_and(|arguments| arguments.is_empty()) {
+        return Err(not_nginx(format!("{comm}, which is only just being started")));
+    }
     let candidates = candidates(|other, path| other == comm || path == exe)?;
     let found = instances(&candidates)
         .into_iter()

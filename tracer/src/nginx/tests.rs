@@ -89,7 +89,7 @@ impl Throwaway {
             conf.replace('@', &path.to_string_lossy()),
         )
         .expect("a file");
-        let child = command(&path)
+        let mut child = command(&path)
             .args(["-e", "stderr"])
             .stdin(Stdio::null())
             .stderr(Stdio::null())
@@ -99,10 +99,14 @@ impl Throwaway {
         eventually("nginx listens", || UnixStream::connect(&front).ok());
         let pid = match conf.contains("daemon off;") {
             true => Pid(child.id()),
-            false => eventually("its pid file", || {
-                let text = fs::read_to_string(path.join("nginx.pid")).ok()?;
-                text.trim().parse().ok().map(Pid)
-            }),
+            false => {
+                // While the one that started it lives, nginx takes no signal for an upgrade.
+                child.wait().expect("it goes into the background");
+                eventually("its pid file", || {
+                    let text = fs::read_to_string(path.join("nginx.pid")).ok()?;
+                    text.trim().parse().ok().map(Pid)
+                })
+            }
         };
         Self {
             directory,
