@@ -26,6 +26,7 @@ pub struct LineWriter {
     frames: Option<zstd::bulk::Compressor<'static>>,
     pending: Vec<u8>,
     written: u64,
+    lost: u64,
 }
 
 enum Output {
@@ -72,6 +73,7 @@ impl LineWriter {
             frames,
             pending: Vec::new(),
             written: 0,
+            lost: 0,
         }
     }
 
@@ -97,6 +99,12 @@ impl LineWriter {
         self.written
     }
 
+    /// Lines that were pushed and that a failed flush did not get into the file.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.lost
+    }
+
     /// Writes what waits. After an error the file ends with the last whole line that went in, and what waited is gone.
     pub fn flush(&mut self) -> io::Result<()> {
         if self.pending.is_empty() {
@@ -106,13 +114,31 @@ impl LineWriter {
             None => self.output.append(&self.pending, self.written, Unit::Line),
             Some(frames) => frames
                 .compress(&self.pending)
+                .map_err(Failed::whole)
                 .and_then(|frame| self.output.append(&frame, self.written, Unit::Frame)),
         };
+        if let Err(failed) = &result {
+            let lines = self.pending[failed.kept..].iter().filter(|byte| **byte == b'\n');
+            self.lost += lines.count() as u64;
+        }
         self.pending.clear();
         // A burst is no reason to keep its memory.
         self.pending.shrink_to(MAX_PENDING);
-        self.written += result?;
+        self.written += result.map_err(|failed| failed.error)?;
         Ok(())
+    }
+}
+
+/// A write that failed.
+struct Failed {
+    error: io::Error,
+    /// How many of the bytes, all of whole lines, are in the file nevertheless.
+    kept: usize,
+}
+
+impl Failed {
+    fn whole(error: io::Error) -> Self {
+        Self { error, kept: 0 }
     }
 }
 
@@ -125,11 +151,13 @@ enum Unit {
 
 impl Output {
     /// Appends `bytes` behind the `length` bytes that are there, and yields how many were added.
-    fn append(&mut self, bytes: &[u8], length: u64, unit: Unit) -> io::Result<u64> {
+    fn append(&mut self, bytes: &[u8], length: u64, unit: Unit) -> Result<u64, Failed> {
         let file = match self {
             Self::Stream(stream) => {
-                stream.write_all(bytes)?;
-                stream.flush()?;
+                stream
+                    .write_all(bytes)
+                    .and_then(|()| stream.flush())
+                    .map_err(Failed::whole)?;
                 return Ok(bytes.len() as u64);
             }
             Self::File(file) => file,
@@ -157,14 +185,7 @@ impl Output {
 }
 
 /// Removes the torn end that a failed write left behind; yields the error that the caller reports.
-fn cut_back(
-    file: &mut File,
-    bytes: &[u8],
-    done: usize,
-    length: u64,
-    unit: Unit,
-    error: io::Error,
-) -> io::Error {
+fn cut_back(file: &mut File, bytes: &[u8], done: usize, length: u64, unit: Unit, error: io::Error) -> Failed {
     let whole = match unit {
         Unit::Frame => 0,
         Unit::Line => bytes[..done]
@@ -175,7 +196,7 @@ fn cut_back(
     let end = length + whole as u64;
     // When even this fails the readers' own tolerance of a torn end is what remains.
     let _ = file.set_len(end).and_then(|()| file.seek(SeekFrom::Start(end)));
-    error
+    Failed { error, kept: whole }
 }
 
 fn compressor() -> io::Result<zstd::bulk::Compressor<'static>> {
@@ -244,7 +265,7 @@ mod tests {
         };
         // As if the disk had taken 9 of these bytes: one line whole, the next one torn.
         inner.write_all(b"two\nthree").unwrap();
-        let error = cut_back(
+        let failed = cut_back(
             inner,
             b"two\nthree and more\n",
             9,
@@ -252,7 +273,10 @@ mod tests {
             Unit::Line,
             io::ErrorKind::StorageFull.into(),
         );
-        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(
+            (failed.error.kind(), failed.kept),
+            (io::ErrorKind::StorageFull, 4)
+        );
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\n");
     }
 }

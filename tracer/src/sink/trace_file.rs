@@ -162,7 +162,9 @@ impl TraceFile {
         self.urgent |= urgency == Urgency::Now;
         self.waiting_since.get_or_insert(now);
         if let Err(error) = writer.push(line) {
-            self.fail(&error, 1);
+            // The line that did not fit, and those that waited before it.
+            let lost = writer.lost() + 1;
+            self.fail(&error, lost);
         }
     }
 
@@ -202,7 +204,8 @@ impl TraceFile {
             return;
         };
         if let Err(error) = writer.flush() {
-            self.fail(&error, 0);
+            let lost = writer.lost();
+            self.fail(&error, lost);
         }
     }
 
@@ -470,6 +473,7 @@ mod tests {
         file.write(b"{}", Urgency::Now, Ktime(0));
         file.settle(Ktime(0), Clock::default());
         let written = file.finish();
-        assert_eq!(written.broken, Some(("the disk is full".to_owned(), 1)));
+        // The session's line as well.
+        assert_eq!(written.broken, Some(("the disk is full".to_owned(), 2)));
     }
 }
