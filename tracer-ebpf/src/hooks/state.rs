@@ -157,12 +157,7 @@ fn ending(sock: SockArg, old: u8, new: u8) {
             listen::sample(entry, at);
         }
         if new == CLOSE {
-            let error = sock.error();
-            if error != 0 && entry.error == 0 {
-                entry.error = error;
-                entry.error_at = at;
-            }
-            read_icmp(entry, sock, at);
+            read_errors(entry, sock, at);
             if own_close(entry) {
                 // nginx's own close straight to CLOSE: in SYN_SENT, or with data unread. Its destroy follows.
                 entry.closed_in = old;
@@ -217,12 +212,8 @@ fn on_socket_destroyed(ctx: &BtfTracePointContext) {
             // A destroy without a mark before it runs in the owner's close() (17,450 of 17,450 under load).
             if sock.error() != 0 {
                 entry.flags |= conn::ERROR_UNFETCHED;
-                if entry.error == 0 {
-                    entry.error = sock.error();
-                    entry.error_at = at;
-                }
             }
-            read_icmp(entry, sock, at);
+            read_errors(entry, sock, at);
             let pid = current_pid();
             let own = if pid == entry.worker { worker(pid) } else { None };
             close_mark(entry, sock, own, at);
@@ -284,13 +275,7 @@ with_understudy!(
 fn on_error_reported(ctx: &BtfTracePointContext) {
     let sock = SockArg::of(ctx, 0);
     if let Some(entry) = connection(sock.address()) {
-        let at = now();
-        let error = sock.error();
-        if error != 0 && entry.error == 0 {
-            entry.error = error;
-            entry.error_at = at;
-        }
-        read_icmp(entry, sock, at);
+        read_errors(entry, sock, now());
     }
 }
 
@@ -321,6 +306,17 @@ fn on_retransmitted(ctx: &BtfTracePointContext) {
             entry.retransmits += 1;
         }
     }
+}
+
+/// The first error of the socket's that is seen, and the ICMP error behind it.
+#[inline(always)]
+fn read_errors(entry: &mut Conn, sock: SockArg, at: u64) {
+    let error = sock.error();
+    if error != 0 && entry.error == 0 {
+        entry.error = error;
+        entry.error_at = at;
+    }
+    read_icmp(entry, sock, at);
 }
 
 /// An IPv4 ICMP error lies as a clone in the socket's error queue: its outer header has the sender, its control
