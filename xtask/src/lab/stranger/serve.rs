@@ -7,10 +7,11 @@ use std::{
     io::{self, Read as _, Write as _},
     net::Ipv4Addr,
     os::fd::AsRawFd as _,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::{DEVICE, Manner, Order, ROUTER};
 
@@ -24,6 +25,8 @@ const TCP: u8 = 6;
 /// The first sequence number of every connection: nothing here depends on its being hard to guess.
 const FIRST_SEQUENCE: u32 = 1_000_000;
 const WINDOW: u16 = 64_000;
+/// How long what was sent may stay unacknowledged: much longer than the kernel delays an ACK.
+const ACK_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Serves until the orders end.
 pub(crate) fn main(hosts: &str) -> Result<()> {
@@ -36,7 +39,8 @@ pub(crate) fn main(hosts: &str) -> Result<()> {
         connections: HashMap::new(),
         device,
     }));
-    let shared = Arc::clone(&world);
+    let packet_taken = Arc::new(Condvar::new());
+    let (shared, taken) = (Arc::clone(&world), Arc::clone(&packet_taken));
     std::thread::spawn(move || {
         let mut buffer = [0; 65536];
         while let Ok(n) = input.read(&mut buffer) {
@@ -48,6 +52,7 @@ pub(crate) fn main(hosts: &str) -> Result<()> {
                 eprintln!("{error:#}");
                 std::process::exit(1);
             }
+            taken.notify_all();
         }
     });
     println!("ok");
@@ -59,12 +64,37 @@ pub(crate) fn main(hosts: &str) -> Result<()> {
             Order::Become(host, manner) => {
                 world.manners.insert(host, manner);
             }
-            Order::Forget(host) => world.connections.retain(|connection, _| connection.host != host),
+            // A late ACK would be reset too, and its connection with it before anybody uses it.
+            Order::Forget(host) => all_acknowledged(&packet_taken, world, host)?
+                .connections
+                .retain(|connection, _| connection.host != host),
             Order::CloseIdle(host) => world.close_idle(host)?,
         }
         println!("ok");
     }
     Ok(())
+}
+
+/// Waits until all that a host sent has been acknowledged.
+fn all_acknowledged<'a>(
+    packet_taken: &Condvar,
+    world: MutexGuard<'a, World>,
+    host: Ipv4Addr,
+) -> Result<MutexGuard<'a, World>> {
+    let (world, waited) = packet_taken
+        .wait_timeout_while(world, ACK_DEADLINE, |world| {
+            world
+                .connections
+                .iter()
+                .any(|(connection, state)| connection.host == host && state.acknowledged != state.ours)
+        })
+        .unwrap_or_else(PoisonError::into_inner);
+    ensure!(
+        !waited.timed_out(),
+        "what {host} sent was not acknowledged within {} s",
+        ACK_DEADLINE.as_secs()
+    );
+    Ok(world)
 }
 
 /// The TUN device that the starter made, ready to be read and written packet by packet.
@@ -105,10 +135,11 @@ struct Connection {
     client_port: u16,
 }
 
-/// The next sequence number of either side.
+/// The next sequence number of either side, and which of ours the other side has acknowledged.
 #[derive(Clone, Copy, Debug)]
 struct State {
     ours: u32,
+    acknowledged: u32,
     theirs: u32,
     is_open: bool,
 }
@@ -187,6 +218,7 @@ impl World {
                 | Manner::HalfClose => {
                     let state = State {
                         ours: FIRST_SEQUENCE.wrapping_add(1),
+                        acknowledged: FIRST_SEQUENCE,
                         theirs: packet.next(),
                         is_open: true,
                     };
@@ -202,6 +234,7 @@ impl World {
                 _ => self.send(at, packet.acknowledged, packet.next(), RST | ACK, b""),
             };
         };
+        state.acknowledged = packet.acknowledged;
         if manner == Manner::Deaf {
             return Ok(());
         }
