@@ -661,18 +661,31 @@ pub mod switch {
     pub const N: u32 = 1;
 }
 
-/// What a program works on, per program and CPU.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+/// One event, told from any other that can interrupt it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
-pub struct Running {
-    /// How many runs of it are under way.
-    pub depth: u32,
-    /// What happens to `object`.
-    pub what: u32,
+pub struct Happening {
     /// The socket or packet.
     pub object: u64,
+    /// What happens to it; never zero.
+    pub what: u64,
+}
+
+/// The events a program was called for, until its understudy takes them out; per program and CPU.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Noted {
+    /// Zeroes: none. More than can nest.
+    pub events: [Happening; Noted::N],
+    /// Where the next one goes, modulo their number.
+    pub next: u64,
     /// How often its understudy worked in its place.
     pub stood_in: u64,
+}
+
+impl Noted {
+    /// How many events there is room for: a power of two.
+    pub const N: usize = 8;
 }
 
 /// Programs that have an understudy: their indices.

@@ -7,7 +7,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use tracer_ebpf::{
-    BackendLink, Conn, Endpoint, EndpointUse, ListenerSlot, Offsets, PortSlot, Running, Settings, SignalSent,
+    BackendLink, Conn, Endpoint, EndpointUse, ListenerSlot, Noted, Offsets, PortSlot, Settings, SignalSent,
     SnapshotSocket, Worker, counter, switch, understudy,
 };
 
@@ -66,9 +66,9 @@ pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::N
 #[map]
 pub static SWITCHES: Array<u32> = Array::with_max_entries(switch::N, 0);
 
-/// `understudy::*`: what each of those programs works on.
+/// `understudy::*`: what each of those programs was called for.
 #[map]
-pub static RUNNING: PerCpuArray<Running> = PerCpuArray::with_max_entries(understudy::N, 0);
+pub static NOTED: PerCpuArray<Noted> = PerCpuArray::with_max_entries(understudy::N, 0);
 
 /// Where the iterator assembles a line: it is larger than the stack allows.
 #[map]

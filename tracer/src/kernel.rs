@@ -22,8 +22,8 @@ use aya::{
     },
 };
 use tracer_ebpf::{
-    COMM_LEN, DROP_PLACES, DROP_REASONS, Endpoint, EndpointUse, NEIGHBOUR_PLACE, Running, Settings,
-    SignalSent, WANTED_BY_PLACE, Worker, conn, counter, switch, understudy,
+    COMM_LEN, DROP_PLACES, DROP_REASONS, Endpoint, EndpointUse, NEIGHBOUR_PLACE, Noted, Settings, SignalSent,
+    WANTED_BY_PLACE, Worker, conn, counter, switch, understudy,
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
@@ -458,8 +458,8 @@ impl Kernel {
             }
         }
         let mut missed = 0;
-        let running: PerCpuArray<_, [u8; size_of::<Running>()]> =
-            PerCpuArray::try_from(self.ebpf.map("RUNNING").context("no map RUNNING in the object")?)?;
+        let noted: PerCpuArray<_, [u8; size_of::<Noted>()]> =
+            PerCpuArray::try_from(self.ebpf.map("NOTED").context("no map NOTED in the object")?)?;
         for (name, program) in self.ebpf.programs() {
             if is_missed_in_vain(name) {
                 continue;
@@ -468,10 +468,10 @@ impl Kernel {
             let mut total = recursion_misses(fd);
             // Asked after the kernel's count, so that every miss in that has its understudy's work in this.
             if let Some(index) = understudy::NAMES.iter().position(|known| *known == name) {
-                let stood_in = running
+                let stood_in = noted
                     .get(&u32::try_from(index)?, 0)?
                     .iter()
-                    .map(|of_cpu| Running::read_from_bytes(of_cpu).map_or(0, |running| running.stood_in))
+                    .map(|of_cpu| Noted::read_from_bytes(of_cpu).map_or(0, |noted| noted.stood_in))
                     .sum();
                 total = total.saturating_sub(stood_in);
             }

@@ -1,9 +1,9 @@
 //! Packets of upstream connections that this host answered with a reset, freed, or answered with an ICMP error.
 
 use aya_ebpf::{EbpfContext as _, programs::BtfTracePointContext};
-use tracer_ebpf::{DROP_PLACES, DROP_REASONS, Packet, SYN_PLACES, WANTED_BY_PLACE, conn, kind};
+use tracer_ebpf::{DROP_PLACES, DROP_REASONS, Happening, Packet, SYN_PLACES, WANTED_BY_PLACE, conn, kind};
 
-use super::understudy::{Happening, of_first, with_understudy};
+use super::understudy::{of_first, with_understudy};
 use crate::{
     exchange::edge,
     filter::{backend, connection, is_endpoint},
@@ -52,15 +52,16 @@ with_understudy!(
     /// 6.10; before, only `(sk, skb)` and never without a socket.
     reset_sent,
     reset_sent_nested,
-    of_second,
+    of_both,
     on_reset_sent
 );
 
 #[inline(always)]
-fn of_second(ctx: &BtfTracePointContext) -> Happening {
+fn of_both(ctx: &BtfTracePointContext) -> Happening {
+    // Either may be null.
     Happening {
-        object: read(ctx.as_ptr() as u64, 8),
-        what: 0,
+        object: read(ctx.as_ptr() as u64, 0),
+        what: read::<u64>(ctx.as_ptr() as u64, 8) | 1,
     }
 }
 

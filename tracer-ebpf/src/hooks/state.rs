@@ -1,11 +1,11 @@
 //! The states of TCP sockets: attempts begin, connections are established, both ends close.
 
 use aya_ebpf::programs::BtfTracePointContext;
-use tracer_ebpf::{Conn, conn};
+use tracer_ebpf::{Conn, Happening, conn};
 
 use super::{
     listen,
-    understudy::{Happening, of_first, with_understudy},
+    understudy::{of_first, with_understudy},
 };
 use crate::{
     exchange::{
@@ -39,7 +39,7 @@ with_understudy!(
 fn change(ctx: &BtfTracePointContext) -> Happening {
     Happening {
         object: ctx.arg(0),
-        what: ctx.arg::<u32>(1) << 8 | ctx.arg::<u32>(2),
+        what: u64::from(ctx.arg::<u32>(1) << 8 | ctx.arg::<u32>(2)),
     }
 }
 
