@@ -5,12 +5,12 @@
 //! such a close (a SYN, a send on a kept connection) is the retry.
 
 use tracer_ebpf::{
-    BackendEdge, BackendLink, ClientLeft, Conn, Endpoint, TaskInfo, Worker, conn, end, kind, previous,
+    BackendEdge, BackendLink, ClientLeft, Conn, Endpoint, TaskInfo, Worker, conn, end, kind, previous, switch,
 };
 
 use crate::{
     filter::{EEXIST, backend, connection, connection_of, remember_endpoint},
-    maps::{BACKENDS, CONNECTIONS, ENDPOINTS, NO_CONN, SEQUENCES, setting},
+    maps::{BACKENDS, CONNECTIONS, ENDPOINTS, NO_CONN, SEQUENCES, SWITCHES, setting},
     output::{count, counted, header, now, write, write_exchange},
     sock::{AF_UNIX, CLOSE_WAIT, Sock, SockAt, Tcp as _, current_pid, current_task},
 };
@@ -194,6 +194,13 @@ fn is_backend_of(peer: u64, entry: &Conn) -> bool {
     matches!(backend(peer), Some(link) if link.conn_sock == entry.sock && link.conn_since == entry.since)
 }
 
+/// Whether nginx's close of a unix socket is seen.
+#[inline(always)]
+pub fn unix_closes_seen() -> bool {
+    // SAFETY: a value of an array.
+    matches!(SWITCHES.get_ptr(switch::UNIX_CLOSES), Some(on) if unsafe { *on } != 0)
+}
+
 /// nginx's close of an upstream socket. `own`: in the worker's own context.
 #[inline(always)]
 pub fn close_mark(entry: &mut Conn, sock: impl Sock, own: Option<&mut Worker>, at: u64) {
@@ -207,6 +214,7 @@ pub fn close_mark(entry: &mut Conn, sock: impl Sock, own: Option<&mut Worker>, a
     };
     end_unix(worker, 0, at);
     worker.last_sock = 0;
+    worker.unix_read = 0;
     if worker.pending_line != 0 && (worker.pending_sock == 0 || worker.pending_sock == entry.sock) {
         let is_kept = entry.began_at == 0 || entry.received > 0;
         if worker.pending_connecting != 0 && is_kept && entry.flags & conn::UNCUT == 0 {
@@ -289,16 +297,35 @@ fn forget(worker: &mut Worker) {
     worker.previous_kind = previous::NONE;
 }
 
+/// What a line says, as far as the kernel half needs to know.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Says {
+    /// nginx was connecting to an upstream.
+    Connecting,
+    /// It does not take what the upstream sent.
+    Refuses,
+    /// Anything else.
+    Other,
+}
+
 /// nginx logs a line.
 #[inline(always)]
-pub fn own_line(worker: &mut Worker, id: u64, is_connecting: bool) {
+pub fn own_line(worker: &mut Worker, id: u64, says: Says) {
+    if says == Says::Refuses && worker.unix_read != 0 && !unix_closes_seen() {
+        // It reads, refuses and says so in one handler.
+        if let Some(entry) = connection(worker.unix_read) {
+            entry.flags |= conn::UNIX_ENDED;
+            worker.unix_ended = entry.sock;
+        }
+    }
+    worker.unix_read = 0;
     if worker.unix_ended != 0 {
         end_unix(worker, id, id);
         worker.pending_line = 0;
         return;
     }
     worker.pending_line = id;
-    worker.pending_connecting = u32::from(is_connecting);
+    worker.pending_connecting = u32::from(says == Says::Connecting);
     worker.pending_sock = 0;
     worker.previous_kind = previous::LINE;
     worker.previous_sock = 0;
@@ -337,6 +364,7 @@ fn end_unix(worker: &mut Worker, line: u64, at: u64) {
 #[inline(always)]
 pub fn client_closed(worker: &mut Worker, sock: impl Sock, client_had_left: bool, reset: bool, at: u64) {
     end_unix(worker, 0, at);
+    worker.unix_read = 0;
     let was_idle = worker.client_ended == sock.address();
     if client_had_left && !was_idle && (worker.previous_kind == previous::SILENT || worker.unix_listener != 0)
     {

@@ -555,6 +555,8 @@ pub struct Worker {
     pub unix_at: u64,
     /// unix: the socket whose `recv` ended it as the very last own event.
     pub unix_ended: u64,
+    /// unix: the upstream socket that the worker read as its very last own event.
+    pub unix_read: u64,
     /// The client socket whose end the worker read last: its close is ordinary.
     pub client_ended: u64,
     /// The socket the worker connected last.

@@ -4,15 +4,15 @@ use aya_ebpf::{
     macros::{btf_tracepoint, fentry, fexit},
     programs::{BtfTracePointContext, FEntryContext, FExitContext},
 };
-use tracer_ebpf::{Conn, Worker, conn, end, switch};
+use tracer_ebpf::{Conn, Worker, conn, end};
 
 use crate::{
     exchange::{
         answered, backend_read, begin_next, close_mark, create, finish, finish_unix, is_waiting,
-        link_backend, marks, own_begin, own_other, remove,
+        link_backend, marks, own_begin, own_other, remove, unix_closes_seen,
     },
     filter::{backend, connection, connection_of, worker},
-    maps::{SWITCHES, setting},
+    maps::setting,
     output::now,
     sock::{
         AF_UNIX, LISTEN, Members as _, Sock, SockArg, SockAt, Tcp as _, current_pid, is_in_sendto,
@@ -62,6 +62,7 @@ pub fn unix_sent(ctx: FExitContext) -> i32 {
 #[inline(always)]
 fn on_send(sock: impl Sock, ret: i32) {
     if let Some(owner) = worker(current_pid()) {
+        owner.unix_read = 0;
         match connection(sock.address()) {
             Some(entry) if is_recycled(owner, entry, ret) => {
                 if entry.began_at != 0 {
@@ -269,7 +270,11 @@ pub fn unix_received(ctx: FExitContext) -> i32 {
 #[inline(always)]
 fn on_receive(sock: impl Sock, ret: i32, flags: i32) {
     if let Some(owner) = worker(current_pid()) {
+        owner.unix_read = 0;
         if let Some(entry) = connection(sock.address()) {
+            if entry.family == AF_UNIX {
+                owner.unix_read = entry.sock;
+            }
             received(owner, entry, sock, ret, flags);
             return;
         }
@@ -364,9 +369,7 @@ fn received(owner: &mut Worker, entry: &mut Conn, sock: impl Sock, ret: i32, fla
     } else {
         entry.recv_error = -ret;
     }
-    // SAFETY: a value of an array.
-    let closes_seen = matches!(SWITCHES.get_ptr(switch::UNIX_CLOSES), Some(on) if unsafe { *on } != 0);
-    if entry.family == AF_UNIX && !closes_seen {
+    if entry.family == AF_UNIX && !unix_closes_seen() {
         entry.flags |= conn::UNIX_ENDED;
         owner.unix_ended = entry.sock;
     }
@@ -383,6 +386,7 @@ pub fn unix_connected(ctx: BtfTracePointContext) -> i32 {
     if let Some(owner) = worker(current_pid()) {
         owner.unix_at = now();
         owner.unix_listener = sock.address();
+        owner.unix_read = 0;
     }
     0
 }
@@ -395,6 +399,7 @@ pub fn unix_connect_returned(ctx: FExitContext) -> i32 {
         return 0;
     }
     if let Some(owner) = worker(current_pid()) {
+        owner.unix_read = 0;
         owner.unix_at = now();
         owner.unix_listener = sock_of(ctx.arg::<u64>(0)).unix_peer();
     }

@@ -8,7 +8,7 @@ use aya_ebpf::{
 use tracer_ebpf::{Line, counter, kind};
 
 use crate::{
-    exchange::own_line,
+    exchange::{Says, own_line},
     filter::worker,
     maps::RECORDS,
     output::{count, header, now, say},
@@ -44,11 +44,11 @@ pub fn nginx_logs(ctx: ProbeContext) -> u32 {
     let Some(mut slot) = RECORDS.reserve::<Line>(0) else {
         count(counter::RING_FULL);
         if is_own {
-            own_line(owner, at, false);
+            own_line(owner, at, Says::Other);
         }
         return 0;
     };
-    let is_connecting;
+    let says;
     let line = slot.as_mut_ptr();
     // SAFETY: every field of the reserved record is written before it is submitted; user memory is read through
     // helpers that check the address, and a page that is not mapped leaves zeroes.
@@ -67,7 +67,13 @@ pub fn nginx_logs(ctx: ProbeContext) -> u32 {
             let _ = bpf_probe_read_user_str_bytes(action as *const u8, &mut (*line).action);
         }
         // Two letters tell "connecting to upstream" from every other phase.
-        is_connecting = (*line).action[0] == b'c' && (*line).action[3] == b'n';
+        says = if (*line).action[0] == b'c' && (*line).action[3] == b'n' {
+            Says::Connecting
+        } else if is_refusal(&(*line).format) {
+            Says::Refuses
+        } else {
+            Says::Other
+        };
         let text = argument(&ctx, &(*line).format);
         if let Some((data, len)) = text {
             let len = if len > 127 { 127 } else { len };
@@ -81,9 +87,17 @@ pub fn nginx_logs(ctx: ProbeContext) -> u32 {
     slot.submit(u64::from(aya_ebpf::bindings::BPF_RB_NO_WAKEUP));
     // The line's record comes before that of the exchange it ends.
     if is_own {
-        own_line(owner, at, is_connecting);
+        own_line(owner, at, says);
     }
     0
+}
+
+/// "upstream sent …": nginx does not take what it just read. But "upstream sent no valid HTTP/1.0 header" it takes,
+/// as HTTP/0.9.
+#[inline(always)]
+fn is_refusal(format: &[u8; 64]) -> bool {
+    let begins = |text: &[u8; 14]| (0..14).all(|i| format[i] == text[i]);
+    begins(b"upstream sent ") && !(format[14] == b'n' && format[15] == b'o' && format[16] == b' ')
 }
 
 /// The first text argument: a `%V` takes a pointer to `{len, data}`, a `%*s` the length and the text.

@@ -76,6 +76,7 @@ fn connecting(sock: SockArg) {
         return;
     };
     owner.connecting = sock.address();
+    owner.unix_read = 0;
     if owner.last_sock != 0 {
         // As auth_request does: the answer to one lets the other begin.
         answered(owner.last_sock);

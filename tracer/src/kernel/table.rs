@@ -21,9 +21,6 @@ const UNIX_AGE: u64 = 600_000_000_000;
 /// An address nginx has not connected to for this long is no longer watched for packets.
 const ENDPOINT_AGE: u64 = 600_000_000_000;
 
-/// From a read to what nginx says about it, in one handler.
-pub const HANDLER: u64 = 5_000_000;
-
 const AF_UNIX: u16 = 1;
 
 fn last_activity(entry: &Conn) -> u64 {
@@ -157,30 +154,6 @@ impl Kernel {
             return Ok(None);
         }
         let entry = *first;
-        self.end_with(entry, line).map(Some)
-    }
-
-    /// The unix exchange whose answer nginx refused at `line`: it reads, sees and says so in one handler, so it is the
-    /// one that worker had read from last.
-    ///
-    /// # Errors
-    /// The table cannot be read.
-    pub fn unix_refused(&mut self, line: LineId) -> Result<Option<Exchange>> {
-        let Some(entry) = self
-            .connections()?
-            .into_iter()
-            .filter(|entry| {
-                entry.family == AF_UNIX
-                    && entry.worker == line.worker.0
-                    && is_in_flight(entry)
-                    && entry.received > 0
-                    && entry.last_received_at <= line.at.0
-                    && line.at.0 - entry.last_received_at <= HANDLER
-            })
-            .max_by_key(|entry| entry.last_received_at)
-        else {
-            return Ok(None);
-        };
         self.end_with(entry, line).map(Some)
     }
 

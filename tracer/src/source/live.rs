@@ -16,7 +16,7 @@ use crate::{
         Netns, Peer, Pid, Question, Stamped, decode::Decoder,
     },
     host,
-    kernel::{Kernel, KernelOptions, Uncut, ring::Ring, table::HANDLER},
+    kernel::{Kernel, KernelOptions, Uncut, ring::Ring},
     model::HookStatus,
     nginx::{
         config,
@@ -513,24 +513,23 @@ impl Live {
                 let event = event.clone();
                 self.name_netns(at, &event);
             }
-            Event::Line(line) if is_timeout(line) || is_refusal(line) => {
-                self.unix_lines.push_back(line.clone())
-            }
+            Event::Line(line) if is_timeout(line) => self.unix_lines.push_back(line.clone()),
             Event::Exchange(exchange) => self.claim_unix_line(exchange),
             _ => {}
         }
         self.push(at, Input::Kernel(event));
     }
 
-    /// The kernel cannot join a line to a unix connection of which nothing else was seen to end: nginx's timeout, or an
-    /// answer it did not take. Where the backend has read the end within the wait, the exchange is here; a timeout is
-    /// the line just before its end, a refusal the line just after its last read.
+    /// The kernel cannot join nginx's timeout to a unix connection of which nothing else was seen to end. Where the
+    /// backend has read the end within the wait, the exchange is here, and the line is the one before its end.
     fn claim_unix_line(&mut self, exchange: &mut Exchange) {
         if let Some(id) = exchange.line {
             self.unix_lines.retain(|line| line.id != id);
         }
-        let is_over = matches!(exchange.end, EndKind::Closed | EndKind::Presumed);
-        if !matches!(exchange.peer, Peer::Unix(_)) || !is_over || exchange.line.is_some() {
+        if !matches!(exchange.peer, Peer::Unix(_))
+            || exchange.end != EndKind::Closed
+            || exchange.line.is_some()
+        {
             return;
         }
         let last = exchange
@@ -542,12 +541,7 @@ impl Live {
             .iter()
             .enumerate()
             .filter(|(_, line)| {
-                let is_its_own = if is_refusal(line) {
-                    exchange.received > 0 && line.at.since(last) <= HANDLER
-                } else {
-                    exchange.end == EndKind::Closed && line.at <= exchange.ended_at
-                };
-                line.worker == exchange.worker && line.at > last && is_its_own
+                line.worker == exchange.worker && line.at > last && line.at <= exchange.ended_at
             })
             .map(|(index, _)| index)
             .collect();
@@ -557,7 +551,6 @@ impl Live {
         {
             exchange.line = Some(line.id);
             exchange.ended_at = line.at;
-            exchange.end = EndKind::Closed;
         }
     }
 
@@ -567,17 +560,11 @@ impl Live {
                 break;
             }
             let id = line.id;
-            let is_refusal = is_refusal(line);
             let unanswered = line.action.as_deref().is_some_and(|action| {
                 action.starts_with("reading response header") || action.starts_with("sending request")
             });
             self.unix_lines.pop_front();
-            let exchange = if is_refusal {
-                self.kernel.unix_refused(id)?
-            } else {
-                self.kernel.unix_timed_out(id, unanswered)?
-            };
-            if let Some(exchange) = exchange {
+            if let Some(exchange) = self.kernel.unix_timed_out(id, unanswered)? {
                 self.push(now, Input::Kernel(Event::Exchange(Box::new(exchange))));
             }
         }
@@ -920,11 +907,6 @@ fn is_timeout(line: &Line) -> bool {
     line.level <= 4
         && line.errno.is_some_and(|errno| errno.0 == 110)
         && line.message.starts_with("upstream timed out")
-}
-
-/// A line that says that nginx did not take what the upstream answered.
-fn is_refusal(line: &Line) -> bool {
-    line.level <= 4 && line.errno.is_none() && line.message.starts_with("upstream sent ")
 }
 
 fn exe_link(pid: Pid) -> PathBuf {
