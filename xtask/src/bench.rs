@@ -59,7 +59,7 @@ pub struct Args {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=60))]
     seconds: u32,
     /// Clients at the same time.
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..=1000))]
     clients: u32,
     /// The tracer to measure; without it, a release build of this tree is made.
     #[arg(long)]

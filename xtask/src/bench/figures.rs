@@ -383,8 +383,9 @@ impl Bench {
         writeln!(text, "# What the tracer costs\n")?;
         writeln!(
             text,
-            "An nginx with two workers in front of another, {} clients on loopback, everything in one network \
-             namespace of one machine: the clients and both nginx compete with the tracer for its cores. The tracer \
+            "An nginx with two workers in front of another, each worker on a processor and a listener of its own, {} \
+             clients on loopback, everything in one network namespace of one machine: the clients and both nginx \
+             compete with the tracer for its cores. The tracer \
              writes every attempt to `.jsonl.zst`. Runs of {} s, alternated without and with it.\n",
             self.clients, self.seconds
         )?;

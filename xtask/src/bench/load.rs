@@ -40,7 +40,7 @@ impl Loader {
             Some(wrk) => {
                 let mut child = namespace.spawn(
                     Command::new(wrk)
-                        .arg("--threads=1")
+                        .arg("--threads=2")
                         .arg(format!("--connections={}", self.clients))
                         .arg(format!("--duration={}s", length.as_secs()))
                         .arg(format!("--timeout={}s", PATIENCE.as_secs()))
