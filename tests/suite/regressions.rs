@@ -5,6 +5,7 @@
 //! mid-request `worker-died`; and every scenario attaches while traffic runs.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{BufRead as _, BufReader},
     path::Path,
@@ -229,7 +230,10 @@ fn state_tables_at_ten_times_their_size(run: &Run, nginx: &Path) -> Result<()> {
         let report = load.stop();
         answered += report.answered;
         problems.extend(report.failed);
-        refusals.wait_for(answered)?;
+        if let Err(error) = refusals.wait_for(answered) {
+            problems.push(format!("{error:#}"));
+            break;
+        }
     }
     let status = std::fs::read_to_string(format!("/proc/{}/status", tracer.pid()))?;
     let most_kib: u64 = status
@@ -244,11 +248,20 @@ fn state_tables_at_ten_times_their_size(run: &Run, nginx: &Path) -> Result<()> {
         .context("no VmHWM in the tracer's status")?;
     tracer.signal(nix::sys::signal::Signal::SIGTERM)?;
     tracer.wait()?;
+    let error_log = stage.nginx.error_log();
+    let mut untold: BTreeMap<&str, i64> = BTreeMap::new();
+    for line in error_log.lines() {
+        *untold.entry(line).or_default() += 1;
+    }
     let (mut attempts, mut others, mut last) = (0, Vec::new(), Value::Null);
     for line in BufReader::new(File::open(stage.folder.join("trace.jsonl"))?).lines() {
         last = serde_json::from_str(&line?)?;
         if last["type"] == "attempt" {
             attempts += 1;
+            let line = last["log"]["line"].as_str().unwrap_or_default();
+            if let Some(left) = untold.get_mut(line) {
+                *left -= 1;
+            }
             if last["cause"]["id"] != "no-listener" || last["log"].is_null() {
                 others.push(format!("not no-listener, or without its line: {last}"));
             }
@@ -257,6 +270,8 @@ fn state_tables_at_ten_times_their_size(run: &Run, nginx: &Path) -> Result<()> {
         }
     }
     problems.append(&mut others);
+    let untold = untold.iter().filter(|(_, left)| **left != 0);
+    problems.extend(untold.map(|(line, left)| format!("{left} attempts too few with the line {line}")));
     if attempts != answered || last["failures"] != answered || last["complete"] != true {
         problems.push(format!(
             "{answered} requests were refused; the trace holds {attempts} attempts and ends with {last}"

@@ -477,6 +477,10 @@ impl Kernel {
             }
             let seen = self.missed.entry(name.to_owned()).or_insert(0);
             if total > *seen {
+                log::info!(
+                    "the kernel skipped program {name} {} times: it ran already",
+                    total - *seen
+                );
                 missed += total - *seen;
                 *seen = total;
             }

@@ -43,12 +43,21 @@ pub fn run_if_backend() {
     std::process::exit(0);
 }
 
+/// The variable that says how many times slower than usual this machine is (an emulated one): deadlines are that much
+/// longer.
+pub const SLOWNESS: &str = "LAB_SLOWNESS";
+
 /// Waits until `look` yields something; after `patience` the error names what was waited for and what was seen last.
 pub fn wait_for<T>(
     what: impl fmt::Display,
     patience: Duration,
     mut look: impl FnMut() -> Result<T, String>,
 ) -> Result<T> {
+    let slowness = std::env::var(SLOWNESS)
+        .ok()
+        .and_then(|times| times.parse().ok())
+        .unwrap_or(1);
+    let patience = patience * slowness;
     let deadline = Instant::now() + patience;
     loop {
         match look() {

@@ -7,6 +7,7 @@ mod play;
 mod record;
 mod setup;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,8 @@ enum Verb {
     Scenario(play::Args),
     /// Make tests/recordings anew from the scenarios.
     Record(record::Args),
+    /// Boot another kernel in QEMU and run scenarios, a command or a shell there.
+    Vm(vm::Args),
     /// Measure what the tracer costs, and write docs/bench.md.
     Bench(bench::Args),
 }
@@ -59,6 +62,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Docs => docs::run(),
+        Verb::Vm(args) => vm::run(&args),
         Verb::Bench(args) => bench::run(&args),
     }
 }

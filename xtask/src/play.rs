@@ -24,6 +24,12 @@ pub struct Args {
     /// Judge nginx's own log alone: does the fault really happen?
     #[arg(long)]
     without_tracer: bool,
+    /// The tracer to use; without it, one is built.
+    #[arg(long, conflicts_with = "without_tracer")]
+    tracer: Option<PathBuf>,
+    /// Where traces, recordings and logs are kept; without it, target/scenarios.
+    #[arg(long)]
+    keep: Option<PathBuf>,
     /// How many at the same time.
     #[arg(long, default_value_t = 4)]
     jobs: usize,
@@ -34,11 +40,15 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
-    let tracer = if args.without_tracer {
-        None
-    } else {
-        Some(build_tracer(false)?)
+    let tracer = match &args.tracer {
+        _ if args.without_tracer => None,
+        Some(tracer) => Some(tracer.clone()),
+        None => Some(build_tracer(false)?),
     };
+    let keep = args
+        .keep
+        .clone()
+        .unwrap_or_else(|| target_folder().join("scenarios"));
     let run = Run::begin()?;
     let is_wanted = |scenario: &Scenario| {
         args.names.is_empty() || args.names.iter().any(|name| scenario.name.starts_with(name))
@@ -61,11 +71,13 @@ pub fn run(args: &Args) -> Result<()> {
                     let setup = Setup {
                         tracer: tracer.clone(),
                         nginx: nginx.clone(),
-                        keep: target_folder().join("scenarios").join(&scenario.name),
+                        keep: keep.join(&scenario.name),
                         arguments: args.arguments.clone(),
                     };
                     let (report, is_wrong) = report(&run, scenario, &setup);
                     print!("{report}");
+                    // A reader behind a pipe follows as it goes.
+                    let _ = std::io::Write::flush(&mut std::io::stdout());
                     wrong.fetch_add(usize::from(is_wrong), Ordering::Relaxed);
                 }
             });

@@ -109,6 +109,46 @@ const WANTED: &[Wanted] = &[
     },
 ];
 
+/// What booting another kernel takes, besides.
+const WANTED_BY_VM: &[Wanted] = &[
+    Wanted {
+        what: "QEMU",
+        is_there: || on_path("qemu-system-x86_64"),
+        packages: &["qemu-system-x86"],
+    },
+    Wanted {
+        what: "a static busybox",
+        is_there: || is_installed("busybox-static"),
+        packages: &["busybox-static"],
+    },
+    Wanted {
+        what: "cpio",
+        is_there: || on_path("cpio"),
+        packages: &["cpio"],
+    },
+    Wanted {
+        what: "modprobe and depmod",
+        is_there: || on_path("modprobe") && on_path("depmod"),
+        packages: &["kmod"],
+    },
+    Wanted {
+        what: "xz and zstd",
+        is_there: || on_path("xz") && on_path("zstd"),
+        packages: &["xz-utils", "zstd"],
+    },
+];
+
+/// Installs what booting another kernel takes.
+pub fn for_vm() -> Result<()> {
+    let missing: Vec<&str> = WANTED_BY_VM
+        .iter()
+        .filter(|wanted| !(wanted.is_there)())
+        .flat_map(|wanted| wanted.packages)
+        .copied()
+        .collect();
+    apt_install(&missing)
+}
+
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
     let mut missing = Vec::new();
@@ -396,8 +436,8 @@ fn on_path(program: &str) -> bool {
     find_program(program).is_some()
 }
 
-/// Where this user's programs keep their data.
-fn data_folder() -> Result<PathBuf> {
+/// Where this project keeps what it fetches or makes for this user.
+pub fn data_folder() -> Result<PathBuf> {
     let base = match env::var_os("XDG_DATA_HOME") {
         Some(base) => PathBuf::from(base),
         None => env::home_dir()

@@ -1,0 +1,304 @@
+//! `cargo xtask vm`: a stock Debian kernel in QEMU, by software emulation, with this machine's own files as its root.
+//!
+//! The guest sees the host's root read-only over 9p, under an overlay in memory: what it writes is gone with it, but for
+//! the folder of its results. So everything that is installed and built here is there too, and one boot runs as many
+//! scenarios as wanted. Nothing of the guest reaches a network: it has no device for one.
+
+mod kernels;
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use xtask::{find_program, lab};
+
+use self::kernels::{KERNELS, Kernel, Known};
+use crate::{
+    play::{build_tracer, root, target_folder},
+    setup,
+};
+
+/// Modules by which the guest gets its root.
+const MODULES: &[&str] = &["virtio_pci", "9pnet_virtio", "9p", "overlay"];
+/// The guest says something at least this often, or hangs: a scenario waits that long at most, slowness included.
+const SILENCE: Duration = Duration::from_secs(900);
+/// How many times slower than this machine the emulated one is, for deadlines.
+const SLOWNESS: u32 = 8;
+/// What the guest prints when it begins with what it was booted for; before it the firmware talks.
+const BEGIN: &str = "vm: begin";
+/// How many last lines of the console an error shows.
+const TAIL: usize = 25;
+
+/// Options of `cargo xtask vm`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Which kernel: 5.10, 6.1, 6.12, 6.18 or 7.2.
+    kernel: String,
+    /// Scenarios' names, or beginnings of them; all when none is given.
+    names: Vec<String>,
+    /// Run this instead of scenarios, with `sh -c` in the workspace.
+    #[arg(long, conflicts_with_all = ["names", "shell"])]
+    command: Option<String>,
+    /// A shell for a person.
+    #[arg(long, conflicts_with = "names")]
+    shell: bool,
+    /// Scenarios at the same time.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+    /// The guest's memory in MiB.
+    #[arg(long, default_value_t = 3072)]
+    memory: u32,
+    /// Further words for the kernel's command line (`security=selinux`).
+    #[arg(long, default_value = "")]
+    append: String,
+    /// Look for a newer package of this kernel.
+    #[arg(long)]
+    refresh: bool,
+}
+
+/// Runs the verb.
+pub fn run(args: &Args) -> Result<()> {
+    let known = Known::by_name(&args.kernel).with_context(|| {
+        let names: Vec<&str> = KERNELS.iter().map(|kernel| kernel.name).collect();
+        format!(
+            "no kernel is called {}: there are {}",
+            args.kernel,
+            names.join(", ")
+        )
+    })?;
+    setup::for_vm()?;
+    let kernel = kernels::fetch(known, args.refresh)?;
+    let command = match (&args.command, args.shell) {
+        (Some(command), _) => command.clone(),
+        (None, true) => "exec busybox setsid busybox cttyhack sh".to_owned(),
+        (None, false) => {
+            let mut words = vec![
+                "/vm/bin/xtask scenario --tracer /vm/bin/tracer --keep /vm/scenarios".to_owned(),
+                format!("--jobs {}", args.jobs),
+            ];
+            words.extend(args.names.iter().map(|name| quoted(name)));
+            words.join(" ")
+        }
+    };
+    let results = target_folder().join("vm").join(known.name);
+    if results.exists() {
+        fs::remove_dir_all(&results).with_context(|| format!("emptying {}", results.display()))?;
+    }
+    // Copies, since a build meanwhile would change the guest's programs while they run.
+    let programs = results.join("bin");
+    fs::create_dir_all(&programs).with_context(|| format!("making {}", programs.display()))?;
+    let myself = std::env::current_exe().context("finding this executable")?;
+    for (program, name) in [(build_tracer(true)?, "tracer"), (myself, "xtask")] {
+        fs::copy(&program, programs.join(name)).with_context(|| format!("copying {}", program.display()))?;
+    }
+    fs::write(results.join("run.sh"), guest_script(&command)).context("writing the guest's script")?;
+    let initramfs = initramfs(&kernel, &results)?;
+    println!("booting {} ({})", kernel.version, kernel.package);
+    let mut qemu = qemu(args, &kernel, &initramfs, &results);
+    if args.shell {
+        let status = qemu.status().context("starting QEMU")?;
+        ensure!(status.success(), "QEMU ended with {status}");
+        return Ok(());
+    }
+    watch(&mut qemu, &results)?;
+    println!("results  {}", results.display());
+    let status = results.join("status");
+    let status = fs::read_to_string(&status).with_context(|| {
+        format!(
+            "the guest ended without a status: see {}",
+            console(&results).display()
+        )
+    })?;
+    match status.trim() {
+        "0" => Ok(()),
+        status => bail!("in the guest the command ended with status {status}"),
+    }
+}
+
+/// `text` as one word of a shell.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+fn console(results: &Path) -> PathBuf {
+    results.join("console.log")
+}
+
+/// What the guest runs once its root is there.
+fn guest_script(command: &str) -> String {
+    format!(
+        "mount -t tmpfs tmp /tmp; mount -t tmpfs run /run\n\
+         mkdir -p /dev/pts /dev/shm; mount -t devpts pts /dev/pts; mount -t tmpfs shm /dev/shm\n\
+         mount -t tracefs tracefs /sys/kernel/tracing; mount -t bpf bpf /sys/fs/bpf; mount -t cgroup2 cgroup /sys/fs/cgroup\n\
+         mount -t securityfs securityfs /sys/kernel/security 2>/dev/null\n\
+         ip link set lo up\n\
+         export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb\n\
+         export {variable}={SLOWNESS}\n\
+         cd {root}\n\
+         echo '{BEGIN}'\n\
+         sh -c {command}\n\
+         echo $? > /vm/status\n\
+         sync\n\
+         busybox poweroff -f\n",
+        variable = lab::SLOWNESS,
+        root = quoted(&root().to_string_lossy()),
+        command = quoted(command),
+    )
+}
+
+/// The first process of the guest: finds the root that QEMU shares, and goes there.
+const INIT: &str = r#"#!/bin/busybox sh
+b=/bin/busybox
+$b mkdir -p /proc /sys /dev /lower /upper /root
+$b mount -t proc proc /proc; $b mount -t sysfs sysfs /sys; $b mount -t devtmpfs devtmpfs /dev
+for module in $($b cat /modules/list); do
+    $b insmod /modules/$module || echo "vm: module $module could not be loaded"
+done
+share="-t 9p -o trans=virtio,version=9p2000.L,msize=512000"
+$b mount $share,ro,cache=loose host /lower || echo "vm: no root over 9p"
+$b mount -t tmpfs -o mode=755 upper /upper; $b mkdir /upper/files /upper/work
+$b mount -t overlay -o lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work root /root || echo "vm: no overlay"
+$b mkdir -p /root/vm /root/lib/modules
+$b mount $share results /root/vm || echo "vm: no folder for results"
+$b mount $share,ro,cache=loose modules /root/lib/modules || echo "vm: no modules"
+for folder in proc sys dev; do $b mount --move /$folder /root/$folder; done
+exec $b switch_root /root /bin/sh /vm/run.sh
+"#;
+
+/// Packs the guest's first file system: busybox, the modules for 9p, and [`INIT`].
+fn initramfs(kernel: &Kernel, results: &Path) -> Result<PathBuf> {
+    let folder = results.join("initramfs");
+    let modules = folder.join("modules");
+    fs::create_dir_all(&modules)?;
+    fs::create_dir_all(folder.join("bin"))?;
+    let busybox = find_program("busybox").context("no busybox: run `apt-get install busybox-static`")?;
+    fs::copy(busybox, folder.join("bin/busybox")).context("copying busybox")?;
+    let mut list = Vec::new();
+    for path in kernel.files_of(MODULES)? {
+        let name = kernels::unpack_module(&path, &modules)?;
+        if !list.contains(&name) {
+            list.push(name);
+        }
+    }
+    fs::write(modules.join("list"), list.join("\n"))?;
+    let init = folder.join("init");
+    fs::write(&init, INIT)?;
+    fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
+    let image = results.join("initramfs.cpio");
+    let packed = Command::new("sh")
+        .args([
+            "-ec",
+            "find . | cpio --quiet --create --format=newc > ../initramfs.cpio",
+        ])
+        .current_dir(&folder)
+        .status()
+        .context("starting cpio")?;
+    ensure!(
+        packed.success(),
+        "packing the initramfs: cpio ended with {packed}"
+    );
+    fs::remove_dir_all(&folder)?;
+    Ok(image)
+}
+
+/// QEMU, not started yet. `cpu max` and no KVM: the same everywhere. One processor: with two, QEMU 7.2 now and then runs
+/// a tracepoint's jump while the kernel rewrites it, and the guest panics (`inet_sk_state_store`, 6.1.192).
+fn qemu(args: &Args, kernel: &Kernel, initramfs: &Path, results: &Path) -> Command {
+    let share = |path: &Path, tag: &str, options: &str| {
+        format!(
+            "local,path={},mount_tag={tag},security_model=none,multidevs=remap{options}",
+            path.display()
+        )
+    };
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1"])
+        .args(["-nographic", "-no-reboot", "-nic", "none"])
+        .args(["-m", &args.memory.to_string()])
+        .arg("-kernel")
+        .arg(&kernel.image)
+        .arg("-initrd")
+        .arg(initramfs)
+        .args([
+            "-append",
+            &format!(
+                "console=ttyS0 edd=off no_timer_check panic=-1 quiet {}",
+                args.append
+            ),
+        ])
+        .args(["-virtfs", &share(Path::new("/"), "host", ",readonly=on")])
+        .args(["-virtfs", &share(&kernel.modules, "modules", ",readonly=on")])
+        .args(["-virtfs", &share(results, "results", "")]);
+    qemu
+}
+
+/// Runs QEMU to its end, shows what the guest prints, and sees a panic and a hang.
+fn watch(qemu: &mut Command, results: &Path) -> Result<()> {
+    let mut child = qemu
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .context("starting QEMU")?;
+    let output = child.stdout.take().context("QEMU without standard output")?;
+    let (said, lines) = mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        let mut output = BufReader::new(output);
+        let mut line = Vec::new();
+        while matches!(output.read_until(b'\n', &mut line), Ok(n) if n > 0) {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            line.clear();
+            if said.send(text).is_err() {
+                return;
+            }
+        }
+    });
+    let path = console(results);
+    let mut log = fs::File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+    let mut last: Vec<String> = Vec::new();
+    let mut has_begun = false;
+    let trouble = loop {
+        match lines.recv_timeout(SILENCE) {
+            Ok(line) => {
+                writeln!(log, "{line}").context("writing the console's log")?;
+                if has_begun {
+                    println!("{line}");
+                } else if line.ends_with(BEGIN) {
+                    has_begun = true;
+                }
+                let is_panic = line.contains("Kernel panic");
+                last.push(line);
+                if last.len() > TAIL {
+                    last.remove(0);
+                }
+                if is_panic {
+                    break Some("the guest's kernel panicked".to_owned());
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                break Some(format!("the guest has said nothing for {} s", SILENCE.as_secs()));
+            }
+            Err(RecvTimeoutError::Disconnected) => break None,
+        }
+    };
+    let trouble = trouble.or_else(|| (!has_begun).then(|| "the guest never got to its work".to_owned()));
+    if trouble.is_some() {
+        // Ended already is as good.
+        let _ = child.kill();
+    }
+    let status = child.wait().context("waiting for QEMU")?;
+    drop(lines);
+    // It ends with the pipe.
+    let _ = reader.join();
+    if let Some(trouble) = trouble {
+        bail!("{trouble}; the end of {}:\n{}", path.display(), last.join("\n"));
+    }
+    ensure!(status.success(), "QEMU ended with {status}");
+    Ok(())
+}

@@ -1,0 +1,400 @@
+//! Stock Debian kernels: from which suite, fetched once, checked at every use.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::setup;
+
+/// A kernel by its short name, and where Debian has it.
+pub struct Known {
+    /// As it is asked for.
+    pub name: &'static str,
+    /// Debian's suite.
+    suite: &'static str,
+    /// Whether security updates of that suite are a suite of their own.
+    has_security: bool,
+}
+
+/// Every kernel that `cargo xtask vm` boots: one line each.
+pub const KERNELS: &[Known] = &[
+    Known {
+        name: "5.10",
+        suite: "bullseye",
+        has_security: true,
+    },
+    Known {
+        name: "6.1",
+        suite: "bookworm",
+        has_security: true,
+    },
+    Known {
+        name: "6.12",
+        suite: "trixie",
+        has_security: true,
+    },
+    Known {
+        name: "6.18",
+        suite: "trixie-backports",
+        has_security: false,
+    },
+    Known {
+        name: "7.2",
+        suite: "sid",
+        has_security: false,
+    },
+];
+
+impl Known {
+    /// The kernel that is called so.
+    pub fn by_name(name: &str) -> Option<&'static Self> {
+        KERNELS.iter().find(|kernel| kernel.name == name)
+    }
+}
+
+/// A kernel on this machine.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Kernel {
+    /// `uname -r`.
+    pub version: String,
+    /// The package and its version.
+    pub package: String,
+    /// The image to boot.
+    pub image: PathBuf,
+    /// The folder that becomes `/lib/modules`.
+    pub modules: PathBuf,
+    /// The image's SHA-256 when it was unpacked.
+    sha256: String,
+}
+
+/// The kernel, fetched when it is not there yet or `refresh` asks for the newest.
+pub fn fetch(known: &Known, refresh: bool) -> Result<Kernel> {
+    let folder = setup::data_folder()?.join("kernels").join(known.name);
+    let record = folder.join("kernel.json");
+    if !refresh && let Ok(text) = fs::read(&record) {
+        let kernel: Kernel = serde_json::from_slice(&text).with_context(|| {
+            format!(
+                "reading {}: remove it to fetch the kernel again",
+                record.display()
+            )
+        })?;
+        ensure!(
+            sha256(&kernel.image)? == kernel.sha256,
+            "{} is not what was unpacked: fetch it again with --refresh",
+            kernel.image.display()
+        );
+        return Ok(kernel);
+    }
+    println!("fetching kernel {} from Debian's {}", known.name, known.suite);
+    if folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("emptying {}", folder.display()))?;
+    }
+    let apt = Apt::of(known, &folder)?;
+    apt.run("apt-get", &["update", "--quiet"])?;
+    let package = apt.newest(known)?;
+    // Newer kernels are several packages; those that the image needs by its own version belong to it.
+    let mut packages = vec![package.clone()];
+    packages.extend(apt.parts(&package)?);
+    let mut arguments = vec!["download", "--quiet"];
+    arguments.extend(packages.iter().map(String::as_str));
+    apt.run("apt-get", &arguments)?;
+    let root = folder.join("root");
+    fs::create_dir_all(&root)?;
+    for entry in fs::read_dir(&folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "deb") {
+            run(Command::new("dpkg-deb").arg("--extract").arg(&path).arg(&root))?;
+            fs::remove_file(&path)?;
+        }
+    }
+    let image = only(&root.join("boot"), "vmlinuz-")?;
+    let version = image
+        .file_name()
+        .and_then(|name| name.to_str()?.strip_prefix("vmlinuz-"))
+        .context("a kernel image without a version")?
+        .to_owned();
+    // Since trixie /lib is /usr/lib in packages too.
+    let modules = ["usr/lib/modules", "lib/modules"]
+        .iter()
+        .map(|folder| root.join(folder))
+        .find(|folder| folder.join(&version).is_dir())
+        .with_context(|| format!("{package} brought no modules of {version}"))?;
+    let base = modules
+        .parent()
+        .and_then(Path::parent)
+        .context("modules without a root")?;
+    run(Command::new("depmod").arg("--basedir").arg(base).arg(&version))?;
+    let kernel = Kernel {
+        sha256: sha256(&image)?,
+        version,
+        package,
+        image,
+        modules,
+    };
+    fs::write(&record, serde_json::to_vec_pretty(&kernel)?)
+        .with_context(|| format!("writing {}", record.display()))?;
+    Ok(kernel)
+}
+
+impl Kernel {
+    /// Files of modules and of what they need, in the order in which they are to be loaded.
+    pub fn files_of(&self, modules: &[&str]) -> Result<Vec<PathBuf>> {
+        let base = self
+            .modules
+            .parent()
+            .and_then(Path::parent)
+            .context("modules without a root")?;
+        let mut files = Vec::new();
+        for module in modules {
+            let listed = output(Command::new("modprobe").arg("--dirname").arg(base).args([
+                "--set-version",
+                &self.version,
+                "--show-depends",
+                module,
+            ]))
+            .with_context(|| format!("{} has no module {module}", self.version))?;
+            // "builtin NAME" needs no loading.
+            for path in listed.lines().filter_map(|line| line.strip_prefix("insmod ")) {
+                let path = PathBuf::from(path.trim());
+                if !files.contains(&path) {
+                    files.push(path);
+                }
+            }
+        }
+        Ok(files)
+    }
+}
+
+/// Puts a module, decompressed, into a folder; its name there.
+pub fn unpack_module(path: &Path, folder: &Path) -> Result<String> {
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .context("a module without a name")?;
+    let (plain, program) = match (name.strip_suffix(".xz"), name.strip_suffix(".zst")) {
+        (Some(plain), _) => (plain, Some("xz")),
+        (_, Some(plain)) => (plain, Some("zstd")),
+        (None, None) => (name, None),
+    };
+    let bytes = match program {
+        Some(program) => {
+            let unpacked = Command::new(program)
+                .args(["--decompress", "--stdout"])
+                .arg(path)
+                .output()
+                .with_context(|| format!("starting {program}"))?;
+            ensure!(unpacked.status.success(), "{program} could not unpack {name}");
+            unpacked.stdout
+        }
+        None => fs::read(path).with_context(|| format!("reading {}", path.display()))?,
+    };
+    fs::write(folder.join(plain), bytes).with_context(|| format!("unpacking {name}"))?;
+    Ok(plain.to_owned())
+}
+
+/// apt with sources, lists and a cache of its own: it reads another suite, and changes nothing of this machine's.
+struct Apt {
+    folder: PathBuf,
+    configuration: PathBuf,
+}
+
+impl Apt {
+    fn of(known: &Known, folder: &Path) -> Result<Self> {
+        let apt = folder.join("apt");
+        for name in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(apt.join(name)).with_context(|| format!("making {}", apt.display()))?;
+        }
+        let archives = Archives::of_this_machine()?;
+        let signed = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]";
+        let mut sources = format!("deb {signed} {} {} main\n", archives.main, known.suite);
+        if known.has_security {
+            let security = archives.security;
+            sources += &format!("deb {signed} {security} {}-security main\n", known.suite);
+        }
+        fs::write(apt.join("sources.list"), sources)?;
+        let configuration = apt.join("apt.conf");
+        let at = apt.display();
+        fs::write(
+            &configuration,
+            format!(
+                "Dir::Etc::SourceList \"{at}/sources.list\";\n\
+                 Dir::Etc::SourceParts \"/dev/null\";\n\
+                 Dir::State::Lists \"{at}/lists\";\n\
+                 Dir::Cache \"{at}/cache\";\n\
+                 Acquire::Check-Valid-Until \"false\";\n\
+                 APT::Sandbox::User \"root\";\n"
+            ),
+        )?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            configuration,
+        })
+    }
+
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env("APT_CONFIG", &self.configuration)
+            .current_dir(&self.folder);
+        command
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> Result<()> {
+        run(&mut self.command(program, arguments))
+    }
+
+    /// The package of this kernel's generic flavour with the highest version.
+    fn newest(&self, known: &Known) -> Result<String> {
+        let pattern = format!(
+            "^linux-image-{}[.-][.0-9+~deb-]*-amd64$",
+            known.name.replace('.', "\\.")
+        );
+        let found = output(&mut self.command("apt-cache", &["search", "--names-only", &pattern]))?;
+        let mut packages: Vec<&str> = found
+            .lines()
+            .filter_map(|line| line.split_whitespace().next())
+            .filter(|package| !package.contains("cloud") && !package.contains("-rt-"))
+            .collect();
+        packages.sort_by_key(|package| numbers(package));
+        let newest = packages
+            .last()
+            .with_context(|| format!("Debian's {} has no kernel {}", known.suite, known.name))?;
+        Ok((*newest).to_owned())
+    }
+
+    /// Further packages of the same kernel.
+    fn parts(&self, package: &str) -> Result<Vec<String>> {
+        let depends = output(&mut self.command(
+            "apt-cache",
+            &[
+                "depends",
+                "--important",
+                "--no-recommends",
+                "--no-suggests",
+                package,
+            ],
+        ))?;
+        Ok(depends
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "))
+            .filter(|name| name.starts_with("linux-binary-") || name.starts_with("linux-modules-"))
+            .map(str::to_owned)
+            .collect())
+    }
+}
+
+/// The numbers in a package's name, by which versions are ordered.
+fn numbers(package: &str) -> Vec<u64> {
+    package
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|number| number.parse().ok())
+        .collect()
+}
+
+/// Where this machine gets Debian's packages from.
+struct Archives {
+    main: String,
+    security: String,
+}
+
+impl Archives {
+    fn of_this_machine() -> Result<Self> {
+        let listed = output(Command::new("apt-get").args([
+            "indextargets",
+            "--format",
+            "$(ORIGIN) $(LABEL) $(REPO_URI)",
+            "Created-By: Packages",
+        ]))
+        .context("asking apt for this machine's sources")?;
+        let of = |label: &str| {
+            listed
+                .lines()
+                .find_map(|line| line.strip_prefix(label))
+                .map(|uri| uri.trim().to_owned())
+        };
+        match (of("Debian Debian "), of("Debian Debian-Security ")) {
+            (Some(main), Some(security)) => Ok(Self { main, security }),
+            _ => bail!(
+                "the kernels come from Debian's archives, and apt on this machine knows none: run this on Debian, \
+                 after `apt-get update`"
+            ),
+        }
+    }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("starting {}", command.get_program().display()))?;
+    ensure!(
+        status.success(),
+        "{} ended with {status}",
+        command.get_program().display()
+    );
+    Ok(())
+}
+
+fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("starting {}", command.get_program().display()))?;
+    ensure!(
+        output.status.success(),
+        "{} ended with {}: {}",
+        command.get_program().display(),
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn sha256(path: &Path) -> Result<String> {
+    let printed = output(Command::new("sha256sum").arg(path))?;
+    printed
+        .split_whitespace()
+        .next()
+        .map(str::to_owned)
+        .context("sha256sum printed nothing")
+}
+
+/// The only file in a folder whose name begins so.
+fn only(folder: &Path, begins: &str) -> Result<PathBuf> {
+    let found: Vec<PathBuf> = fs::read_dir(folder)
+        .with_context(|| format!("looking into {}", folder.display()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with(begins))
+        })
+        .collect();
+    match &found[..] {
+        [one] => Ok(one.clone()),
+        _ => bail!(
+            "{} files begin with {begins} in {}",
+            found.len(),
+            folder.display()
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::numbers;
+
+    #[test]
+    fn versions_are_ordered_by_their_numbers() {
+        let mut packages = [
+            "linux-image-6.1.0-9-amd64",
+            "linux-image-6.1.0-56-amd64",
+            "linux-image-6.1.0-10-amd64",
+        ];
+        packages.sort_by_key(|package| numbers(package));
+        assert_eq!(packages[2], "linux-image-6.1.0-56-amd64");
+    }
+}
