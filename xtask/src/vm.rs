@@ -109,16 +109,16 @@ pub fn run(args: &Args) -> Result<()> {
     }
     watch(&mut qemu, &results)?;
     println!("results  {}", results.display());
-    let status = results.join("status");
-    let status = fs::read_to_string(&status).with_context(|| {
-        format!(
-            "the guest ended without a status: see {}",
+    match fs::read_to_string(results.join("status"))
+        .as_deref()
+        .map(str::trim)
+    {
+        Ok("0") => Ok(()),
+        Ok(status) => bail!("in the guest the command ended with status {status}"),
+        Err(_) => bail!(
+            "the guest ended before its work was done: see {}",
             console(&results).display()
-        )
-    })?;
-    match status.trim() {
-        "0" => Ok(()),
-        status => bail!("in the guest the command ended with status {status}"),
+        ),
     }
 }
 
@@ -156,7 +156,7 @@ fn guest_script(command: &str) -> String {
 /// The first process of the guest: finds the root that QEMU shares, and goes there.
 const INIT: &str = r#"#!/bin/busybox sh
 b=/bin/busybox
-$b mkdir -p /proc /sys /dev /lower /upper /root
+$b mkdir -p /proc /sys /dev /lower /upper /new
 $b mount -t proc proc /proc; $b mount -t sysfs sysfs /sys; $b mount -t devtmpfs devtmpfs /dev
 for module in $($b cat /modules/list); do
     $b insmod /modules/$module || echo "vm: module $module could not be loaded"
@@ -164,12 +164,12 @@ done
 share="-t 9p -o trans=virtio,version=9p2000.L,msize=512000"
 $b mount $share,ro,cache=loose host /lower || echo "vm: no root over 9p"
 $b mount -t tmpfs -o mode=755 upper /upper; $b mkdir /upper/files /upper/work
-$b mount -t overlay -o lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work root /root || echo "vm: no overlay"
-$b mkdir -p /root/vm /root/lib/modules
-$b mount $share results /root/vm || echo "vm: no folder for results"
-$b mount $share,ro,cache=loose modules /root/lib/modules || echo "vm: no modules"
-for folder in proc sys dev; do $b mount --move /$folder /root/$folder; done
-exec $b switch_root /root /bin/sh /vm/run.sh
+$b mount -t overlay -o lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work root /new || echo "vm: no overlay"
+$b mkdir -p /new/vm /new/lib/modules
+$b mount $share results /new/vm || echo "vm: no folder for results"
+$b mount $share,ro,cache=loose modules /new/lib/modules || echo "vm: no modules"
+for folder in proc sys dev; do $b mount --move /$folder /new/$folder; done
+exec $b switch_root /new /bin/sh /vm/run.sh
 "#;
 
 /// Packs the guest's first file system: busybox, the modules for 9p, and [`INIT`].

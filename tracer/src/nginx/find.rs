@@ -316,10 +316,15 @@ fn candidates(may_match: impl Fn(&str, &str) -> bool) -> Result<Vec<Candidate>, 
         let (Ok(executable), Some(stat)) = (process::exe_inode(pid), process::stat(pid)) else {
             continue;
         };
-        let read = || build::read(pid).ok().flatten().map(Rc::new);
-        let Some(build) = builds.entry(executable).or_insert_with(read).clone() else {
-            continue;
+        let build = match builds.get(&executable) {
+            Some(known) => known.clone(),
+            None => {
+                // One that ended meanwhile says nothing of others with the same executable.
+                let Ok(read) = build::read(pid) else { continue };
+                builds.entry(executable).or_insert(read.map(Rc::new)).clone()
+            }
         };
+        let Some(build) = build else { continue };
         // Without arguments it is in the midst of an exec: what it will be cannot be said yet.
         let Some(arguments) = process::command_line(pid).filter(|arguments| !arguments.is_empty()) else {
             continue;
