@@ -460,7 +460,7 @@ fn link(target: &Path, at: &Path) -> Result<()> {
 }
 
 /// Runs a command in sight of the user.
-fn say_and_run(command: &mut Command) -> Result<()> {
+pub fn say_and_run(command: &mut Command) -> Result<()> {
     println!("run      {}", shown(command));
     let status = command
         .stdin(Stdio::null())
@@ -471,16 +471,18 @@ fn say_and_run(command: &mut Command) -> Result<()> {
 }
 
 /// What a command prints.
-fn output_of(command: &mut Command) -> Result<String> {
+pub fn output_of(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("starting `{}`", shown(command)))?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
     ensure!(
         output.status.success(),
-        "`{}` ended with {}",
+        "`{}` ended with {} {}",
         shown(command),
-        output.status
+        output.status,
+        complaint.trim()
     );
     String::from_utf8(output.stdout).with_context(|| format!("reading what `{}` prints", shown(command)))
 }

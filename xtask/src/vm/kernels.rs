@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::setup;
+use crate::setup::{self, output_of, say_and_run};
 
 /// A kernel by its short name, and where Debian has it.
 pub struct Known {
@@ -108,7 +108,7 @@ pub fn fetch(known: &Known, refresh: bool) -> Result<Kernel> {
     for entry in fs::read_dir(&folder)? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "deb") {
-            run(Command::new("dpkg-deb").arg("--extract").arg(&path).arg(&root))?;
+            say_and_run(Command::new("dpkg-deb").arg("--extract").arg(&path).arg(&root))?;
             fs::remove_file(&path)?;
         }
     }
@@ -124,11 +124,8 @@ pub fn fetch(known: &Known, refresh: bool) -> Result<Kernel> {
         .map(|folder| root.join(folder))
         .find(|folder| folder.join(&version).is_dir())
         .with_context(|| format!("{package} brought no modules of {version}"))?;
-    let base = modules
-        .parent()
-        .and_then(Path::parent)
-        .context("modules without a root")?;
-    run(Command::new("depmod").arg("--basedir").arg(base).arg(&version))?;
+    let base = base_of(&modules)?;
+    say_and_run(Command::new("depmod").arg("--basedir").arg(base).arg(&version))?;
     let kernel = Kernel {
         sha256: sha256(&image)?,
         version,
@@ -141,17 +138,21 @@ pub fn fetch(known: &Known, refresh: bool) -> Result<Kernel> {
     Ok(kernel)
 }
 
+/// The folder in which depmod and modprobe find `lib/modules`.
+fn base_of(modules: &Path) -> Result<&Path> {
+    modules
+        .parent()
+        .and_then(Path::parent)
+        .context("modules without a root")
+}
+
 impl Kernel {
     /// Files of modules and of what they need, in the order in which they are to be loaded.
     pub fn files_of(&self, modules: &[&str]) -> Result<Vec<PathBuf>> {
-        let base = self
-            .modules
-            .parent()
-            .and_then(Path::parent)
-            .context("modules without a root")?;
+        let base = base_of(&self.modules)?;
         let mut files = Vec::new();
         for module in modules {
-            let listed = output(Command::new("modprobe").arg("--dirname").arg(base).args([
+            let listed = output_of(Command::new("modprobe").arg("--dirname").arg(base).args([
                 "--set-version",
                 &self.version,
                 "--show-depends",
@@ -246,7 +247,7 @@ impl Apt {
     }
 
     fn run(&self, program: &str, arguments: &[&str]) -> Result<()> {
-        run(&mut self.command(program, arguments))
+        say_and_run(&mut self.command(program, arguments))
     }
 
     /// The package of this kernel's generic flavour with the highest version.
@@ -255,7 +256,7 @@ impl Apt {
             "^linux-image-{}[.-][.0-9+~deb-]*-amd64$",
             known.name.replace('.', "\\.")
         );
-        let found = output(&mut self.command("apt-cache", &["search", "--names-only", &pattern]))?;
+        let found = output_of(&mut self.command("apt-cache", &["search", "--names-only", &pattern]))?;
         let mut packages: Vec<&str> = found
             .lines()
             .filter_map(|line| line.split_whitespace().next())
@@ -270,7 +271,7 @@ impl Apt {
 
     /// Further packages of the same kernel.
     fn parts(&self, package: &str) -> Result<Vec<String>> {
-        let depends = output(&mut self.command(
+        let depends = output_of(&mut self.command(
             "apt-cache",
             &[
                 "depends",
@@ -305,7 +306,7 @@ struct Archives {
 
 impl Archives {
     fn of_this_machine() -> Result<Self> {
-        let listed = output(Command::new("apt-get").args([
+        let listed = output_of(Command::new("apt-get").args([
             "indextargets",
             "--format",
             "$(ORIGIN) $(LABEL) $(REPO_URI)",
@@ -328,34 +329,8 @@ impl Archives {
     }
 }
 
-fn run(command: &mut Command) -> Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("starting {}", command.get_program().display()))?;
-    ensure!(
-        status.success(),
-        "{} ended with {status}",
-        command.get_program().display()
-    );
-    Ok(())
-}
-
-fn output(command: &mut Command) -> Result<String> {
-    let output = command
-        .output()
-        .with_context(|| format!("starting {}", command.get_program().display()))?;
-    ensure!(
-        output.status.success(),
-        "{} ended with {}: {}",
-        command.get_program().display(),
-        output.status,
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
 fn sha256(path: &Path) -> Result<String> {
-    let printed = output(Command::new("sha256sum").arg(path))?;
+    let printed = output_of(Command::new("sha256sum").arg(path))?;
     printed
         .split_whitespace()
         .next()
