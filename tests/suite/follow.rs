@@ -40,6 +40,16 @@ pub fn trials(ground: &Arc<Ground>) -> Vec<Trial> {
             "follow/a_reload_keeps_the_old_names_of_old_workers",
             reload,
         ),
+        live(
+            ground,
+            "follow/reloads_in_quick_succession",
+            reloads_in_succession,
+        ),
+        live(
+            ground,
+            "follow/a_reload_that_fails_changes_no_names",
+            failed_reload,
+        ),
         live(ground, "follow/a_restart_of_nginx_renamed_as_openresty", restart),
         live(
             ground,
@@ -207,6 +217,87 @@ steps = [
     ensure!(n_old == 1, "{n_old} of two attempts were an old worker's");
     tracer.stop()?;
     Ok(())
+}
+
+/// Asks until a worker serves that names its upstream so; whatever it named before must be of `others`.
+fn ask_until_named(stage: &Stage, tracer: &Tracer, wanted: &str, others: &[&str]) -> Result<()> {
+    wait_for(format!("a failure at {wanted}"), PATIENCE, || {
+        let before = tracer
+            .records()
+            .map(|records| not_ok(&records).count())
+            .map_err(|error| format!("{error:#}"))?;
+        ask(stage, "/app").map_err(|error| format!("{error:#}"))?;
+        let failed = failures(tracer, before + 1).map_err(|error| format!("{error:#}"))?;
+        match failed.last().and_then(|attempt| told(attempt).0) {
+            Some(name) if name == wanted => Ok(()),
+            Some(name) if others.contains(&name) => Err(name.to_owned()),
+            other => panic!("named {other:?} where {wanted} was to come"),
+        }
+    })
+}
+
+/// A master reloads as often as it is told to, however short the time since it last forked.
+fn reloads_in_succession(run: &Run, nginx: &Path) -> Result<()> {
+    let stage = refusing(run, nginx, "reloads-in-succession", "first", "")?;
+    let tracer = attach(run, &stage, &stage.nginx.pid().to_string(), &[])?;
+    let names = ["first", "second", "third", "fourth"];
+    for (n, name) in names.iter().enumerate().skip(1) {
+        stage.nginx.reload(&stage.config.replace("first", name))?;
+        // Workers of every generation before may still accept.
+        ask_until_named(&stage, &tracer, name, &names[..n])?;
+    }
+    tracer.stop()?;
+    Ok(())
+}
+
+/// What a master could not load its workers do not have, not even those that replace a worker which crashed.
+fn failed_reload(run: &Run, nginx: &Path) -> Result<()> {
+    let stage = refusing(run, nginx, "failed-reload", "first", "")?;
+    let tracer = attach(run, &stage, &stage.nginx.pid().to_string(), &[])?;
+    let file = stage.folder.join("nginx.conf");
+    let broken = format!(
+        "{}\nno_such_directive on;\n",
+        stage.config.replace("first", "broken")
+    );
+    fs::write(&file, broken)?;
+    stage.nginx.signal(Signal::SIGHUP)?;
+    wait_for("the reload to fail", PATIENCE, || {
+        if stage.nginx.error_log().contains("no_such_directive") {
+            Ok(())
+        } else {
+            Err(stage.nginx.error_log())
+        }
+    })?;
+    crash_workers(&stage)?;
+    for _ in 0..6 {
+        ask(&stage, "/app")?;
+    }
+    are_refused_at(&failures(&tracer, 6)?, Some("first"))?;
+    // Mended, but nobody told the master yet.
+    fs::write(&file, stage.config.replace("first", "mended"))?;
+    crash_workers(&stage)?;
+    for _ in 0..6 {
+        ask(&stage, "/app")?;
+    }
+    are_refused_at(&failures(&tracer, 12)?, Some("first"))?;
+    stage.nginx.reload(&stage.config.replace("first", "mended"))?;
+    ask_until_named(&stage, &tracer, "mended", &["first"])?;
+    tracer.stop()?;
+    Ok(())
+}
+
+/// Ends the workers with a signal of a fault, and waits for those that replace them.
+fn crash_workers(stage: &Stage) -> Result<()> {
+    let before = stage.nginx.workers();
+    stage.nginx.signal_workers(Signal::SIGSEGV)?;
+    wait_for("new workers", PATIENCE, || {
+        let now = stage.nginx.workers();
+        if now.len() == 2 && now.iter().all(|pid| !before.contains(pid)) {
+            Ok(())
+        } else {
+            Err(format!("{now:?}"))
+        }
+    })
 }
 
 fn restart(run: &Run, nginx: &Path) -> Result<()> {
@@ -407,16 +498,7 @@ fn base_name(program: &Path) -> Result<String> {
 fn worker_crash(run: &Run, nginx: &Path) -> Result<()> {
     let stage = refusing(run, nginx, "worker-crash", "app", "")?;
     let tracer = attach(run, &stage, &stage.nginx.pid().to_string(), &[])?;
-    let before = stage.nginx.workers();
-    stage.nginx.signal_workers(Signal::SIGSEGV)?;
-    wait_for("new workers", PATIENCE, || {
-        let now = stage.nginx.workers();
-        if now.len() == 2 && now.iter().all(|pid| !before.contains(pid)) {
-            Ok(())
-        } else {
-            Err(format!("{now:?}"))
-        }
-    })?;
+    crash_workers(&stage)?;
     ask(&stage, "/app")?;
     are_refused_at(&failures(&tracer, 1)?, Some("app"))?;
     tracer.stop()?;

@@ -61,6 +61,8 @@ pub mod kind {
     pub const SNAPSHOT: u16 = 15;
     /// [`crate::ConnectFailed`].
     pub const CONNECT_FAILED: u16 = 16;
+    /// [`crate::Process`]: an nginx process was sent `signal`.
+    pub const SIGNALLED: u16 = 17;
 }
 
 /// Bits of [`Conn::flags`].

@@ -493,9 +493,12 @@ impl Engine {
                 peer,
                 errno,
             } => self.connect_failed(at, worker, peer, errno, outputs),
-            // Membership was decided in the kernel; whether a child is a worker, and what an unknown record meant,
-            // the source knows.
-            Event::Forked { .. } | Event::Executed { .. } | Event::Unknown { .. } => {}
+            // Membership was decided in the kernel; whether a child is a worker, which configuration it has, and what
+            // an unknown record meant, the source knows.
+            Event::Forked { .. }
+            | Event::Executed { .. }
+            | Event::Signalled { .. }
+            | Event::Unknown { .. } => {}
         }
     }
 

@@ -502,6 +502,13 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         told: Option<Told>,
     },
+    /// An nginx process was sent a signal that means something to it: SIGHUP, at which a master reads its files anew.
+    Signalled {
+        at: Ktime,
+        pid: Pid,
+        signal: u8,
+        by: Task,
+    },
     /// An nginx process forked.
     Forked { at: Ktime, parent: Pid, child: Pid },
     /// A process became an nginx (`exec`), or an nginx became something else.

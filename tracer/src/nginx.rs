@@ -3,6 +3,7 @@
 pub mod config;
 pub mod error_log;
 pub mod find;
+pub mod reload;
 pub mod tail;
 pub mod texts;
 

@@ -10,6 +10,8 @@ use crate::{
     sock::{current_task, oom_flag, read},
 };
 
+const SIGHUP: i32 = 1;
+
 /// A worker of which nothing is known yet.
 static NEW_WORKER: Worker = {
     // SAFETY: plain integers and byte arrays, for which all zeroes is a value.
@@ -163,11 +165,25 @@ pub fn signal_sent(ctx: BtfTracePointContext) -> i32 {
     if !matches!(signal, 1 | 2 | 3 | 4 | 6 | 7 | 8 | 9 | 11 | 15) {
         return 0;
     }
-    let pid: u32 = read(ctx.arg::<u64>(2), offset!(task_tgid));
-    if OWNERS.get_ptr(pid).is_none() && worker(pid).is_none() {
+    let task_struct = ctx.arg::<u64>(2);
+    let pid: u32 = read(task_struct, offset!(task_tgid));
+    let is_nginx = worker(pid).is_some();
+    if !is_nginx && OWNERS.get_ptr(pid).is_none() {
         return 0;
     }
     let sender = current_task();
+    // nginx's master reads its files anew; nothing else shows that before it forks.
+    if is_nginx && signal == SIGHUP {
+        write(&Process {
+            header: header(kind::SIGNALLED, now()),
+            task: of(task_struct),
+            parent: 0,
+            is_nginx: 1,
+            signal: signal as u32,
+            signal_age_ms: 0,
+            sender,
+        });
+    }
     if sender.pid == pid
         && let Some(before) = SIGNALS.get_ptr(pid)
     {

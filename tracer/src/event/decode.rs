@@ -195,6 +195,15 @@ impl Decoder {
                     signalled_by: (found.signal != 0 && ended_by == found.signal).then_some(sender),
                 }
             }
+            kind::SIGNALLED => {
+                let found: wire::Process = record(bytes)?;
+                Event::Signalled {
+                    at,
+                    pid: Pid(found.task.pid),
+                    signal: u8::try_from(found.signal).ok()?,
+                    by: process(&found.sender),
+                }
+            }
             kind::FORKED => {
                 let found: wire::Process = record(bytes)?;
                 Event::Forked {

@@ -82,8 +82,9 @@ pub static PLAN: &[Hook] = &[
     },
     Hook {
         sees: "signals",
-        shows: "who sent a deadly signal",
-        without: "a killed backend is named without the process that killed it",
+        shows: "who sent a deadly signal, and when nginx is told to reload",
+        without: "a killed backend is named without the process that killed it, and after a reload upstreams are named \
+            from the configuration before it",
         required: false,
         ways: &[&[("signal_sent", Tracepoint("signal_generate"))]],
     },

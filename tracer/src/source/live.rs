@@ -22,6 +22,7 @@ use crate::{
         config,
         error_log::{self, Zone},
         find::{self, Found, NAMES, Role, Target},
+        reload::Reloads,
         tail::Tail,
         texts,
     },
@@ -45,10 +46,10 @@ const WRITTEN_MEANWHILE: u64 = 64 << 10;
 const MAX_LOGS: usize = 64;
 const SWEEP_EVERY: u64 = 10 * SECOND;
 const CLOCK_EVERY: u64 = 60 * SECOND;
-/// A master that forks again within this time starts the workers of one generation.
-const GENERATION: u64 = 2 * SECOND;
-/// A worker that has ended by itself is replaced at once.
-const REPLACED_WITHIN: u64 = SECOND / 10;
+/// What makes nginx's master read its files anew.
+const SIGHUP: u8 = 1;
+/// `NGX_LOG_EMERG`.
+const EMERG: u8 = 1;
 /// A master's child that executes something does so this soon.
 const EXECUTED_WITHIN: u64 = 5_000_000;
 
@@ -83,8 +84,9 @@ pub struct LiveOptions {
 struct Known {
     found: Found,
     config: Config,
-    forked_at: Ktime,
-    worker_ended_at: Ktime,
+    reloads: Reloads<Config>,
+    /// When the first worker with this configuration was forked; 0: before the instance was met.
+    generation: Ktime,
     /// The master of another executable that this one started (a binary upgrade under way).
     upgraded_by: Option<Pid>,
 }
@@ -492,28 +494,39 @@ impl Live {
                 }
                 self.look_soon(at);
             }
-            Event::ProcessExited { task, is_nginx, .. } => {
+            Event::ProcessExited {
+                task,
+                is_nginx,
+                parent,
+                ..
+            } => {
                 if *is_nginx {
                     self.look_soon(at);
+                    let forked = self.forked.get(&task.pid).map_or(Ktime(0), |(at, _)| *at);
                     for known in self.instances.values_mut() {
                         known.upgraded_by = known.upgraded_by.filter(|pid| *pid != task.pid);
-                        if known
-                            .found
-                            .processes
-                            .iter()
-                            .any(|process| process.pid == task.pid)
-                        {
-                            known.worker_ended_at = at;
-                        }
+                    }
+                    if let Some(known) = self.instances.get_mut(parent)
+                        && forked >= known.generation
+                    {
+                        known.reloads.lose_worker(at);
                     }
                 }
                 self.ended.push_back((at, task.pid));
             }
+            Event::Signalled {
+                pid, signal: SIGHUP, ..
+            } => self.reload(at, *pid),
             Event::ListenerOpened { .. } => {
                 let event = event.clone();
                 self.name_netns(at, &event);
             }
             Event::Line(line) if is_timeout(line) => self.unix_lines.push_back(line.clone()),
+            Event::Line(line) if line.level == EMERG => {
+                if let Some(known) = self.instances.get_mut(&line.worker) {
+                    known.reloads.complain();
+                }
+            }
             Event::Exchange(exchange) => self.claim_unix_line(exchange),
             _ => {}
         }
@@ -716,33 +729,40 @@ impl Live {
         Known {
             found,
             config,
-            forked_at: Ktime(0),
-            worker_ended_at: Ktime(0),
+            reloads: Reloads::default(),
+            generation: Ktime(0),
             upgraded_by: None,
         }
     }
 
-    /// The first worker a master forks after a while has the configuration the master has just read.
-    fn begin_generation(&mut self, at: Ktime, master: Pid) {
-        let Some(known) = self.instances.get_mut(&master) else {
+    /// A master reads its files now, so they are read now. (An nginx without one, `master_process off`, does not
+    /// survive a reload: it has no connections left in 1.22.)
+    fn reload(&mut self, at: Ktime, master: Pid) {
+        let Some(known) = self.instances.get(&master) else {
             return;
         };
-        let is_same = at.since(known.forked_at) < GENERATION && known.forked_at.0 != 0;
-        // In place of a worker that has just ended the master forks another from its own old memory, whatever the file
-        // says by now; after a reload the new workers come first.
-        let is_replacement =
-            known.worker_ended_at.0 != 0 && at.since(known.worker_ended_at) < REPLACED_WITHIN;
-        known.forked_at = at;
-        // Beside a new executable's master the old one starts its workers again without reading the file: an upgrade
-        // is taken back.
-        if is_same || is_replacement || known.upgraded_by.is_some() {
+        // Beside a new executable's master the old one starts its workers again from its own memory: an upgrade is
+        // taken back.
+        if known.upgraded_by.is_some() {
             return;
         }
         let found = known.found.clone();
         let config = self.read_config(&found, Some(at));
-        if let Some(known) = self.instances.get_mut(&master)
-            && known.config != config
-        {
+        if let Some(known) = self.instances.get_mut(&master) {
+            known.reloads.ask(at, config);
+        }
+    }
+
+    /// A worker was forked: the first one after a reload has the new configuration.
+    fn begin_generation(&mut self, at: Ktime, master: Pid) {
+        let Some(known) = self.instances.get_mut(&master) else {
+            return;
+        };
+        let Some(config) = known.reloads.fork() else {
+            return;
+        };
+        known.generation = at;
+        if known.config != config {
             known.config = config.clone();
             self.tell_config(at, master, at, &config);
             self.follow_logs(master, &config);
