@@ -67,6 +67,9 @@ pub fn trials(ground: &Arc<Ground>) -> Vec<Trial> {
     let recorded = crate::replay::recorded()
         .into_iter()
         .map(|name| plain(&format!("deaf/{name}"), move || test(&name)));
+    let skipped_events = crate::replay::recorded()
+        .into_iter()
+        .map(|name| plain(&format!("deaf/unnoticed-{name}"), move || test_unnoticed(&name)));
     let is_wanted = |scenario: &Scenario| is_full() || LIVE.contains(&scenario.name.as_str());
     let heard = scenarios().into_iter().filter(is_wanted).map(|scenario| {
         let ground = Arc::clone(ground);
@@ -94,7 +97,12 @@ pub fn trials(ground: &Arc<Ground>) -> Vec<Trial> {
             })
         })
     });
-    recorded.chain(heard).chain(with_less).chain([all]).collect()
+    recorded
+        .chain(skipped_events)
+        .chain(heard)
+        .chain(with_less)
+        .chain([all])
+        .collect()
 }
 
 /// A scenario live, with less to see: healthy traffic is healthy, and no cause is named but the right one.
@@ -177,6 +185,40 @@ fn test(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// A recording in which a hook saw nothing although it is there, and every two: a kernel may skip programs without a
+/// word, or count what it skipped only after the cause was named.
+fn test_unnoticed(name: &str) -> Result<()> {
+    let whole = inputs(name)?;
+    let before = attempts(&whole);
+    let mut problems = Vec::new();
+    for (index, one) in SKIPPED.iter().enumerate() {
+        let less = less(whole.clone(), one);
+        for other in &SKIPPED[index..] {
+            let both = self::less(less.clone(), other);
+            problems.extend(
+                compare(&before, &attempts(&both))
+                    .into_iter()
+                    .filter(|difference| !difference.is_honest() && !difference.is_an_unseen_origin())
+                    .map(|difference| format!("unseen {one}, {other}: {difference}")),
+            );
+        }
+    }
+    ensure!(problems.is_empty(), "{}", problems.join("\n"));
+    Ok(())
+}
+
+/// Hooks whose programs run in whatever context an event falls into.
+const SKIPPED: &[&str] = &[
+    "accept",
+    "accept-queue",
+    "resets-received",
+    "resets-sent",
+    "errors",
+    "retransmits",
+    "drops",
+    "icmp-sent",
+];
+
 /// What may be missing.
 const MISSING: &[&str] = &[
     VOICE,
@@ -235,17 +277,23 @@ fn attempts(inputs: &[Stamped]) -> Vec<Attempt> {
 }
 
 /// The inputs a tracer without this hook would have taken in.
-fn without(inputs: Vec<Stamped>, hook: &str) -> Vec<Stamped> {
+fn without(mut inputs: Vec<Stamped>, hook: &str) -> Vec<Stamped> {
+    for stamped in &mut inputs {
+        if let Input::Hooks(hooks) = &mut stamped.input {
+            for status in hooks.iter_mut().filter(|status| status.sees == hook) {
+                status.how = None;
+                status.why_not = Some(format!("left out with --without {hook}"));
+            }
+        }
+    }
+    less(inputs, hook)
+}
+
+/// The inputs of which this hook saw none.
+fn less(inputs: Vec<Stamped>, hook: &str) -> Vec<Stamped> {
     let mut kept: Vec<Stamped> = Vec::with_capacity(inputs.len());
     for mut stamped in inputs {
         let stays = match &mut stamped.input {
-            Input::Hooks(hooks) => {
-                for status in hooks.iter_mut().filter(|status| status.sees == hook) {
-                    status.how = None;
-                    status.why_not = Some(format!("left out with --without {hook}"));
-                }
-                true
-            }
             Input::LogLine(_) => hook != FILE,
             Input::Kernel(Event::Exchange(exchange)) => {
                 let is_reuse = hook == VOICE
@@ -408,6 +456,18 @@ impl Difference {
         });
         let is_unseen = matches!(self.kind, Kind::Missing | Kind::TakenForOk);
         self.is_honest() || (is_unseen && is_known_to_nginx_alone)
+    }
+
+    /// A reset that this host sent from a namespace nobody told us of looks as if it came from elsewhere: where it came
+    /// from nothing else shows.
+    fn is_an_unseen_origin(&self) -> bool {
+        let is = |attempt: &Option<Attempt>, id: &str| {
+            attempt
+                .as_ref()
+                .and_then(|attempt| attempt.cause.as_ref())
+                .is_some_and(|cause| cause.id == id)
+        };
+        is(&self.before, "no-listener") && is(&self.after, "refused-remotely")
     }
 
     /// nginx's voice brings the failed route lookup along; without it the host would be asked, and no recording has an

@@ -96,6 +96,8 @@ pub mod conn {
     pub const BY_ANSWER: u32 = 4096;
     /// With [`BY_ANSWER`]: what was read last was passed on.
     pub const ANSWERED: u32 = 8192;
+    /// A segment of the peer's arrived: `segs_in` was above 0 at the end.
+    pub const HEARD: u32 = 16384;
 }
 
 /// [`Conn::end`].
@@ -784,6 +786,7 @@ offsets! {
     copied_seq: "tcp_sock.copied_seq",
     srtt_us: "tcp_sock.srtt_us",
     snd_wnd: "tcp_sock.snd_wnd",
+    segs_in: "tcp_sock.segs_in",
     queue_next: "sk_buff_head.next",
     queue_len: "sk_buff_head.qlen",
     skb_sk: "sk_buff.sk",

@@ -329,6 +329,12 @@ pub trait Tcp: Members {
         self.get(offset!(snd_wnd))
     }
 
+    /// Segments received, with resets.
+    #[inline(always)]
+    fn segments_in(self) -> u32 {
+        self.get(offset!(segs_in))
+    }
+
     /// Bytes received and never read; the FIN, which the kernel counts as one, is taken off when it has come.
     #[inline(always)]
     fn unread(self, fin: bool) -> u32 {

@@ -300,6 +300,9 @@ pub struct Exchange {
     pub fin_at: Option<Ktime>,
     /// The peer's FIN arrived before any byte of this request could have been acknowledged (`snd_una` at that time).
     pub fin_before_request: bool,
+    /// A segment of the peer's arrived although the connection was never established (`segs_in`, read at its end).
+    #[serde(default)]
+    pub answered: bool,
     /// A RST arrived.
     pub reset_at: Option<Ktime>,
     /// The socket's state when the RST arrived.

@@ -172,6 +172,7 @@ pub fn split_at_reuse(exchange: Exchange) -> (Exchange, Exchange) {
         error: None,
         error_at: None,
         fin_at: None,
+        answered: false,
         reset_at: None,
         reset_in: None,
         line: None,

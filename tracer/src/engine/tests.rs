@@ -90,6 +90,7 @@ fn connect(to: &str, ended: Ktime) -> Exchange {
         recv_error: None,
         fin_at: None,
         fin_before_request: false,
+        answered: false,
         reset_at: None,
         reset_in: None,
         acked_at_reset: 0,
@@ -595,6 +596,54 @@ fn icmp_is_told_by_its_code_and_sender() {
         named(vec![dropped(FAR, "NETFILTER_DROP")], rule),
         ("icmp-unreachable", Confirmed)
     );
+}
+
+/// A kernel may skip programs: what one of them would have seen must not be taken for what did not happen.
+#[test]
+fn what_no_program_saw_is_not_what_did_not_happen() {
+    // This host gave up on the neighbour: a rule would have answered at once.
+    let late = Exchange {
+        ended_at: ms(620),
+        ..icmp(FAR, 3, 1, "10.0.0.1", 113)
+    };
+    assert_eq!(named(vec![], late), ("neighbour-silent", Likely));
+    // A rule, or a neighbour that was asked for by an earlier connection.
+    let soon = icmp(FAR, 3, 1, "10.0.0.1", 113);
+    assert_eq!(named(vec![], soon).0, "unknown");
+    // A segment that ended the connect was a reset.
+    let unseen = Exchange {
+        answered: true,
+        reset_at: None,
+        reset_in: None,
+        ..refused(APP)
+    };
+    assert_eq!(
+        named(vec![no_socket(APP)], unseen.clone()),
+        ("no-listener", Confirmed)
+    );
+    let ipv6 = Exchange {
+        peer: peer("[::1]:3000"),
+        ..unseen
+    };
+    assert_eq!(
+        named(vec![dropped("[::1]:3000", "NETFILTER_DROP")], ipv6),
+        ("firewall-reset", Confirmed)
+    );
+    // On IPv4 an ICMP error would lie in the socket's queue.
+    let bare = Exchange {
+        reset_at: None,
+        reset_in: None,
+        ..refused(FAR)
+    };
+    assert_eq!(named(vec![], bare).0, "unknown");
+    // A SYN to this host is answered or dropped.
+    let silent = Exchange {
+        syn_retransmits: 2,
+        ..connect(APP, ms(3000))
+    };
+    let mut deaf = Lab::with_hooks(&["nginx-log"]);
+    deaf.end(silent);
+    assert_eq!(verdict(&deaf.only()).0, "unknown");
 }
 
 #[test]
@@ -2339,6 +2388,7 @@ fn a_send_that_fails_is_an_attempt_without_any_line() {
 #[test]
 fn a_refusal_whose_reset_cannot_be_seen_is_named_only_by_who_sent_it() {
     let refused = |to| Exchange {
+        answered: false,
         reset_at: None,
         reset_in: None,
         ..refused(to)

@@ -33,8 +33,13 @@ pub enum SynAnswer<'a> {
 
 /// Who refused a connect with a reset; `None`: no reset answered it.
 pub fn syn_answer<'a>(exchange: &'a Exchange, around: &'a Surroundings) -> Option<SynAnswer<'a>> {
+    // A segment that ended a connect was a reset, seen or not.
+    let is_answered = exchange.answered && exchange.established_at.is_none();
+    let reset_at = exchange
+        .reset_at
+        .or_else(|| is_answered.then(|| exchange.error_at.unwrap_or(exchange.ended_at)));
     // Where resets cannot be seen to arrive, this host's own refusal still proves one.
-    if exchange.reset_at.is_none() && (around.sees("resets-received") || exchange.error != Some(Errno(111))) {
+    if reset_at.is_none() && (around.sees("resets-received") || exchange.error != Some(Errno(111))) {
         return None;
     }
     let drops = around.drops_of(exchange);
@@ -59,7 +64,7 @@ pub fn syn_answer<'a>(exchange: &'a Exchange, around: &'a Surroundings) -> Optio
             proof: drop_fact(dropped),
         });
     }
-    let reset_at = exchange.reset_at?;
+    let reset_at = reset_at?;
     if let Some(rule) = drops
         .into_iter()
         .find(|dropped| dropped.is_syn() && dropped.kind() == DropKind::Netfilter)

@@ -6,7 +6,7 @@ use crate::{
         diagnose::{Cause, Check, Stand, Subject},
         surroundings::{DropKind, Surroundings},
     },
-    event::{Exchange, Icmp},
+    event::{Exchange, Icmp, Peer},
     model::Outcome,
 };
 
@@ -29,7 +29,7 @@ pub const FIREWALL_PORT_UNREACHABLE: Cause = Cause {
     explains: &["packet-dropped-locally"],
     outcomes: &[Outcome::Refused],
     nginx_logs: "connect() failed (111: Connection refused) while connecting to upstream",
-    recognised: "no reset arrived; the socket's error is an ICMP port-unreachable (a TCP host answers with a reset, so \
+    recognised: "no segment arrived; the socket's error is an ICMP port-unreachable (a TCP host answers with a reset, so \
         this is a rule's doing): with its sender on IPv4, by this host's own drop of the SYN otherwise",
     needs: &[],
     look_alikes: &["no-listener", "firewall-reset", "refused-remotely"],
@@ -63,11 +63,12 @@ fn firewall_port_unreachable(subject: &Subject<'_>, around: &Surroundings) -> Ch
     let Some(exchange) = subject.connecting() else {
         return Check::No;
     };
-    if exchange.reset_at.is_some() || subject.errno() != Some(111) {
+    if exchange.reset_at.is_some() || exchange.answered || subject.errno() != Some(111) {
         return Check::No;
     }
-    // Without the packet itself, that no reset came is all there is.
-    if exchange.icmp.is_none() && !around.sees("resets-received") {
+    // On IPv4 the error lies in the socket's queue to the end. On IPv6 that no reset came is all there is.
+    let is_v6 = matches!(&exchange.peer, Peer::Tcp(address) if address.is_ipv6());
+    if exchange.icmp.is_none() && !(is_v6 && around.sees("resets-received")) {
         return Check::No;
     }
     let drops = around.drops_of(exchange);
@@ -110,6 +111,6 @@ fn firewall_port_unreachable(subject: &Subject<'_>, around: &Surroundings) -> Ch
 }
 
 fn is_port_unreachable(exchange: &Exchange, icmp: &Icmp) -> bool {
-    let is_v6 = matches!(&exchange.peer, crate::event::Peer::Tcp(address) if address.is_ipv6());
+    let is_v6 = matches!(&exchange.peer, Peer::Tcp(address) if address.is_ipv6());
     (icmp.kind, icmp.code) == if is_v6 { (1, 4) } else { (3, 3) }
 }

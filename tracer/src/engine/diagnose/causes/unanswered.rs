@@ -84,6 +84,10 @@ fn syn_unanswered(subject: &Subject<'_>, around: &Surroundings) -> Check {
     if is_answered || !around.sees("drops") || local_drop(exchange, around).is_some() {
         return Check::No;
     }
+    // Our own stack answers or drops; that neither was seen means that something was not.
+    if locality(exchange, around) == Locality::ThisHost {
+        return Check::No;
+    }
     let (gave_up, mut evidence) = who_gave_up(subject, exchange);
     evidence.push(connect_fact(exchange));
     let summary = format!(
@@ -91,15 +95,7 @@ fn syn_unanswered(subject: &Subject<'_>, around: &Surroundings) -> Check {
         counted(u64::from(exchange.syn_retransmits) + 1, "SYN"),
         exchange.peer
     );
-    let stand = Stand::confirmed(summary, evidence);
-    match locality(exchange, around) {
-        // Our own stack answers or drops; that neither was seen means that something was not.
-        Locality::ThisHost => {
-            stand.without("the peer is on this host, yet what became of the SYN there was not seen")
-        }
-        Locality::Elsewhere | Locality::Unknown => stand,
-    }
-    .into()
+    Stand::confirmed(summary, evidence).into()
 }
 
 fn local_drop<'a>(exchange: &Exchange, around: &'a Surroundings) -> Option<&'a Dropped> {

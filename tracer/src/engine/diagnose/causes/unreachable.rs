@@ -89,6 +89,9 @@ pub const ICMP_PROHIBITED: Cause = Cause {
     check: icmp_prohibited,
 };
 
+/// How long a firewall rule of this host may take to answer a SYN, on a machine that is short of processors.
+const RULE_ANSWERS_WITHIN: u64 = 10_000_000;
+
 fn neighbour_silent(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let Some(exchange) = subject.connecting() else {
         return Check::No;
@@ -99,15 +102,16 @@ fn neighbour_silent(subject: &Subject<'_>, around: &Surroundings) -> Check {
         .filter(|dropped| dropped.kind() == DropKind::Neighbour)
         .map(|dropped| drop_fact(dropped))
         .collect();
-    let own_unreachable = exchange.icmp.as_ref().is_some_and(|icmp| {
-        kind_of(exchange, icmp) == Some(Kind::Host)
-            && icmp
-                .sender
-                .is_some_and(|sender| around.is_own_address(exchange.netns, sender))
-    });
     let is_ruled = drops.iter().any(|dropped| dropped.kind() == DropKind::Netfilter);
     let is_proven = !given_up.is_empty();
-    let is_own = own_unreachable && !is_ruled && exchange.syn_retransmits > 0;
+    // A rule of this host answers the first SYN, and does so at once.
+    let is_late = exchange.syn_retransmits > 0
+        || exchange
+            .error_at
+            .unwrap_or(exchange.ended_at)
+            .since(exchange.began_at)
+            > RULE_ANSWERS_WITHIN;
+    let is_own = is_own_unreachable(exchange, around) && !is_ruled && is_late;
     if !is_proven && !is_own {
         return on_link_silence(subject, exchange, is_ruled, around);
     }
@@ -120,7 +124,22 @@ fn neighbour_silent(subject: &Subject<'_>, around: &Surroundings) -> Check {
         exchange.peer,
         between(exchange.began_at, exchange.error_at.unwrap_or(exchange.ended_at)),
     );
-    Stand::confirmed(summary, evidence).into()
+    if is_proven || exchange.syn_retransmits > 0 {
+        return Stand::confirmed(summary, evidence).into();
+    }
+    Stand::likely(summary, evidence)
+        .without("drops: the SYN given up with the neighbour was not seen")
+        .into()
+}
+
+/// Whether this host itself said, to a SYN that it was to send, that the peer's host cannot be reached.
+fn is_own_unreachable(exchange: &Exchange, around: &Surroundings) -> bool {
+    exchange.icmp.as_ref().is_some_and(|icmp| {
+        kind_of(exchange, icmp) == Some(Kind::Host)
+            && icmp
+                .sender
+                .is_some_and(|sender| around.is_own_address(exchange.netns, sender))
+    })
 }
 
 /// Where the packet that gave the errno cannot be seen (IPv6 without fentry): towards an address on the link there is
@@ -325,6 +344,10 @@ fn icmp_unreachable(subject: &Subject<'_>, around: &Surroundings) -> Check {
         Some((Kind::Host, is_seen)) => ("host", is_seen),
         Some((Kind::Prohibited, _)) | None => return Check::No,
     };
+    // No router said it. That neither the rule nor the neighbour's silence was seen means that something was not.
+    if is_own_unreachable(exchange, around) && around.drops_of(exchange).is_empty() {
+        return Check::No;
+    }
     says(exchange, around, &format!("{what} unreachable"), is_seen)
 }
 
