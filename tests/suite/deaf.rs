@@ -217,7 +217,13 @@ const SKIPPED: &[&str] = &[
     "retransmits",
     "drops",
     "icmp-sent",
+    ESTABLISHED,
+    FIN,
 ];
+
+/// A state change of nginx's socket, which the same program sees as its beginning and end.
+const ESTABLISHED: &str = "connections: established";
+const FIN: &str = "connections: FIN";
 
 /// What may be missing.
 const MISSING: &[&str] = &[
@@ -379,6 +385,14 @@ fn less_of(exchange: &mut Exchange, hook: &str) {
                 .unwrap_or(exchange.began_at);
             exchange.connect_at = None;
             exchange.established_at = None;
+        }
+        ESTABLISHED => {
+            // The socket still counts the segments that came.
+            exchange.answered |= exchange.established_at.take().is_some();
+        }
+        FIN => {
+            exchange.fin_at = None;
+            exchange.fin_before_request = false;
         }
         // An error is read at the socket's end as well (state.rs), only later.
         "errors" => exchange.error_at = exchange.error_at.map(|_| exchange.ended_at),

@@ -79,7 +79,10 @@ fn syn_unanswered(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let Some(exchange) = subject.connecting() else {
         return Check::No;
     };
-    let is_answered = exchange.reset_at.is_some() || exchange.icmp.is_some() || exchange.soft_error.is_some();
+    let is_answered = exchange.answered
+        || exchange.reset_at.is_some()
+        || exchange.icmp.is_some()
+        || exchange.soft_error.is_some();
     // That it left this host is known only where this host's own drops are seen.
     if is_answered || !around.sees("drops") || local_drop(exchange, around).is_some() {
         return Check::No;
