@@ -9,7 +9,7 @@ use tracer_ebpf::{
 };
 
 use crate::{
-    filter::{EEXIST, backend, connection, connection_of, remember_endpoint},
+    filter::{EEXIST, backend, connection, connection_of, remember_endpoint, worker},
     maps::{BACKENDS, CONNECTIONS, ENDPOINTS, NO_CONN, SEQUENCES, SWITCHES, setting},
     output::{count, counted, header, now, write, write_exchange},
     sock::{AF_UNIX, CLOSE_WAIT, Sock, SockAt, Tcp as _, current_pid, current_task},
@@ -211,7 +211,11 @@ pub fn close_mark(entry: &mut Conn, sock: impl Sock, own: Option<&mut Worker>, a
     let mut in_progress = entry.began_at != 0;
     let Some(worker) = own else {
         if in_progress {
-            finish(entry, sock, end::WORKER_GONE, at, at);
+            // A worker that lives has closed its socket before, while some other task held the file (a look into
+            // /proc/PID/fd is enough).
+            let lives = matches!(worker(entry.worker), Some(owner) if owner.exiting == 0);
+            let how = if lives { end::LET_GO } else { end::WORKER_GONE };
+            finish(entry, sock, how, at, at);
         }
         return;
     };

@@ -114,6 +114,8 @@ pub mod end {
     pub const PRESUMED: u8 = 5;
     /// Still under way at detach, found by user space.
     pub const DETACHED: u8 = 6;
+    /// nginx closed it while another task held the socket's file, and that task let go.
+    pub const LET_GO: u8 = 7;
 }
 
 /// [`Conn::retry_kind`] and [`Worker::previous_kind`].

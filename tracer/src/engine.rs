@@ -633,6 +633,9 @@ impl Engine {
         if let Some(number) = self.failed_at_once(&exchange) {
             return self.merge_into_attempt(number, exchange, outputs);
         }
+        if exchange.late && exchange.line.is_none() {
+            self.join_late_line(&mut exchange);
+        }
         let (line, said) = self.line_of(&exchange);
         if let (Some(line), Some(said)) = (&line, &said)
             && said.meaning.stands_alone()
@@ -770,6 +773,21 @@ impl Engine {
             self.set_log(number, log);
         }
         self.read_again(number);
+    }
+
+    /// Gives an exchange whose close was seen late the oldest line of its worker that fits and that no other exchange
+    /// claimed: the kernel half joins a line to the close that is the worker's very next own event.
+    fn join_late_line(&self, exchange: &mut Exchange) {
+        let fits = |line: &&Line| {
+            let text = self.texts.last(&line.id);
+            text.is_none_or(|text| correlate::names_peer(text, &exchange.peer))
+                && socket::may_end_late(exchange, line, Said::heard(line).meaning)
+        };
+        let unclaimed = self.unclaimed.iter().filter_map(|id| self.lines.last(id));
+        if let Some(line) = unclaimed.filter(fits).min_by_key(|line| line.at) {
+            exchange.line = Some(line.id);
+            exchange.ended_at = line.at;
+        }
     }
 
     /// The line that the kernel half joined to an exchange, when it is one that can belong to it.

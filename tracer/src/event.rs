@@ -300,6 +300,9 @@ pub struct Exchange {
     pub fin_at: Option<Ktime>,
     /// The peer's FIN arrived before any byte of this request could have been acknowledged (`snd_una` at that time).
     pub fin_before_request: bool,
+    /// nginx had closed its socket before, at a moment nobody saw: another task held the file and let go at `ended_at`.
+    #[serde(default)]
+    pub late: bool,
     /// A segment of the peer's arrived although the connection was never established (`segs_in`, read at its end).
     #[serde(default)]
     pub answered: bool,

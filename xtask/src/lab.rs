@@ -47,16 +47,20 @@ pub fn run_if_backend() {
 /// longer.
 pub const SLOWNESS: &str = "LAB_SLOWNESS";
 
+/// How many times slower than usual this machine is, as [`SLOWNESS`] says; 1 without it.
+#[must_use]
+pub fn slowness() -> u32 {
+    let said = std::env::var(SLOWNESS).ok();
+    said.and_then(|times| times.parse().ok()).unwrap_or(1)
+}
+
 /// Waits until `look` yields something; after `patience` the error names what was waited for and what was seen last.
 pub fn wait_for<T>(
     what: impl fmt::Display,
     patience: Duration,
     mut look: impl FnMut() -> Result<T, String>,
 ) -> Result<T> {
-    let slowness = std::env::var(SLOWNESS)
-        .ok()
-        .and_then(|times| times.parse().ok())
-        .unwrap_or(1);
+    let slowness = slowness();
     let patience = patience * slowness;
     let deadline = Instant::now() + patience;
     loop {
@@ -65,7 +69,7 @@ pub fn wait_for<T>(
             Err(seen) if Instant::now() >= deadline => {
                 bail!("waited {patience:?} for {what}; seen: {seen}")
             }
-            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            Err(_) => std::thread::sleep(Duration::from_millis(5) * slowness),
         }
     }
 }

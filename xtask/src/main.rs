@@ -8,6 +8,7 @@ mod record;
 mod setup;
 mod test;
 mod vm;
+mod zoo;
 
 use std::process::ExitCode;
 
@@ -38,6 +39,8 @@ enum Verb {
     Record(record::Args),
     /// Boot another kernel in QEMU and run scenarios, a command or a shell there.
     Vm(vm::Args),
+    /// Run scenarios on this and other kernels, and write docs/zoo.json and docs/zoo.md.
+    Zoo(zoo::Args),
     /// Measure what the tracer costs, and write docs/bench.md.
     Bench(bench::Args),
 }
@@ -63,6 +66,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Test(args) => test::run(&args),
         Verb::Docs => docs::run(),
         Verb::Vm(args) => vm::run(&args),
+        Verb::Zoo(args) => zoo::run(&args),
         Verb::Bench(args) => bench::run(&args),
     }
 }

@@ -12,6 +12,7 @@ use xtask::{
     lab::Run,
     scenario::{
         Scenario,
+        report::Report,
         run::{Outcome, Setup, find_nginx},
     },
 };
@@ -36,6 +37,20 @@ pub struct Args {
     /// Further arguments for `tracer attach`.
     #[arg(last = true)]
     arguments: Vec<String>,
+}
+
+impl Args {
+    /// For the scoreboard: these scenarios with a tracer that is built for users.
+    pub fn for_board(names: Vec<String>, keep: PathBuf, jobs: usize) -> Self {
+        Self {
+            names,
+            without_tracer: false,
+            tracer: None,
+            keep: Some(keep),
+            jobs,
+            arguments: Vec::new(),
+        }
+    }
 }
 
 /// Runs the verb.
@@ -74,7 +89,11 @@ pub fn run(args: &Args) -> Result<()> {
                         keep: keep.join(&scenario.name),
                         arguments: args.arguments.clone(),
                     };
-                    let (report, is_wrong) = report(&run, scenario, &setup);
+                    let outcome = xtask::scenario::run::run(&run, scenario, &setup);
+                    if let Err(error) = Report::of(&scenario.name, &outcome).write(&keep) {
+                        eprintln!("{error:#}");
+                    }
+                    let (report, is_wrong) = report(scenario, &setup, outcome);
                     print!("{report}");
                     // A reader behind a pipe follows as it goes.
                     let _ = std::io::Write::flush(&mut std::io::stdout());
@@ -90,10 +109,10 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Runs one scenario and says how it went, and whether it went wrong.
-fn report(run: &Run, scenario: &Scenario, setup: &Setup) -> (String, bool) {
+/// Says how a scenario went, and whether it went wrong.
+fn report(scenario: &Scenario, setup: &Setup, outcome: Result<Outcome>) -> (String, bool) {
     let name = &scenario.name;
-    match xtask::scenario::run::run(run, scenario, setup) {
+    match outcome {
         Ok(Outcome::AsExpected) => (format!("ok       {name}\n"), false),
         Ok(Outcome::Skipped(why)) => (format!("skipped  {name}: {why}\n"), false),
         Ok(Outcome::Wrong(problems)) => {

@@ -4,6 +4,7 @@
 pub mod error_log;
 pub mod judge;
 mod program;
+pub mod report;
 pub mod run;
 pub mod stage;
 

@@ -49,8 +49,8 @@ pub struct Args {
     /// A shell for a person.
     #[arg(long, conflicts_with = "names")]
     shell: bool,
-    /// Scenarios at the same time.
-    #[arg(long, default_value_t = 2)]
+    /// Scenarios at the same time; the guest has one processor.
+    #[arg(long, default_value_t = 1)]
     jobs: usize,
     /// The guest's memory in MiB.
     #[arg(long, default_value_t = 3072)]
@@ -63,19 +63,119 @@ pub struct Args {
     refresh: bool,
 }
 
+/// The kernels that can be booted, by name.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    KERNELS.iter().map(|kernel| kernel.name)
+}
+
+/// What a guest left behind.
+pub struct Left {
+    /// Its kernel, as `uname -r` says.
+    pub release: String,
+    /// The folder of its results.
+    pub results: PathBuf,
+    /// Whether it came to its end.
+    pub ended: Result<()>,
+}
+
+/// Runs scenarios for the scoreboard; that some went wrong the results say.
+pub fn scenarios(kernel: &str, names: Vec<String>) -> Result<Left> {
+    let args = Args {
+        kernel: kernel.to_owned(),
+        names,
+        command: None,
+        shell: false,
+        jobs: 1,
+        memory: 3072,
+        append: String::new(),
+        refresh: false,
+    };
+    let guest = Guest::prepare(&args)?;
+    let ended = guest.watch(&args).map(|_status| ());
+    Ok(Left {
+        release: guest.kernel.version,
+        results: guest.results,
+        ended,
+    })
+}
+
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
-    let known = Known::by_name(&args.kernel).with_context(|| {
-        let names: Vec<&str> = KERNELS.iter().map(|kernel| kernel.name).collect();
-        format!(
-            "no kernel is called {}: there are {}",
-            args.kernel,
-            names.join(", ")
-        )
-    })?;
-    setup::for_vm()?;
-    let kernel = kernels::fetch(known, args.refresh)?;
-    let command = match (&args.command, args.shell) {
+    let guest = Guest::prepare(args)?;
+    if args.shell {
+        let status = guest.qemu(args).status().context("starting QEMU")?;
+        ensure!(status.success(), "QEMU ended with {status}");
+        return Ok(());
+    }
+    let status = guest.watch(args)?;
+    println!("results  {}", guest.results.display());
+    ensure!(
+        status == "0",
+        "in the guest the command ended with status {status}"
+    );
+    Ok(())
+}
+
+/// A guest that can be booted.
+struct Guest {
+    kernel: Kernel,
+    initramfs: PathBuf,
+    results: PathBuf,
+}
+
+impl Guest {
+    fn prepare(args: &Args) -> Result<Self> {
+        let known = Known::by_name(&args.kernel).with_context(|| {
+            format!(
+                "no kernel is called {}: there are {}",
+                args.kernel,
+                names().collect::<Vec<_>>().join(", ")
+            )
+        })?;
+        setup::for_vm()?;
+        let kernel = kernels::fetch(known, args.refresh)?;
+        let results = target_folder().join("vm").join(known.name);
+        if results.exists() {
+            fs::remove_dir_all(&results).with_context(|| format!("emptying {}", results.display()))?;
+        }
+        // Copies, since a build meanwhile would change the guest's programs while they run.
+        let programs = results.join("bin");
+        fs::create_dir_all(&programs).with_context(|| format!("making {}", programs.display()))?;
+        for (program, name) in [(build_tracer(true)?, "tracer"), (build_xtask()?, "xtask")] {
+            fs::copy(&program, programs.join(name))
+                .with_context(|| format!("copying {}", program.display()))?;
+        }
+        fs::write(results.join("run.sh"), guest_script(&command(args)))
+            .context("writing the guest's script")?;
+        let initramfs = initramfs(&kernel, &results)?;
+        Ok(Self {
+            kernel,
+            initramfs,
+            results,
+        })
+    }
+
+    fn qemu(&self, args: &Args) -> Command {
+        println!("booting {} ({})", self.kernel.version, self.kernel.package);
+        qemu(args, &self.kernel, &self.initramfs, &self.results)
+    }
+
+    /// Boots it and waits for its end; the exit status of what it was booted for.
+    fn watch(&self, args: &Args) -> Result<String> {
+        watch(&mut self.qemu(args), &self.results)?;
+        match fs::read_to_string(self.results.join("status")) {
+            Ok(status) => Ok(status.trim().to_owned()),
+            Err(_) => bail!(
+                "the guest ended before its work was done: see {}",
+                console(&self.results).display()
+            ),
+        }
+    }
+}
+
+/// What the guest is booted for.
+fn command(args: &Args) -> String {
+    match (&args.command, args.shell) {
         (Some(command), _) => command.clone(),
         (None, true) => "exec busybox setsid busybox cttyhack sh".to_owned(),
         (None, false) => {
@@ -86,40 +186,18 @@ pub fn run(args: &Args) -> Result<()> {
             words.extend(args.names.iter().map(|name| quoted(name)));
             words.join(" ")
         }
-    };
-    let results = target_folder().join("vm").join(known.name);
-    if results.exists() {
-        fs::remove_dir_all(&results).with_context(|| format!("emptying {}", results.display()))?;
     }
-    // Copies, since a build meanwhile would change the guest's programs while they run.
-    let programs = results.join("bin");
-    fs::create_dir_all(&programs).with_context(|| format!("making {}", programs.display()))?;
-    let myself = std::env::current_exe().context("finding this executable")?;
-    for (program, name) in [(build_tracer(true)?, "tracer"), (myself, "xtask")] {
-        fs::copy(&program, programs.join(name)).with_context(|| format!("copying {}", program.display()))?;
-    }
-    fs::write(results.join("run.sh"), guest_script(&command)).context("writing the guest's script")?;
-    let initramfs = initramfs(&kernel, &results)?;
-    println!("booting {} ({})", kernel.version, kernel.package);
-    let mut qemu = qemu(args, &kernel, &initramfs, &results);
-    if args.shell {
-        let status = qemu.status().context("starting QEMU")?;
-        ensure!(status.success(), "QEMU ended with {status}");
-        return Ok(());
-    }
-    watch(&mut qemu, &results)?;
-    println!("results  {}", results.display());
-    match fs::read_to_string(results.join("status"))
-        .as_deref()
-        .map(str::trim)
-    {
-        Ok("0") => Ok(()),
-        Ok(status) => bail!("in the guest the command ended with status {status}"),
-        Err(_) => bail!(
-            "the guest ended before its work was done: see {}",
-            console(&results).display()
-        ),
-    }
+}
+
+/// Builds this program as fast as it gets: in the guest everything is slow.
+fn build_xtask() -> Result<PathBuf> {
+    let status = Command::new(env!("CARGO"))
+        .current_dir(root())
+        .args(["build", "--package", "xtask", "--bin", "xtask", "--release"])
+        .status()
+        .context("starting cargo")?;
+    ensure!(status.success(), "building xtask: cargo ended with {status}");
+    Ok(target_folder().join("release/xtask"))
 }
 
 /// `text` as one word of a shell.

@@ -210,7 +210,8 @@ fn on_socket_destroyed(ctx: &BtfTracePointContext) {
     if let Some(entry) = connection(sock.address()) {
         if entry.flags & conn::MARKED == 0 {
             let at = now();
-            // A destroy without a mark before it runs in the owner's close() (17,450 of 17,450 under load).
+            // A destroy without a mark before it runs in the owner's close() (17,450 of 17,450 under load), or in that of
+            // another task that held the file.
             if sock.error() != 0 {
                 entry.flags |= conn::ERROR_UNFETCHED;
             }

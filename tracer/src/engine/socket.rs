@@ -172,6 +172,7 @@ pub fn split_at_reuse(exchange: Exchange) -> (Exchange, Exchange) {
         error: None,
         error_at: None,
         fin_at: None,
+        late: false,
         answered: false,
         reset_at: None,
         reset_in: None,
@@ -260,6 +261,36 @@ pub fn may_end_silently(exchange: &Exchange, line: &Line, meaning: Meaning, limi
             waited.saturating_add(EARLY) >= limit && waited <= limit.saturating_add(LATE)
         }
         None => exchange.received == 0,
+    }
+}
+
+/// Whether a line that no exchange claimed can be what nginx said before it closed this one, whose close was seen late.
+pub fn may_end_late(exchange: &Exchange, line: &Line, meaning: Meaning) -> bool {
+    let during = exchange.began_at..=exchange.ended_at;
+    if !exchange.late || line.worker != exchange.worker || !during.contains(&line.at) {
+        return false;
+    }
+    let is_reset = exchange.reset_at.is_some_and(|at| at <= line.at);
+    let is_its_errno = |of_reset: i32| {
+        line.errno.is_some()
+            && (kernel_errno(exchange) == line.errno || (is_reset && line.errno == Some(Errno(of_reset))))
+    };
+    match meaning {
+        Meaning::Connect => !is_established(exchange) && is_its_errno(111),
+        Meaning::Io => is_established(exchange) && is_its_errno(104),
+        Meaning::ClosedEarly | Meaning::HandshakeClosed => exchange
+            .eof_read_at
+            .or(exchange.fin_at)
+            .is_some_and(|at| at <= line.at),
+        Meaning::TimedOut => {
+            let is_connecting = line
+                .action
+                .as_deref()
+                .is_some_and(|action| action.starts_with("connecting"));
+            is_connecting != is_established(exchange)
+                && exchange.last_received_at.max(exchange.last_sent_at) <= Some(line.at)
+        }
+        _ => false,
     }
 }
 

@@ -90,6 +90,7 @@ fn connect(to: &str, ended: Ktime) -> Exchange {
         recv_error: None,
         fin_at: None,
         fin_before_request: false,
+        late: false,
         answered: false,
         reset_at: None,
         reset_in: None,
@@ -596,6 +597,37 @@ fn icmp_is_told_by_its_code_and_sender() {
         named(vec![dropped(FAR, "NETFILTER_DROP")], rule),
         ("icmp-unreachable", Confirmed)
     );
+}
+
+/// Another task that holds the socket's file delays nginx's close, and nginx has gone on meanwhile.
+#[test]
+fn a_close_that_is_seen_late_has_its_line() {
+    let late = |exchange: Exchange| Exchange {
+        late: true,
+        ended_at: ms(2),
+        line: None,
+        ..exchange
+    };
+    let says = |number, errno| {
+        let message = "connect() failed";
+        Event::Line(line(number, Ktime(us(150).0 + number), message, errno))
+    };
+    let mut lab = Lab::new();
+    lab.see(says(1, Some(113)));
+    lab.see(says(2, Some(111)));
+    lab.see(no_socket(APP));
+    lab.end(late(refused(APP)));
+    let attempt = lab.only();
+    assert_eq!(verdict(&attempt), ("no-listener", Confirmed));
+    assert!(attempt.nginx_says.is_some(), "{attempt:?}");
+    assert_eq!(attempt.ended_at, Ktime(us(150).0 + 2));
+
+    // Without a line nobody knows what nginx thought of it.
+    let mut lab = Lab::new();
+    lab.see(says(1, Some(113)));
+    lab.see(no_socket(APP));
+    lab.end(late(refused(APP)));
+    assert!(lab.only().nginx_says.is_none());
 }
 
 /// A kernel may skip programs: what one of them would have seen must not be taken for what did not happen.
@@ -2388,6 +2420,7 @@ fn a_send_that_fails_is_an_attempt_without_any_line() {
 #[test]
 fn a_refusal_whose_reset_cannot_be_seen_is_named_only_by_who_sent_it() {
     let refused = |to| Exchange {
+        late: false,
         answered: false,
         reset_at: None,
         reset_in: None,

@@ -306,6 +306,7 @@ pub fn exchange(c: &wire::Conn) -> Exchange {
         fin_at: time(c.fin_at),
         fin_before_request: c.flags & conn::FIN_SEEN != 0
             && c.una_at_fin.wrapping_sub(c.start_seq).cast_signed() <= 0,
+        late: c.end == end::LET_GO,
         answered: c.flags & conn::HEARD != 0,
         reset_at: time(c.reset_at),
         reset_in: (c.reset_at != 0).then(|| state(c.reset_in)),

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{Scenario, Step, error_log, judge, stage, stage::Stage};
 use crate::{
-    lab::{Run, client::LoadReport, wait_for},
+    lab::{Run, client::LoadReport, slowness, wait_for},
     traced::{self, RECORDING, Tracer, not_ok},
 };
 
@@ -69,8 +69,10 @@ fn play(run: &Run, scenario: &Scenario, setup: &Setup, stage: &mut Stage) -> Res
             .take(run, step)
             .with_context(|| format!("before the fault: {step:?}"))?;
     }
-    let load = stage.load(lab.load, lab.load_keeps)?;
-    let wanted = u64::try_from(lab.load)?;
+    // A slow machine is as busy with fewer.
+    let clients = lab.load.div_ceil(usize::try_from(slowness())?);
+    let load = stage.load(clients, lab.load_keeps)?;
+    let wanted = u64::try_from(clients)?;
     wait_for("healthy traffic", VERDICT_PATIENCE, || match load.answered() {
         n if n >= wanted => Ok(()),
         n => Err(format!("{n} requests answered")),
@@ -122,7 +124,7 @@ fn play(run: &Run, scenario: &Scenario, setup: &Setup, stage: &mut Stage) -> Res
                 records: &records,
                 error_log: &log,
                 healthy: answered.saturating_sub(answered_before),
-                clients: lab.load,
+                clients,
             };
             problems.extend(judge::judge(scenario, &|text| stage.names().fill(text), &seen)?);
         }

@@ -160,6 +160,7 @@ impl Dice {
             recv_error: self.maybe(Self::errno),
             fin_at: self.maybe(Self::time),
             fin_before_request: self.yes(),
+            late: self.yes(),
             answered: self.yes(),
             reset_at: self.maybe(Self::time),
             reset_in: self.maybe(Self::state),

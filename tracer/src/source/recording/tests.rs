@@ -120,6 +120,7 @@ fn exchange() -> impl Strategy<Value = Exchange> {
                     recv_error: soft,
                     fin_at: times[9],
                     fin_before_request: flags[2],
+                    late: times[10].is_some(),
                     answered: times[10].is_some(),
                     reset_at: times[10],
                     reset_in: closed_in,

@@ -1,0 +1,200 @@
+//! `cargo xtask zoo`: every fault on every kernel, and what the tracer names there: docs/zoo.json, and docs/zoo.md made
+//! from it. Cells that were not run again stay as they are.
+
+mod cell;
+mod page;
+
+use std::{collections::BTreeSet, fs, path::PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use xtask::{
+    scenario::{Scenario, report::Report},
+    traced,
+};
+
+use self::cell::{Cell, Explained, Verdict, Where};
+use crate::{
+    play::{self, root, target_folder},
+    vm,
+};
+
+/// This machine's own kernel, as a column's name.
+const HOST: &str = "host";
+
+/// Options of `cargo xtask zoo`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Scenarios' names, or beginnings of them; all when none is given.
+    names: Vec<String>,
+    /// On which kernel: host, 5.10, 6.1, 6.12, 6.18 or 7.2; may be repeated; all when not given.
+    #[arg(long = "kernel")]
+    kernels: Vec<String>,
+    /// Scenarios at the same time on this machine; a guest has one processor and runs one after the other.
+    #[arg(long, default_value_t = 4)]
+    jobs: usize,
+    /// Write nothing, and fail when a cell is worse than the committed one.
+    #[arg(long)]
+    check: bool,
+}
+
+/// The scoreboard.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Board {
+    cells: Vec<Cell>,
+}
+
+impl Board {
+    fn path() -> PathBuf {
+        root().join("docs/zoo.json")
+    }
+
+    fn read() -> Result<Self> {
+        let path = Self::path();
+        if !path.exists() {
+            return Ok(Self::default());
+        }
+        let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))
+    }
+
+    /// Puts new cells in the place of old ones, and drops those whose scenario is gone.
+    fn take(&mut self, new: Vec<Cell>, scenarios: &BTreeSet<&str>) {
+        self.cells.retain(|old| {
+            scenarios.contains(old.scenario.as_str()) && !new.iter().any(|new| new.is_in_place_of(old))
+        });
+        self.cells.extend(new);
+        self.cells
+            .sort_by(|a, b| (&a.scenario, a.order()).cmp(&(&b.scenario, b.order())));
+    }
+
+    fn write(&self) -> Result<()> {
+        let path = Self::path();
+        let mut text = String::from("{\"cells\":[\n");
+        for (at, cell) in self.cells.iter().enumerate() {
+            text.push_str(if at == 0 { "" } else { ",\n" });
+            text.push_str(&serde_json::to_string(cell)?);
+        }
+        text.push_str("\n]}\n");
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        let page = root().join("docs/zoo.md");
+        fs::write(&page, page::page(&self.cells)).with_context(|| format!("writing {}", page.display()))
+    }
+}
+
+/// Runs the verb.
+pub fn run(args: &Args) -> Result<()> {
+    let all = Scenario::read_all(&root().join("tests/scenarios"))?;
+    let is_wanted = |scenario: &&Scenario| {
+        args.names.is_empty() || args.names.iter().any(|name| scenario.name.starts_with(name))
+    };
+    let wanted: Vec<&Scenario> = all.iter().filter(is_wanted).collect();
+    ensure!(
+        !wanted.is_empty(),
+        "no scenario is called so: see tests/scenarios"
+    );
+    let kernels: Vec<&str> = if args.kernels.is_empty() {
+        std::iter::once(HOST).chain(vm::names()).collect()
+    } else {
+        args.kernels.iter().map(String::as_str).collect()
+    };
+    let known: BTreeSet<&str> = all.iter().map(|scenario| scenario.name.as_str()).collect();
+    let mut board = Board::read()?;
+    let mut worse = Vec::new();
+    for column in kernels {
+        let ran = if column == HOST {
+            on_host(args)?
+        } else {
+            on_guest(args, column)?
+        };
+        let new = cells(column, &ran, &wanted)?;
+        for cell in &new {
+            println!("{cell}");
+            worse.extend(
+                board
+                    .cells
+                    .iter()
+                    .find(|old| cell.is_in_place_of(old) && cell.is_worse_than(old))
+                    .map(|old| format!("{cell} (was {})", old.verdict)),
+            );
+        }
+        let n_wrong = new.iter().filter(|cell| cell.verdict == Verdict::Wrong).count();
+        println!("{column}: {} cells, {n_wrong} wrong", new.len());
+        if !args.check {
+            board.take(new, &known);
+            board.write()?;
+        }
+        ran.ended.with_context(|| format!("on {column}"))?;
+    }
+    if args.check && !worse.is_empty() {
+        bail!(
+            "{} cells are worse than committed:\n{}",
+            worse.len(),
+            worse.join("\n")
+        );
+    }
+    Ok(())
+}
+
+/// A column's run.
+struct Ran {
+    /// Its kernel, as cells name it.
+    kernel: String,
+    /// Where the reports and traces are.
+    keep: PathBuf,
+    /// Whether the guest came to its end.
+    ended: Result<()>,
+}
+
+fn on_host(args: &Args) -> Result<Ran> {
+    let keep = target_folder().join("zoo").join(HOST);
+    if keep.exists() {
+        fs::remove_dir_all(&keep).with_context(|| format!("emptying {}", keep.display()))?;
+    }
+    // That some went wrong the cells say better.
+    let _ = play::run(&play::Args::for_board(
+        args.names.clone(),
+        keep.clone(),
+        args.jobs,
+    ));
+    Ok(Ran {
+        kernel: HOST.to_owned(),
+        keep,
+        ended: Ok(()),
+    })
+}
+
+fn on_guest(args: &Args, column: &str) -> Result<Ran> {
+    let guest = vm::scenarios(column, args.names.clone())?;
+    Ok(Ran {
+        kernel: guest.release,
+        keep: guest.results.join("scenarios"),
+        ended: guest.ended,
+    })
+}
+
+/// A cell for every scenario that a report speaks of.
+fn cells(column: &str, ran: &Ran, scenarios: &[&Scenario]) -> Result<Vec<Cell>> {
+    let reports = Report::read_all(&ran.keep)?;
+    let page = root().join("docs/causes.md");
+    let page = fs::read_to_string(&page).with_context(|| format!("reading {}", page.display()))?;
+    let explained = Explained::of(&page);
+    let at = Where {
+        column,
+        kernel: &ran.kernel,
+    };
+    let mut cells = Vec::new();
+    for scenario in scenarios {
+        let Some(report) = reports.iter().find(|report| report.scenario == scenario.name) else {
+            continue;
+        };
+        let trace = ran.keep.join(&scenario.name).join("trace.jsonl");
+        let records = if trace.exists() {
+            traced::records(&trace)?
+        } else {
+            Vec::new()
+        };
+        cells.push(cell::judge(at, scenario, report, &records, &explained));
+    }
+    Ok(cells)
+}
