@@ -149,7 +149,7 @@ fn finish_tcp(entry: &mut Conn, sock: impl Sock, how: u8, ended: u64, at: u64) {
         entry.rtt_us = tcp.srtt_us();
         entry.window = tcp.send_window();
         entry.flags |= conn::WINDOW_KNOWN;
-        if entry.established_at == 0 && tcp.segments_in() != 0 {
+        if entry.connect_at != 0 && entry.established_at == 0 && tcp.segments_in() != 0 {
             entry.flags |= conn::HEARD;
         }
         if entry.closed_in == 0 {

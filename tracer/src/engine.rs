@@ -778,15 +778,22 @@ impl Engine {
     /// Gives an exchange whose close was seen late the oldest line of its worker that fits and that no other exchange
     /// claimed: the kernel half joins a line to the close that is the worker's very next own event.
     fn join_late_line(&self, exchange: &mut Exchange) {
+        let limits = self
+            .configurations
+            .names(exchange.worker, &exchange.peer, None)
+            .limits;
         let fits = |line: &&Line| {
             let text = self.texts.last(&line.id);
             text.is_none_or(|text| correlate::names_peer(text, &exchange.peer))
-                && socket::may_end_late(exchange, line, Said::heard(line).meaning)
+                && socket::may_end_late(exchange, line, Said::heard(line).meaning, &limits)
         };
         let unclaimed = self.unclaimed.iter().filter_map(|id| self.lines.last(id));
         if let Some(line) = unclaimed.filter(fits).min_by_key(|line| line.at) {
             exchange.line = Some(line.id);
-            exchange.ended_at = line.at;
+            // What came after a timer's line is left out where its exchange is read.
+            if Said::heard(line).meaning != Meaning::TimedOut {
+                exchange.ended_at = line.at;
+            }
         }
     }
 

@@ -41,15 +41,15 @@ pub struct Args {
 
 impl Args {
     /// For the scoreboard: these scenarios with a tracer that is built for users.
-    pub fn for_board(names: Vec<String>, keep: PathBuf, jobs: usize) -> Self {
-        Self {
+    pub fn for_board(names: Vec<String>, keep: PathBuf, jobs: usize) -> Result<Self> {
+        Ok(Self {
             names,
             without_tracer: false,
-            tracer: None,
+            tracer: Some(build_tracer(true)?),
             keep: Some(keep),
             jobs,
             arguments: Vec::new(),
-        }
+        })
     }
 }
 

@@ -217,6 +217,7 @@ fn guest_script(command: &str) -> String {
          mount -t tracefs tracefs /sys/kernel/tracing; mount -t bpf bpf /sys/fs/bpf; mount -t cgroup2 cgroup /sys/fs/cgroup\n\
          echo +memory > /sys/fs/cgroup/cgroup.subtree_control\n\
          mount -t securityfs securityfs /sys/kernel/security 2>/dev/null\n\
+         modprobe tun || busybox modprobe tun\n\
          ip link set lo up\n\
          export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb\n\
          export {variable}={SLOWNESS}\n\

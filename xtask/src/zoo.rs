@@ -33,7 +33,7 @@ pub struct Args {
     /// Scenarios at the same time on this machine; a guest has one processor and runs one after the other.
     #[arg(long, default_value_t = 4)]
     jobs: usize,
-    /// Write nothing, and fail when a cell is worse than the committed one.
+    /// Write nothing. Either way it fails when a cell is wrong or worse than the committed one, or was not run.
     #[arg(long)]
     check: bool,
 }
@@ -99,24 +99,42 @@ pub fn run(args: &Args) -> Result<()> {
         args.kernels.iter().map(String::as_str).collect()
     };
     let known: BTreeSet<&str> = all.iter().map(|scenario| scenario.name.as_str()).collect();
-    let mut board = Board::read()?;
-    let mut worse = Vec::new();
+    let mut problems = Vec::new();
     for column in kernels {
         let ran = if column == HOST {
-            on_host(args)?
+            on_host(args)
         } else {
-            on_guest(args, column)?
+            on_guest(args, column)
         };
-        let new = cells(column, &ran, &wanted)?;
+        let new = ran.and_then(|ran| {
+            let new = cells(column, &ran, &wanted)?;
+            // What it did not get to is not passed over.
+            problems.extend(ran.ended.err().map(|error| format!("{column}: {error:#}")));
+            Ok(new)
+        });
+        let new = match new {
+            Ok(new) => new,
+            Err(error) => {
+                problems.push(format!("{column}: {error:#}"));
+                continue;
+            }
+        };
+        for scenario in &wanted {
+            if !new.iter().any(|cell| cell.scenario == scenario.name) {
+                problems.push(format!("{column}: {} was not run", scenario.name));
+            }
+        }
+        // Read late: another run may have added its column meanwhile.
+        let mut board = Board::read()?;
         for cell in &new {
             println!("{cell}");
-            worse.extend(
-                board
-                    .cells
-                    .iter()
-                    .find(|old| cell.is_in_place_of(old) && cell.is_worse_than(old))
-                    .map(|old| format!("{cell} (was {})", old.verdict)),
-            );
+            match board.cells.iter().find(|old| cell.is_in_place_of(old)) {
+                Some(old) if cell.is_worse_than(old) => {
+                    problems.push(format!("{cell} (was {})", old.verdict))
+                }
+                None if cell.verdict == Verdict::Wrong => problems.push(cell.to_string()),
+                _ => {}
+            }
         }
         let n_wrong = new.iter().filter(|cell| cell.verdict == Verdict::Wrong).count();
         println!("{column}: {} cells, {n_wrong} wrong", new.len());
@@ -124,15 +142,8 @@ pub fn run(args: &Args) -> Result<()> {
             board.take(new, &known);
             board.write()?;
         }
-        ran.ended.with_context(|| format!("on {column}"))?;
     }
-    if args.check && !worse.is_empty() {
-        bail!(
-            "{} cells are worse than committed:\n{}",
-            worse.len(),
-            worse.join("\n")
-        );
-    }
+    ensure!(problems.is_empty(), "{}", problems.join("\n"));
     Ok(())
 }
 
@@ -151,12 +162,15 @@ fn on_host(args: &Args) -> Result<Ran> {
     if keep.exists() {
         fs::remove_dir_all(&keep).with_context(|| format!("emptying {}", keep.display()))?;
     }
-    // That some went wrong the cells say better.
-    let _ = play::run(&play::Args::for_board(
+    let went = play::run(&play::Args::for_board(
         args.names.clone(),
         keep.clone(),
         args.jobs,
-    ));
+    )?);
+    // That some went wrong the cells say better; without a report nothing ran.
+    if !keep.exists() {
+        went?;
+    }
     Ok(Ran {
         kernel: HOST.to_owned(),
         keep,
@@ -166,6 +180,10 @@ fn on_host(args: &Args) -> Result<Ran> {
 
 fn on_guest(args: &Args, column: &str) -> Result<Ran> {
     let guest = vm::scenarios(column, args.names.clone())?;
+    if !guest.results.join("scenarios").exists() {
+        guest.ended?;
+        bail!("no scenario was run");
+    }
     Ok(Ran {
         kernel: guest.release,
         keep: guest.results.join("scenarios"),

@@ -162,12 +162,12 @@ fn ending(sock: SockArg, old: u8, new: u8) {
             if own_close(entry) {
                 // nginx's own close straight to CLOSE: in SYN_SENT, or with data unread. Its destroy follows.
                 entry.closed_in = old;
-                entry.unread = unread(sock, entry);
+                entry.unread = unread(sock, entry, old);
             }
             return;
         }
         entry.closed_in = old;
-        entry.unread = unread(sock, entry);
+        entry.unread = unread(sock, entry, old);
         let own = if pid == entry.worker { worker(pid) } else { None };
         close_mark(entry, sock, own, at);
     } else if let Some(link) = backend(sock.address()) {
@@ -190,8 +190,10 @@ fn ending(sock: SockArg, old: u8, new: u8) {
 
 /// Bytes that arrived for nginx and were never read.
 #[inline(always)]
-fn unread(sock: SockArg, entry: &Conn) -> u32 {
-    sock.tcp().map_or(0, |tcp| tcp.unread(entry.fin_at != 0))
+fn unread(sock: SockArg, entry: &Conn, state: u8) -> u32 {
+    // In CLOSE_WAIT the FIN has come, seen or not.
+    sock.tcp()
+        .map_or(0, |tcp| tcp.unread(entry.fin_at != 0 || state == CLOSE_WAIT))
 }
 
 with_understudy!(
@@ -258,7 +260,7 @@ fn on_reset_received(ctx: &BtfTracePointContext) {
             entry.reset_at = now();
             entry.reset_in = sock.state();
             entry.una_at_reset = sock.tcp().map_or(0, |tcp| tcp.snd_una());
-            entry.unread = unread(sock, entry);
+            entry.unread = unread(sock, entry, entry.reset_in);
         }
     }
 }

@@ -2,7 +2,10 @@
 //! nginx's own line. A success must never be read as a failure here.
 
 use crate::{
-    engine::message::{Meaning, Said},
+    engine::{
+        message::{Meaning, Said},
+        surroundings::{REFUSAL_MEMORY, SLACK},
+    },
     event::{Backend, EndKind, Errno, Exchange, ExchangeId, Ktime, Limits, Line, Peer, TcpState},
     model::{ClosedBy, Outcome, Phase},
 };
@@ -114,6 +117,9 @@ pub fn of_last_request(exchange: &mut Exchange, said: Option<&Said>) {
     exchange.last_received_at = None;
     exchange.received = 0;
 }
+
+/// nginx says what it read this soon after it came, on a machine that is short of processors.
+const SAYS_WITHIN: u64 = 50_000_000;
 
 /// An exchange that nginx's timer ended, as nginx saw it when it said so. Between that and its close it may lose its
 /// processor, and over TLS it says goodbye first: what the peer does about that ended nothing.
@@ -254,41 +260,59 @@ pub fn may_end_silently(exchange: &Exchange, line: &Line, meaning: Meaning, limi
     } else {
         limits.read_timeout_ms
     };
-    match limit {
-        Some(limit) => {
-            let limit = limit.saturating_mul(1_000_000);
-            let waited = line.at.since(last);
-            waited.saturating_add(EARLY) >= limit && waited <= limit.saturating_add(LATE)
-        }
-        None => exchange.received == 0,
-    }
+    may_have_run_out(limit, line.at.since(last)).unwrap_or(exchange.received == 0)
+}
+
+/// Whether a timer of so many milliseconds runs out after `waited` nanoseconds; `None`: its length is not known.
+fn may_have_run_out(limit_ms: Option<u64>, waited: u64) -> Option<bool> {
+    let limit = limit_ms?.saturating_mul(1_000_000);
+    Some(waited.saturating_add(EARLY) >= limit && waited <= limit.saturating_add(LATE))
 }
 
 /// Whether a line that no exchange claimed can be what nginx said before it closed this one, whose close was seen late.
-pub fn may_end_late(exchange: &Exchange, line: &Line, meaning: Meaning) -> bool {
+pub fn may_end_late(exchange: &Exchange, line: &Line, meaning: Meaning, limits: &Limits) -> bool {
     let during = exchange.began_at..=exchange.ended_at;
     if !exchange.late || line.worker != exchange.worker || !during.contains(&line.at) {
         return false;
     }
-    let is_reset = exchange.reset_at.is_some_and(|at| at <= line.at);
+    let said_just_after =
+        |at: Option<Ktime>| at.is_some_and(|at| at <= line.at && line.at.since(at) <= SAYS_WITHIN);
+    let is_reset = said_just_after(exchange.reset_at);
     let is_its_errno = |of_reset: i32| {
         line.errno.is_some()
             && (kernel_errno(exchange) == line.errno || (is_reset && line.errno == Some(Errno(of_reset))))
     };
+    let action = line.action.as_deref().unwrap_or_default();
+    // Before the header is whole nothing has been read, or little; after it an answer may have been whole.
+    let has_no_answer = exchange.received == 0;
     match meaning {
-        Meaning::Connect => !is_established(exchange) && is_its_errno(111),
+        // What refused it is remembered no longer.
+        Meaning::Connect => {
+            !is_established(exchange)
+                && is_its_errno(111)
+                && exchange.ended_at.since(line.at) < REFUSAL_MEMORY - SLACK
+        }
         Meaning::Io => is_established(exchange) && is_its_errno(104),
-        Meaning::ClosedEarly | Meaning::HandshakeClosed => exchange
-            .eof_read_at
-            .or(exchange.fin_at)
-            .is_some_and(|at| at <= line.at),
+        Meaning::ClosedEarly | Meaning::HandshakeClosed => {
+            let is_end = said_just_after(exchange.eof_read_at) || said_just_after(exchange.fin_at);
+            let has_just_read_it = |at: Ktime| at <= line.at && line.at.since(at) <= SAYS_WITHIN / 10;
+            (has_no_answer && is_end) || exchange.eof_read_at.is_some_and(has_just_read_it)
+        }
+        Meaning::Unacceptable => said_just_after(exchange.last_received_at),
+        Meaning::TimedOut if action.starts_with("connecting") => {
+            let waited = line.at.since(exchange.began_at);
+            !is_established(exchange) && may_have_run_out(limits.connect_timeout_ms, waited).unwrap_or(true)
+        }
         Meaning::TimedOut => {
-            let is_connecting = line
-                .action
-                .as_deref()
-                .is_some_and(|action| action.starts_with("connecting"));
-            is_connecting != is_established(exchange)
-                && exchange.last_received_at.max(exchange.last_sent_at) <= Some(line.at)
+            let last = exchange.last_received_at.max(exchange.last_sent_at);
+            let is_sending = exchange.send_blocked_at > exchange.last_sent_at;
+            let limit = if is_sending {
+                limits.send_timeout_ms
+            } else {
+                limits.read_timeout_ms
+            };
+            let fits = |last: Ktime| may_have_run_out(limit, line.at.since(last)).unwrap_or(true);
+            has_no_answer && last.is_some_and(|last| last <= line.at && fits(last))
         }
         _ => false,
     }
@@ -374,6 +398,8 @@ fn outcome(
     }
     let is_timer = match heard {
         Heard::Line(_) | Heard::Silence { is_proven: true } => false,
+        // When nginx closed it nobody saw.
+        _ if exchange.late => false,
         // Over a unix socket the end is seen when the backend looks, which may be long after nginx's timer.
         _ if has_outwaited_unix(exchange, limits) => true,
         Heard::Silence { is_proven: false } => is_timer(exchange, limits).unwrap_or(false),

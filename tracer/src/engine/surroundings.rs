@@ -23,7 +23,7 @@ pub const LISTENER_MEMORY: u64 = 600 * SECOND;
 /// How long packets' fates are kept: a connect may hang for two minutes before it fails.
 const PACKET_MEMORY: u64 = 150 * SECOND;
 /// How long a refusal is kept: what was refused ends at once.
-const REFUSAL_MEMORY: u64 = 5 * SECOND;
+pub const REFUSAL_MEMORY: u64 = 5 * SECOND;
 /// How long an answer of the host stands for the same question about a later attempt.
 pub const ANSWER_STANDS: u64 = SECOND / 4;
 /// How long an answer is kept: an attempt that is diagnosed again finds what it found before.

@@ -634,11 +634,15 @@ fn a_close_that_is_seen_late_has_its_line() {
 #[test]
 fn what_no_program_saw_is_not_what_did_not_happen() {
     // This host gave up on the neighbour: a rule would have answered at once.
-    let late = Exchange {
+    let busy = Exchange {
         ended_at: ms(620),
         ..icmp(FAR, 3, 1, "10.0.0.1", 113)
     };
+    let mut late = busy.clone();
+    late.icmp.as_mut().unwrap().at = ms(619);
     assert_eq!(named(vec![], late), ("neighbour-silent", Likely));
+    // It had come at once, and the worker saw it late.
+    assert_eq!(named(vec![], busy).0, "unknown");
     // A rule, or a neighbour that was asked for by an earlier connection.
     let soon = icmp(FAR, 3, 1, "10.0.0.1", 113);
     assert_eq!(named(vec![], soon).0, "unknown");

@@ -4,10 +4,16 @@
 //! crashed is replaced from the same memory, whatever the files say by then (`ngx_master_process_cycle()`, 1.0 to
 //! 1.29). A reload that fails leaves everything as it was and says why at level `emerg`.
 
+use std::collections::VecDeque;
+
 use crate::event::Ktime;
 
-/// A crashed worker is replaced this soon unless its master is reading files.
+/// A lost worker is replaced this soon unless its master is reading files.
 const REPLACED_WITHIN: u64 = 100_000_000;
+/// A signal that comes this soon after another one finds the master still asleep: the two are one reload.
+const ONE_SIGNAL: u64 = 5_000_000;
+/// A master lets its new workers start for 100 ms (`ngx_msleep(100)`) before it looks at its signals again.
+const GENERATION_APART: u64 = 90_000_000;
 
 /// A reload of which no worker was seen yet.
 #[derive(Debug)]
@@ -20,17 +26,23 @@ struct Asked<C> {
 /// What one master was told and has yet to do, with the configuration `C` as the files said it when it was told.
 #[derive(Debug)]
 pub struct Reloads<C> {
-    asked: Option<Asked<C>>,
+    /// The reload under way, and the one that waits: further signals are one with that.
+    asked: VecDeque<Asked<C>>,
     n_to_replace: u32,
     lost_at: Ktime,
+    forked_at: Ktime,
+    /// When the generation that was started last began.
+    began_at: Ktime,
 }
 
 impl<C> Default for Reloads<C> {
     fn default() -> Self {
         Self {
-            asked: None,
+            asked: VecDeque::new(),
             n_to_replace: 0,
             lost_at: Ktime(0),
+            forked_at: Ktime(0),
+            began_at: Ktime(0),
         }
     }
 }
@@ -38,7 +50,19 @@ impl<C> Default for Reloads<C> {
 impl<C> Reloads<C> {
     /// The master got SIGHUP.
     pub fn ask(&mut self, at: Ktime, config: C) {
-        self.asked = Some(Asked {
+        // A reload that failed is over.
+        if self.asked.front().is_some_and(|asked| asked.has_complained) {
+            self.asked.pop_front();
+        }
+        let is_one = self.asked.len() > 1
+            || self
+                .asked
+                .back()
+                .is_some_and(|before| at.since(before.at) < ONE_SIGNAL);
+        if is_one {
+            self.asked.pop_back();
+        }
+        self.asked.push_back(Asked {
             at,
             config,
             has_complained: false,
@@ -47,7 +71,9 @@ impl<C> Reloads<C> {
 
     /// The master said something at level `emerg`.
     pub fn complain(&mut self) {
-        if let Some(asked) = &mut self.asked {
+        if self.asked.len() > 1 {
+            self.asked.pop_front();
+        } else if let Some(asked) = self.asked.front_mut() {
             asked.has_complained = true;
         }
     }
@@ -59,17 +85,23 @@ impl<C> Reloads<C> {
     }
 
     /// The master forked a worker: the configuration that begins with it, if one does.
-    pub fn fork(&mut self) -> Option<C> {
+    pub fn fork(&mut self, at: Ktime) -> Option<C> {
         let replaces = self.n_to_replace > 0;
         self.n_to_replace = self.n_to_replace.saturating_sub(1);
-        let asked = self.asked.as_ref()?;
+        let before = std::mem::replace(&mut self.forked_at, at);
+        let asked = self.asked.front()?;
         // A master that reads files replaces nobody; before that it does so at once.
         let lost_just_before = self.lost_at <= asked.at && asked.at.since(self.lost_at) < REPLACED_WITHIN;
-        if replaces && (asked.has_complained || lost_just_before) {
+        let replaces = replaces && (asked.has_complained || lost_just_before);
+        // Another worker of the generation that is being started.
+        let continues =
+            self.began_at > Ktime(0) && before >= self.began_at && at.since(before) < GENERATION_APART;
+        if replaces || continues {
             return None;
         }
         self.n_to_replace = 0;
-        self.asked.take().map(|asked| asked.config)
+        self.began_at = at;
+        self.asked.pop_front().map(|asked| asked.config)
     }
 }
 
@@ -86,31 +118,49 @@ mod tests {
     #[test]
     fn the_first_worker_after_a_reload_begins_a_generation() {
         let mut reloads = Reloads::default();
-        assert_eq!(reloads.fork(), None);
-        reloads.ask(at(0), "new");
-        assert_eq!(reloads.fork(), Some("new"));
-        assert_eq!(reloads.fork(), None);
+        assert_eq!(reloads.fork(at(0)), None);
+        reloads.ask(at(10), "new");
+        assert_eq!(reloads.fork(at(20)), Some("new"));
+        assert_eq!(reloads.fork(at(21)), None);
     }
 
     #[test]
-    fn of_two_reloads_at_once_the_last_one_counts() {
+    fn signals_to_a_sleeping_master_are_one_reload() {
         let mut reloads = Reloads::default();
         reloads.ask(at(0), "new");
         reloads.ask(at(1), "newer");
-        assert_eq!(reloads.fork(), Some("newer"));
-        reloads.ask(at(2), "newest");
-        assert_eq!(reloads.fork(), Some("newest"));
+        assert_eq!(reloads.fork(at(30)), Some("newer"));
+        assert_eq!(reloads.fork(at(200)), None);
+    }
+
+    #[test]
+    fn a_signal_to_a_master_that_reads_or_forks_is_another_reload() {
+        let mut reloads = Reloads::default();
+        reloads.ask(at(0), "slow");
+        reloads.ask(at(1_000), "never read");
+        reloads.ask(at(1_500), "last");
+        assert_eq!(reloads.fork(at(2_000)), Some("slow"));
+        // Its second worker, and then the next generation.
+        assert_eq!(reloads.fork(at(2_010)), None);
+        assert_eq!(reloads.fork(at(2_200)), Some("last"));
+        assert_eq!(reloads.fork(at(2_201)), None);
+        // Between two workers of one generation.
+        reloads.ask(at(5_000), "one");
+        assert_eq!(reloads.fork(at(5_010)), Some("one"));
+        reloads.ask(at(5_011), "two");
+        assert_eq!(reloads.fork(at(5_012)), None);
+        assert_eq!(reloads.fork(at(5_150)), Some("two"));
     }
 
     #[test]
     fn a_replacement_begins_none() {
         let mut reloads = Reloads::default();
         reloads.lose_worker(at(0));
-        assert_eq!(reloads.fork(), None);
-        reloads.lose_worker(at(10));
-        reloads.ask(at(11), "new");
-        assert_eq!(reloads.fork(), None);
-        assert_eq!(reloads.fork(), Some("new"));
+        assert_eq!(reloads.fork(at(1)), None);
+        reloads.lose_worker(at(1_000));
+        reloads.ask(at(1_001), "new");
+        assert_eq!(reloads.fork(at(1_002)), None);
+        assert_eq!(reloads.fork(at(1_100)), Some("new"));
     }
 
     #[test]
@@ -118,8 +168,8 @@ mod tests {
         let mut reloads = Reloads::default();
         reloads.ask(at(0), "new");
         reloads.lose_worker(at(10));
-        assert_eq!(reloads.fork(), Some("new"));
-        assert_eq!(reloads.fork(), None);
+        assert_eq!(reloads.fork(at(300)), Some("new"));
+        assert_eq!(reloads.fork(at(301)), None);
     }
 
     #[test]
@@ -127,12 +177,17 @@ mod tests {
         let mut reloads = Reloads::default();
         reloads.ask(at(0), "broken");
         reloads.complain();
-        for n in 0..4 {
+        for n in 1..5 {
             reloads.lose_worker(at(60_000 * n));
-            assert_eq!(reloads.fork(), None);
+            assert_eq!(reloads.fork(at(60_000 * n + 1)), None);
         }
         reloads.ask(at(300_000), "mended");
-        assert_eq!(reloads.fork(), Some("mended"));
+        assert_eq!(reloads.fork(at(300_020)), Some("mended"));
+        // The one that waited behind a failed one is read.
+        reloads.ask(at(400_000), "broken");
+        reloads.ask(at(400_100), "mended again");
+        reloads.complain();
+        assert_eq!(reloads.fork(at(400_200)), Some("mended again"));
     }
 
     #[test]
@@ -140,6 +195,6 @@ mod tests {
         let mut reloads = Reloads::default();
         reloads.lose_worker(at(0));
         reloads.ask(at(5_000), "new");
-        assert_eq!(reloads.fork(), Some("new"));
+        assert_eq!(reloads.fork(at(5_010)), Some("new"));
     }
 }

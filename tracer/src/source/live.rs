@@ -503,11 +503,14 @@ impl Live {
                 if *is_nginx {
                     self.look_soon(at);
                     let forked = self.forked.get(&task.pid).map_or(Ktime(0), |(at, _)| *at);
+                    let mut was_new_master = false;
                     for known in self.instances.values_mut() {
+                        was_new_master |= known.upgraded_by == Some(task.pid);
                         known.upgraded_by = known.upgraded_by.filter(|pid| *pid != task.pid);
                     }
                     if let Some(known) = self.instances.get_mut(parent)
                         && forked >= known.generation
+                        && !was_new_master
                     {
                         known.reloads.lose_worker(at);
                     }
@@ -758,7 +761,7 @@ impl Live {
         let Some(known) = self.instances.get_mut(&master) else {
             return;
         };
-        let Some(config) = known.reloads.fork() else {
+        let Some(config) = known.reloads.fork(at) else {
             return;
         };
         known.generation = at;
@@ -907,6 +910,11 @@ impl Live {
                 error_log::parse_fresh(&line, &mut self.log, unix_seconds)
             };
             if let Some(parsed) = parsed {
+                if parsed.level == "emerg"
+                    && let Some(known) = self.instances.get_mut(&parsed.pid)
+                {
+                    known.reloads.complain();
+                }
                 self.push(now, Input::LogLine(parsed));
             }
         }

@@ -145,8 +145,15 @@ impl Explained {
         Self(explained)
     }
 
-    fn by(&self, cause: &str) -> impl Iterator<Item = &str> {
-        self.0.get(cause).into_iter().flatten().map(String::as_str)
+    /// What a cause explains, and what that explains.
+    fn by<'a>(&'a self, cause: &'a str) -> BTreeSet<&'a str> {
+        let mut all = BTreeSet::new();
+        let mut next = vec![cause];
+        while let Some(id) = next.pop() {
+            let explained = self.0.get(id).into_iter().flatten().map(String::as_str);
+            next.extend(explained.filter(|id| all.insert(*id)));
+        }
+        all
     }
 }
 
@@ -184,20 +191,27 @@ pub fn judge(
         }
     }
     let n_failed: usize = names.values().sum();
-    let n_expected: usize = scenario
-        .expect
+    let mut expected: BTreeMap<&str, usize> = BTreeMap::new();
+    for expect in &scenario.expect {
+        *expected.entry(&expect.cause).or_default() +=
+            expect.attempts.unwrap_or(usize::from(!expect.optional));
+    }
+    let n_expected: usize = expected.values().sum();
+    let is_mixed_up = expected
         .iter()
-        .map(|expect| expect.attempts.unwrap_or(usize::from(!expect.optional)))
-        .sum();
+        .any(|(id, n)| names.get(id).is_none_or(|seen| seen < n));
     let is_false = |id: &&str| !wanted.contains(id) && !consequences.contains(id) && *id != "unknown";
     let verdict = if report.went == Went::Skipped {
         Verdict::NotRun
     } else if names.keys().any(|id| wanted.is_empty() || is_false(id)) {
         Verdict::Wrong
-    } else if records.is_empty() || n_failed < n_expected {
+    } else if records.is_empty() || n_failed < n_expected || report.went == Went::Error {
         Verdict::Unseen
     } else if names.keys().any(|id| !wanted.contains(id)) {
         Verdict::Unknown
+    } else if n_expected > 0 && is_mixed_up {
+        // Each name is one of those expected, but of another attempt.
+        Verdict::Wrong
     } else {
         Verdict::Right
     };

@@ -16,7 +16,7 @@ pub fn page(cells: &[Cell]) -> String {
     let mut out = String::from(
         "<!-- Made by `cargo xtask zoo`; run it again rather than change it. -->\n# What is named right, kernel by kernel\n\n\
          Each row is a fault that was made for real (tests/scenarios), each column a kernel: `host` is the machine that \
-         ran the tests, with tracepoints only; the others are Debian's own kernels in QEMU. **right**: every failed attempt \
+         ran the tests; the others are Debian's own kernels in QEMU. **right**: every failed attempt \
          has the cause's name, and how surely. **unknown**: seen, but without a name, or with that of a consequence. \
          **unseen**: missing from the trace. **wrong**: another name. *not run*: the fault cannot be made there. Empty: \
          not measured yet. What was named, and what the kernel lacked: zoo.json.\n\n",

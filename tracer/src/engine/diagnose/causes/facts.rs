@@ -34,7 +34,7 @@ pub enum SynAnswer<'a> {
 /// Who refused a connect with a reset; `None`: no reset answered it.
 pub fn syn_answer<'a>(exchange: &'a Exchange, around: &'a Surroundings) -> Option<SynAnswer<'a>> {
     // A segment that ended a connect was a reset, seen or not.
-    let is_answered = exchange.answered && exchange.established_at.is_none();
+    let is_answered = exchange.answered && exchange.established_at.is_none() && exchange.icmp.is_none();
     let reset_at = exchange
         .reset_at
         .or_else(|| is_answered.then(|| exchange.error_at.unwrap_or(exchange.ended_at)));

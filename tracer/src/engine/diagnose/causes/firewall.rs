@@ -63,7 +63,8 @@ fn firewall_port_unreachable(subject: &Subject<'_>, around: &Surroundings) -> Ch
     let Some(exchange) = subject.connecting() else {
         return Check::No;
     };
-    if exchange.reset_at.is_some() || exchange.answered || subject.errno() != Some(111) {
+    let is_reset = exchange.reset_at.is_some() || (exchange.answered && exchange.icmp.is_none());
+    if is_reset || subject.errno() != Some(111) {
         return Check::No;
     }
     // On IPv4 the error lies in the socket's queue to the end. On IPv6 that no reset came is all there is.

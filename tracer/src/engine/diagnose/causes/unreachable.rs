@@ -105,12 +105,10 @@ fn neighbour_silent(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let is_ruled = drops.iter().any(|dropped| dropped.kind() == DropKind::Netfilter);
     let is_proven = !given_up.is_empty();
     // A rule of this host answers the first SYN, and does so at once.
-    let is_late = exchange.syn_retransmits > 0
-        || exchange
-            .error_at
-            .unwrap_or(exchange.ended_at)
-            .since(exchange.began_at)
-            > RULE_ANSWERS_WITHIN;
+    let answered_at = exchange.icmp.as_ref().map_or(exchange.ended_at, |icmp| icmp.at);
+    let is_repeated = exchange.last_retransmit_at.is_some_and(|at| at < answered_at)
+        || (exchange.last_retransmit_at.is_none() && exchange.syn_retransmits > 0);
+    let is_late = is_repeated || answered_at.since(exchange.began_at) > RULE_ANSWERS_WITHIN;
     let is_own = is_own_unreachable(exchange, around) && !is_ruled && is_late;
     if !is_proven && !is_own {
         return on_link_silence(subject, exchange, is_ruled, around);
@@ -124,7 +122,7 @@ fn neighbour_silent(subject: &Subject<'_>, around: &Surroundings) -> Check {
         exchange.peer,
         between(exchange.began_at, exchange.error_at.unwrap_or(exchange.ended_at)),
     );
-    if is_proven || exchange.syn_retransmits > 0 {
+    if is_proven || is_repeated {
         return Stand::confirmed(summary, evidence).into();
     }
     Stand::likely(summary, evidence)
