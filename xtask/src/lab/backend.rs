@@ -69,6 +69,8 @@ pub enum Behaviour {
 pub struct Answer {
     /// Milliseconds before the answer.
     pub delay_ms: u64,
+    /// Waits to be told to go on before it answers.
+    pub waits: bool,
     /// The response's status.
     pub status: u16,
     /// The length of its body.
@@ -83,6 +85,7 @@ impl Default for Answer {
     fn default() -> Self {
         Self {
             delay_ms: 0,
+            waits: false,
             status: 200,
             body_bytes: 3,
             keep: true,

@@ -457,10 +457,16 @@ fn serve(mut connection: Connection, shared: &Shared) -> Result<()> {
             return answered.and(arrived.map_err(anyhow::Error::from));
         }
         connection.read_body(&header)?;
-        shared.report(&Said::Request)?;
+        let waits = matches!(does, Behaviour::Answer(Answer { waits: true, .. }));
+        if waits {
+            shared.wait_to_go_on()?;
+        } else {
+            shared.report(&Said::Request)?;
+        }
         match does {
             Behaviour::Answer(Answer {
                 delay_ms,
+                waits: _,
                 status,
                 body_bytes,
                 keep,
@@ -468,7 +474,11 @@ fn serve(mut connection: Connection, shared: &Shared) -> Result<()> {
             }) => {
                 std::thread::sleep(Duration::from_millis(delay_ms));
                 let keep = keep && !asks_to_close(&header);
-                connection.answer(status, body_bytes, keep)?;
+                let answered = connection.answer(status, body_bytes, keep);
+                if waits {
+                    shared.went_on();
+                }
+                answered?;
                 if !keep {
                     return Ok(());
                 }
