@@ -112,12 +112,7 @@ pub fn fetch(known: &Known, refresh: bool) -> Result<Kernel> {
             fs::remove_file(&path)?;
         }
     }
-    let image = only(&root.join("boot"), "vmlinuz-")?;
-    let version = image
-        .file_name()
-        .and_then(|name| name.to_str()?.strip_prefix("vmlinuz-"))
-        .context("a kernel image without a version")?
-        .to_owned();
+    let (image, version) = image_in(&root)?;
     // Since trixie /lib is /usr/lib in packages too.
     let modules = ["usr/lib/modules", "lib/modules"]
         .iter()
@@ -136,6 +131,27 @@ pub fn fetch(known: &Known, refresh: bool) -> Result<Kernel> {
     fs::write(&record, serde_json::to_vec_pretty(&kernel)?)
         .with_context(|| format!("writing {}", record.display()))?;
     Ok(kernel)
+}
+
+/// The image of an unpacked kernel, and its version: in `/boot`, or since 7.2 beside its modules.
+fn image_in(root: &Path) -> Result<(PathBuf, String)> {
+    let boot = root.join("boot");
+    let (image, version) = if boot.is_dir() {
+        let image = only(&boot, "vmlinuz-")?;
+        let name = image.file_name().and_then(|name| name.to_str());
+        let version = name
+            .and_then(|name| name.strip_prefix("vmlinuz-"))
+            .map(str::to_owned);
+        (image, version)
+    } else {
+        let folder = only(&root.join("usr/lib/modules"), "")?;
+        let version = folder
+            .file_name()
+            .and_then(|name| name.to_str())
+            .map(str::to_owned);
+        (folder.join("vmlinuz"), version)
+    };
+    Ok((image, version.context("a kernel image without a version")?))
 }
 
 /// The folder in which depmod and modprobe find `lib/modules`.
