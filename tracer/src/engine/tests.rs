@@ -599,6 +599,17 @@ fn icmp_is_told_by_its_code_and_sender() {
     );
 }
 
+/// The round trip of a connection that was measured on a busy machine is no bound for the next one.
+#[test]
+fn a_reset_sooner_than_half_the_usual_round_trip_is_no_race() {
+    let soon = Exchange {
+        acked: 0,
+        rtt_us: Some(42_884),
+        ..reset(sent_again(FAR, ms(80)), ms(10))
+    };
+    assert_eq!(named(vec![], soon), ("reset-remotely", Confirmed));
+}
+
 /// Another task that holds the socket's file delays nginx's close, and nginx has gone on meanwhile.
 #[test]
 fn a_close_that_is_seen_late_has_its_line() {

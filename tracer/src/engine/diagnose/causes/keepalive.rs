@@ -42,9 +42,6 @@ pub const KEEPALIVE_RACE: Cause = Cause {
 /// An application that closes an idle connection has decided so before it looked for more: within its own event loop.
 const SAME_LOOP: u64 = 50_000_000;
 
-/// Round trips shorter than twice this are mostly scheduling: the next one may take a fraction of the usual.
-const JITTER: u64 = 2_000_000;
-
 fn keepalive_race(subject: &Subject<'_>, _: &Surroundings) -> Check {
     let Some(exchange) = subject
         .connected()
@@ -61,23 +58,11 @@ fn keepalive_race(subject: &Subject<'_>, _: &Surroundings) -> Check {
     let sent_at = exchange.first_sent_at;
     let is_fin_first = exchange.fin_at.is_some() && exchange.fin_before_request;
     let is_before = |at: Option<Ktime>| at.is_some_and(|at| sent_at.is_none_or(|sent| at <= sent));
-    // A reset that arrives in less than half a round trip had left before the request could get there.
-    let half = exchange
-        .rtt_us
-        .map(|rtt| u64::from(rtt) * 500)
-        .filter(|half| *half > JITTER);
-    let is_crossing = exchange.backend.is_none()
-        && exchange.acked_at_reset == 0
-        && matches!((exchange.reset_at, sent_at, half), (Some(reset), Some(sent), Some(half)) if reset.since(sent) < half);
+    // A far host's reset that comes soon after the request proves nothing: the usual round trip may have been measured
+    // while a machine was busy, and an answer to the request itself would come as soon.
     if is_fin_first || is_before(exchange.reset_at) {
         let (summary, evidence) = story(subject, exchange);
         return Stand::confirmed(summary, evidence)
-            .with_remedy(remedy(subject))
-            .into();
-    }
-    if is_crossing {
-        let (summary, evidence) = story(subject, exchange);
-        return Stand::likely(summary, evidence)
             .with_remedy(remedy(subject))
             .into();
     }
