@@ -254,13 +254,17 @@ pub fn may_end_silently(exchange: &Exchange, line: &Line, meaning: Meaning, limi
     {
         return false;
     }
-    let is_sending = exchange.send_blocked_at > exchange.last_sent_at;
-    let limit = if is_sending {
+    may_have_run_out(silence_limit_ms(exchange, limits), line.at.since(last))
+        .unwrap_or(exchange.received == 0)
+}
+
+/// The timer that runs while nothing moves on a connection that is up.
+fn silence_limit_ms(exchange: &Exchange, limits: &Limits) -> Option<u64> {
+    if exchange.send_blocked_at > exchange.last_sent_at {
         limits.send_timeout_ms
     } else {
         limits.read_timeout_ms
-    };
-    may_have_run_out(limit, line.at.since(last)).unwrap_or(exchange.received == 0)
+    }
 }
 
 /// Whether a timer of so many milliseconds runs out after `waited` nanoseconds; `None`: its length is not known.
@@ -305,12 +309,7 @@ pub fn may_end_late(exchange: &Exchange, line: &Line, meaning: Meaning, limits: 
         }
         Meaning::TimedOut => {
             let last = exchange.last_received_at.max(exchange.last_sent_at);
-            let is_sending = exchange.send_blocked_at > exchange.last_sent_at;
-            let limit = if is_sending {
-                limits.send_timeout_ms
-            } else {
-                limits.read_timeout_ms
-            };
+            let limit = silence_limit_ms(exchange, limits);
             let fits = |last: Ktime| may_have_run_out(limit, line.at.since(last)).unwrap_or(true);
             has_no_answer && last.is_some_and(|last| last <= line.at && fits(last))
         }
@@ -487,15 +486,7 @@ fn failed_in_the_kernel(exchange: &Exchange, heard: Heard<'_>) -> Option<(Outcom
 fn is_timer(exchange: &Exchange, limits: &Limits) -> Option<bool> {
     let (begun, limit) = if is_established(exchange) {
         let begun = exchange.last_sent_at.or(exchange.established_at)?;
-        let is_blocked = exchange.send_blocked_at > exchange.last_sent_at;
-        (
-            begun,
-            if is_blocked {
-                limits.send_timeout_ms
-            } else {
-                limits.read_timeout_ms
-            }?,
-        )
+        (begun, silence_limit_ms(exchange, limits)?)
     } else {
         (exchange.connect_at?, limits.connect_timeout_ms?)
     };

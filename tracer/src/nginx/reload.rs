@@ -24,7 +24,7 @@ struct Asked<C> {
 }
 
 /// What one master was told and has yet to do, with the configuration `C` as the files said it when it was told.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Reloads<C> {
     /// The reload under way, and the one that waits: further signals are one with that.
     asked: VecDeque<Asked<C>>,
@@ -33,18 +33,6 @@ pub struct Reloads<C> {
     forked_at: Ktime,
     /// When the generation that was started last began.
     began_at: Ktime,
-}
-
-impl<C> Default for Reloads<C> {
-    fn default() -> Self {
-        Self {
-            asked: VecDeque::new(),
-            n_to_replace: 0,
-            lost_at: Ktime(0),
-            forked_at: Ktime(0),
-            began_at: Ktime(0),
-        }
-    }
 }
 
 impl<C> Reloads<C> {

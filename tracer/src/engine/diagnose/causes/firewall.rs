@@ -68,8 +68,7 @@ fn firewall_port_unreachable(subject: &Subject<'_>, around: &Surroundings) -> Ch
         return Check::No;
     }
     // On IPv4 the error lies in the socket's queue to the end. On IPv6 that no reset came is all there is.
-    let is_v6 = matches!(&exchange.peer, Peer::Tcp(address) if address.is_ipv6());
-    if exchange.icmp.is_none() && !(is_v6 && around.sees("resets-received")) {
+    if exchange.icmp.is_none() && !(is_v6(exchange) && around.sees("resets-received")) {
         return Check::No;
     }
     let drops = around.drops_of(exchange);
@@ -112,6 +111,9 @@ fn firewall_port_unreachable(subject: &Subject<'_>, around: &Surroundings) -> Ch
 }
 
 fn is_port_unreachable(exchange: &Exchange, icmp: &Icmp) -> bool {
-    let is_v6 = matches!(&exchange.peer, Peer::Tcp(address) if address.is_ipv6());
-    (icmp.kind, icmp.code) == if is_v6 { (1, 4) } else { (3, 3) }
+    (icmp.kind, icmp.code) == if is_v6(exchange) { (1, 4) } else { (3, 3) }
+}
+
+fn is_v6(exchange: &Exchange) -> bool {
+    matches!(&exchange.peer, Peer::Tcp(address) if address.is_ipv6())
 }
