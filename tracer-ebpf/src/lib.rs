@@ -665,38 +665,44 @@ pub struct SignalSent {
 pub mod switch {
     /// nginx's close of a unix socket is seen, so reading the end of its stream ends nothing.
     pub const UNIX_CLOSES: u32 = 0;
+    /// A task can preempt another one in a tracepoint's program.
+    pub const PREEMPTIBLE: u32 = 1;
     /// How many there are.
-    pub const N: u32 = 1;
+    pub const N: u32 = 2;
 }
 
-/// One event, told from any other that can interrupt it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
-#[repr(C)]
+/// One event, told from any other of its task that can interrupt it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Happening {
-    /// The socket or packet.
+    /// The socket, packet or task.
     pub object: u64,
-    /// What happens to it; never zero.
-    pub what: u64,
+    /// What happens to it.
+    pub what: u32,
 }
 
-/// The events a program was called for, until its understudy takes them out; per program and CPU.
+/// An event that a program was called for, until its understudy takes it out.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
-pub struct Noted {
-    /// Zeroes: none. More than can nest.
-    pub events: [Happening; Noted::N],
-    /// Where the next one goes, modulo their number.
-    pub next: u64,
-    /// How often its understudy worked in its place.
-    pub stood_in: u64,
+pub struct Note {
+    /// The current task; 0: there is no note.
+    pub task: u64,
+    /// [`Happening::object`].
+    pub object: u64,
+    /// The program and [`Happening::what`].
+    pub what: u64,
+    /// When, in jiffies.
+    pub at: u64,
 }
 
-impl Noted {
-    /// How many events there is room for: a power of two.
-    pub const N: usize = 8;
+impl Note {
+    /// How many sets of notes there are: a power of two.
+    pub const SETS: u32 = 1024;
+    /// How many notes are in a set.
+    pub const WAYS: usize = 4;
 }
 
-/// Programs that have an understudy: their indices.
+/// Programs that have an understudy: their indices. From [`FIRST_OF_TASKS`] on those that only a task's own doing calls:
+/// no softirq skips their events, only a task that preempts another one in them.
 pub mod understudy {
     macro_rules! understudies {
         ($($(#[doc = $doc:literal])* $index:ident = $n:literal: $name:literal,)*) => {
@@ -722,7 +728,35 @@ pub mod understudy {
         DROPPED = 6: "dropped",
         /// See [`NAMES`].
         ICMP_SENT = 7: "icmp_sent",
+        /// See [`NAMES`].
+        FORKED = 8: "process_forked",
+        /// See [`NAMES`].
+        EXECUTED = 9: "process_executed",
+        /// See [`NAMES`].
+        EXITED = 10: "process_exited",
+        /// See [`NAMES`].
+        SIGNALLED = 11: "signal_sent",
+        /// See [`NAMES`].
+        SENT = 12: "bytes_sent",
+        /// See [`NAMES`].
+        RECEIVED = 13: "bytes_received",
+        /// See [`NAMES`].
+        UNIX_CONNECTED = 14: "unix_connected",
+        /// See [`NAMES`].
+        UNIX_RELEASED = 15: "unix_released",
+        /// See [`NAMES`].
+        CONNECT_RETURNED = 16: "tcp_connect_returned",
+        /// See [`NAMES`].
+        UNIX_CONNECT_FAILED = 17: "unix_connect_failed",
+        /// See [`NAMES`].
+        ACCEPTED = 18: "connection_accepted",
+        /// See [`NAMES`].
+        ROUTE = 19: "route_looked_up",
+        /// See [`NAMES`].
+        ROUTE6 = 20: "route6_looked_up",
     }
+    /// The first of those that only tasks call.
+    pub const FIRST_OF_TASKS: u32 = FORKED;
     /// How many there are.
     pub const N: u32 = NAMES.len() as u32;
 }
@@ -813,6 +847,7 @@ offsets! {
     task_exit_code: "task_struct.exit_code",
     task_signal: "task_struct.signal",
     task_parent: "task_struct.real_parent",
+    task_migration_disabled: "task_struct.migration_disabled",
     signal_live: "signal_struct.live",
     signal_group_exit_code: "signal_struct.group_exit_code",
     signal_oom_mm: "signal_struct.oom_mm",

@@ -7,7 +7,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use tracer_ebpf::{
-    BackendLink, Conn, Endpoint, EndpointUse, ListenerSlot, Noted, Offsets, PortSlot, Settings, SignalSent,
+    BackendLink, Conn, Endpoint, EndpointUse, ListenerSlot, Note, Offsets, PortSlot, Settings, SignalSent,
     SnapshotSocket, Worker, counter, switch, understudy,
 };
 
@@ -66,9 +66,14 @@ pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::N
 #[map]
 pub static SWITCHES: Array<u32> = Array::with_max_entries(switch::N, 0);
 
-/// `understudy::*`: what each of those programs was called for.
+/// What the programs of `understudy::*` are called for. Written by the program, taken out by its understudy; where that
+/// is skipped, the note is overwritten after a while.
 #[map]
-pub static NOTED: PerCpuArray<Noted> = PerCpuArray::with_max_entries(understudy::N, 0);
+pub static NOTES: Array<[Note; Note::WAYS]> = Array::with_max_entries(Note::SETS, 0);
+
+/// `understudy::*`: how often each of those programs' understudy worked in its place.
+#[map]
+pub static STOOD_IN: PerCpuArray<u64> = PerCpuArray::with_max_entries(understudy::N, 0);
 
 /// Where the iterator assembles a line: it is larger than the stack allows.
 #[map]

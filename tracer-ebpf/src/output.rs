@@ -34,8 +34,14 @@ pub fn header(kind: u16, at: u64) -> Header {
 /// Adds one to a counter of this CPU.
 #[inline(always)]
 pub fn count(index: u32) {
-    if let Some(value) = COUNTERS.get_ptr_mut(index) {
-        // SAFETY: a per-CPU value of a map; an interrupted increment may lose a count, never memory.
+    add_one(COUNTERS.get_ptr_mut(index));
+}
+
+/// Adds one to a per-CPU value. The target has no atomic addition: one that is interrupted in the midst may lose a count.
+#[inline(always)]
+pub fn add_one(value: Option<*mut u64>) {
+    if let Some(value) = value {
+        // SAFETY: an aligned value of a map.
         unsafe { *value += 1 };
     }
 }

@@ -21,11 +21,12 @@ use aya::{
         BtfTracePoint, FEntry, FExit, Iter, KProbe, Program, ProgramError, UProbe, uprobe::UProbeScope,
     },
 };
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use tracer_ebpf::{
-    COMM_LEN, DROP_PLACES, DROP_REASONS, Endpoint, EndpointUse, NEIGHBOUR_PLACE, Noted, Settings, SignalSent,
+    COMM_LEN, DROP_PLACES, DROP_REASONS, Endpoint, EndpointUse, NEIGHBOUR_PLACE, Settings, SignalSent,
     WANTED_BY_PLACE, Worker, conn, counter, switch, understudy,
 };
-use zerocopy::{FromBytes as _, IntoBytes as _};
+use zerocopy::IntoBytes as _;
 
 use self::{
     layout::Layout,
@@ -36,7 +37,7 @@ use crate::{event::LossClass, model::HookStatus};
 /// The BPF object, empty when the tracer was built without a BPF toolchain.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer"));
 
-/// What the name of a program's understudy ends with.
+/// What the name of a program's understudy ends with; a number may follow.
 const NESTED: &str = "_nested";
 
 /// What the programs are loaded with.
@@ -64,6 +65,10 @@ pub struct Kernel {
     status: Vec<HookStatus>,
     uprobe_loaded: bool,
     heard: BTreeSet<PathBuf>,
+    /// A task can preempt another one in a program: each needs an understudy.
+    is_preemptible: bool,
+    /// How often understudies worked while their program was not attached yet.
+    stood_in_alone: [u64; understudy::N as usize],
     missed: BTreeMap<String, u64>,
     counted: [u64; counter::N as usize],
 }
@@ -158,9 +163,12 @@ impl Kernel {
             status: Vec::new(),
             uprobe_loaded: false,
             heard: BTreeSet::new(),
+            is_preemptible: false,
+            stood_in_alone: [0; understudy::N as usize],
             missed: BTreeMap::new(),
             counted: [0; counter::N as usize],
         };
+        kernel.is_preemptible = kernel.ask_preemption(&btf)?;
         for hook in PLAN {
             let status = if options.without.contains(hook.sees) {
                 Err("left out with --without".to_owned())
@@ -214,14 +222,35 @@ impl Kernel {
         &self.status
     }
 
+    /// Whether a task can preempt another one in a tracepoint's program: asked of the kernel by letting one run.
+    fn ask_preemption(&mut self, btf: &Btf) -> Result<bool> {
+        const PROGRAM: &str = "preemption_told";
+        self.attach_program(PROGRAM, Attach::Tracepoint("tcp_destroy_sock"), btf, &[])
+            .map_err(|error| anyhow!("cannot see connections: {}", one_line(PROGRAM, &error)))?;
+        let socket = socket(
+            AddressFamily::Inet,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .context("opening a socket")?;
+        drop(socket);
+        self.unload(PROGRAM);
+        let switches = self
+            .ebpf
+            .map("SWITCHES")
+            .context("no map SWITCHES in the object")?;
+        let is_preemptible = Array::<_, u32>::try_from(switches)?.get(&switch::PREEMPTIBLE, 0)? != 0;
+        log::info!("programs at tracepoints can be preempted: {is_preemptible}");
+        Ok(is_preemptible)
+    }
+
     fn attach_hook(&mut self, hook: &Hook, btf: &Btf, executables: &[PathBuf]) -> Result<String, String> {
         let mut whys: Vec<String> = Vec::new();
         for way in hook.ways {
             match self.attach_way(way, btf, executables) {
                 Ok(()) => {
-                    let mut points: Vec<String> = way.iter().map(|(_, attach)| attach.describe()).collect();
-                    // A program and its understudy have the same.
-                    points.dedup();
+                    let points: Vec<String> = way.iter().map(|(_, attach)| attach.describe()).collect();
                     return Ok(points.join(", "));
                 }
                 Err(why) if whys.contains(&why) => {}
@@ -233,7 +262,7 @@ impl Kernel {
 
     fn attach_way(
         &mut self,
-        way: &[(&'static str, Attach)],
+        way: &'static [(&'static str, Attach)],
         btf: &Btf,
         executables: &[PathBuf],
     ) -> Result<(), String> {
@@ -249,15 +278,23 @@ impl Kernel {
                 return Err(format!("this kernel's BTF has no function {name}"));
             }
         }
-        let mut attached: Vec<&'static str> = Vec::new();
-        for (program, attach) in way {
-            if let Err(error) = self.attach_program(program, *attach, btf, executables) {
+        let mut attached: Vec<String> = Vec::new();
+        for (program, attach) in with_understudies(way, self.is_preemptible) {
+            if let Err(error) = self.attach_program(&program, attach, btf, executables) {
                 for program in attached {
-                    self.unload(program);
+                    self.unload(&program);
                 }
-                return Err(format!("{}: {}", attach.describe(), one_line(program, &error)));
+                return Err(format!("{}: {}", attach.describe(), one_line(&program, &error)));
             }
             attached.push(program);
+        }
+        for (program, attach) in way {
+            if let Attach::Fentry(_) | Attach::Fexit(_) = attach
+                && let Some(index) = understudy::NAMES.iter().position(|known| known == program)
+            {
+                // Asked of a map that is there.
+                self.stood_in_alone[index] = self.stood_in(index).unwrap_or(0);
+            }
         }
         Ok(())
     }
@@ -458,21 +495,15 @@ impl Kernel {
             }
         }
         let mut missed = 0;
-        let noted: PerCpuArray<_, [u8; size_of::<Noted>()]> =
-            PerCpuArray::try_from(self.ebpf.map("NOTED").context("no map NOTED in the object")?)?;
         for (name, program) in self.ebpf.programs() {
-            if is_missed_in_vain(name) {
+            if is_missed_in_vain(name, self.is_preemptible) {
                 continue;
             }
             let Ok(fd) = program.fd() else { continue };
             let mut total = recursion_misses(fd);
             // Asked after the kernel's count, so that every miss in that has its understudy's work in this.
             if let Some(index) = understudy::NAMES.iter().position(|known| *known == name) {
-                let stood_in = noted
-                    .get(&u32::try_from(index)?, 0)?
-                    .iter()
-                    .map(|of_cpu| Noted::read_from_bytes(of_cpu).map_or(0, |noted| noted.stood_in))
-                    .sum();
+                let stood_in = self.stood_in(index)?.saturating_sub(self.stood_in_alone[index]);
                 total = total.saturating_sub(stood_in);
             }
             let seen = self.missed.entry(name.to_owned()).or_insert(0);
@@ -491,6 +522,16 @@ impl Kernel {
         Ok(lost)
     }
 
+    /// How often the understudies of a program worked in its place.
+    fn stood_in(&self, index: usize) -> Result<u64> {
+        let map = self
+            .ebpf
+            .map("STOOD_IN")
+            .context("no map STOOD_IN in the object")?;
+        let of_cpus = PerCpuArray::<_, u64>::try_from(map)?.get(&u32::try_from(index)?, 0)?;
+        Ok(of_cpus.iter().sum())
+    }
+
     /// Ids of the loaded programs by name, for the kernel's own statistics.
     #[must_use]
     pub fn program_ids(&self) -> Vec<(String, u32)> {
@@ -501,13 +542,39 @@ impl Kernel {
     }
 }
 
+/// The programs of a way with their understudies, in the order of attaching, so that a program is called before its
+/// understudies: at a tracepoint the first that was attached is, at a function the last (6.1 to 7.2).
+fn with_understudies(
+    way: &'static [(&'static str, Attach)],
+    is_preemptible: bool,
+) -> impl Iterator<Item = (String, Attach)> {
+    way.iter().flat_map(move |(program, attach)| {
+        let is_needed = understudy::NAMES
+            .iter()
+            .position(|known| known == program)
+            .is_some_and(|index| is_preemptible || index < understudy::FIRST_OF_TASKS as usize);
+        let is_function = matches!(attach, Attach::Fentry(_) | Attach::Fexit(_));
+        let suffixes = match (is_needed, is_function) {
+            (false, _) => &[""][..],
+            (true, true) => &[NESTED, ""],
+            (true, false) if is_preemptible => &["", NESTED, "_nested2", "_nested3"],
+            (true, false) => &["", NESTED],
+        };
+        suffixes
+            .iter()
+            .map(move |suffix| (format!("{program}{suffix}"), *attach))
+    })
+}
+
 /// Whether it does not matter that this program was skipped: an understudy, which is for that of its program only; and
-/// programs that look for what a process does itself, since only a softirq can interrupt them.
-fn is_missed_in_vain(name: &str) -> bool {
+/// programs that look for what a process does itself, where only a softirq can interrupt them.
+fn is_missed_in_vain(name: &str, is_preemptible: bool) -> bool {
     let is_understudy = name
+        .trim_end_matches(|c: char| c.is_ascii_digit())
         .strip_suffix(NESTED)
         .is_some_and(|name| understudy::NAMES.contains(&name));
-    is_understudy || ["unix_connected", "route_looked_up", "route6_looked_up"].contains(&name)
+    let looks_at_tasks = ["unix_connected", "route_looked_up", "route6_looked_up"].contains(&name);
+    is_understudy || (looks_at_tasks && !is_preemptible)
 }
 
 /// How often a program was skipped because it already ran on that CPU, from its descriptor's `fdinfo`.

@@ -4,8 +4,9 @@ use aya_ebpf::{
     macros::{btf_tracepoint, fentry, fexit},
     programs::{BtfTracePointContext, FEntryContext, FExitContext},
 };
-use tracer_ebpf::{Conn, Worker, conn, end};
+use tracer_ebpf::{Conn, Worker, conn, end, understudy};
 
+use super::understudy::{is_first_needed, is_last_needed, is_next_needed, of_first, play, with_understudy};
 use crate::{
     exchange::{
         answered, backend_read, begin_next, close_mark, create, finish, finish_unix, is_waiting,
@@ -28,11 +29,20 @@ const CLOSE_NOTIFY_MAX: i32 = 64;
 /// The largest close_notify of a cipher of today (AEAD); the smallest request over TLS is larger (49).
 const CLOSE_NOTIFY: i32 = 31;
 
-/// `trace_sock_send_length(struct sock *sk, int ret, int flags)`, 6.3 to 7.2.
-#[btf_tracepoint(function = "sock_send_length")]
-pub fn bytes_sent(ctx: BtfTracePointContext) -> i32 {
-    on_send(SockArg::of(&ctx, 0), ctx.arg::<i32>(1));
-    0
+with_understudy!(
+    btf_tracepoint(function = "sock_send_length"),
+    BtfTracePointContext,
+    SENT,
+    /// `trace_sock_send_length(struct sock *sk, int ret, int flags)`, 6.3 to 7.2.
+    bytes_sent,
+    [bytes_sent_nested, bytes_sent_nested2, bytes_sent_nested3],
+    of_first,
+    on_bytes_sent
+);
+
+#[inline(always)]
+fn on_bytes_sent(ctx: &BtfTracePointContext) {
+    on_send(SockArg::of(ctx, 0), ctx.arg::<i32>(1));
 }
 
 /// `int tcp_sendmsg(struct sock *sk, struct msghdr *msg, size_t size)`, 5.10 to 7.2.
@@ -237,11 +247,20 @@ fn other_send(owner: &mut Worker, sock: impl Sock, ret: i32) {
     own_other(owner);
 }
 
-/// `trace_sock_recv_length(struct sock *sk, int ret, int flags)`, 6.3 to 7.2.
-#[btf_tracepoint(function = "sock_recv_length")]
-pub fn bytes_received(ctx: BtfTracePointContext) -> i32 {
-    on_receive(SockArg::of(&ctx, 0), ctx.arg::<i32>(1), ctx.arg::<i32>(2));
-    0
+with_understudy!(
+    btf_tracepoint(function = "sock_recv_length"),
+    BtfTracePointContext,
+    RECEIVED,
+    /// `trace_sock_recv_length(struct sock *sk, int ret, int flags)`, 6.3 to 7.2.
+    bytes_received,
+    [bytes_received_nested, bytes_received_nested2, bytes_received_nested3],
+    of_first,
+    on_bytes_received
+);
+
+#[inline(always)]
+fn on_bytes_received(ctx: &BtfTracePointContext) {
+    on_receive(SockArg::of(ctx, 0), ctx.arg::<i32>(1), ctx.arg::<i32>(2));
 }
 
 /// `int tcp_recvmsg(struct sock *sk, struct msghdr *msg, size_t len, int nonblock, int flags, int *addr_len)`;
@@ -379,16 +398,60 @@ fn received(owner: &mut Worker, entry: &mut Conn, sock: impl Sock, ret: i32, fla
 /// kernel fires it for the listener, in the connecting task.
 #[btf_tracepoint(function = "sk_data_ready")]
 pub fn unix_connected(ctx: BtfTracePointContext) -> i32 {
-    let sock = SockArg::of(&ctx, 0);
-    if sock.family() != AF_UNIX || sock.state() != LISTEN {
-        return 0;
-    }
-    if let Some(owner) = worker(current_pid()) {
-        owner.unix_at = now();
-        owner.unix_listener = sock.address();
-        owner.unix_read = 0;
+    // Only these are noted: it fires for everything that arrives anywhere.
+    if let Some(sock) = unix_listener(&ctx) {
+        play(understudy::UNIX_CONNECTED, of_first(&ctx));
+        on_unix_connected(sock);
     }
     0
+}
+
+/// See [`unix_connected`].
+#[btf_tracepoint(function = "sk_data_ready")]
+pub fn unix_connected_nested(ctx: BtfTracePointContext) -> i32 {
+    if let Some(sock) = unix_listener(&ctx)
+        && is_first_needed(understudy::UNIX_CONNECTED, of_first(&ctx))
+    {
+        on_unix_connected(sock);
+    }
+    0
+}
+
+/// See [`unix_connected`].
+#[btf_tracepoint(function = "sk_data_ready")]
+pub fn unix_connected_nested2(ctx: BtfTracePointContext) -> i32 {
+    if let Some(sock) = unix_listener(&ctx)
+        && is_next_needed(understudy::UNIX_CONNECTED, of_first(&ctx))
+    {
+        on_unix_connected(sock);
+    }
+    0
+}
+
+/// See [`unix_connected`].
+#[btf_tracepoint(function = "sk_data_ready")]
+pub fn unix_connected_nested3(ctx: BtfTracePointContext) -> i32 {
+    if let Some(sock) = unix_listener(&ctx)
+        && is_last_needed(understudy::UNIX_CONNECTED, of_first(&ctx))
+    {
+        on_unix_connected(sock);
+    }
+    0
+}
+
+#[inline(always)]
+fn unix_listener(ctx: &BtfTracePointContext) -> Option<SockArg> {
+    let sock = SockArg::of(ctx, 0);
+    (sock.family() == AF_UNIX && sock.state() == LISTEN).then_some(sock)
+}
+
+#[inline(always)]
+fn on_unix_connected(listener: SockArg) {
+    if let Some(owner) = worker(current_pid()) {
+        owner.unix_at = now();
+        owner.unix_listener = listener.address();
+        owner.unix_read = 0;
+    }
 }
 
 /// `int unix_stream_connect(struct socket *sock, struct sockaddr *uaddr, int addr_len, int flags)`, 5.10 to 7.2
@@ -406,20 +469,29 @@ pub fn unix_connect_returned(ctx: FExitContext) -> i32 {
     0
 }
 
-/// `int unix_release(struct socket *sock)`, 5.10 to 7.2: the last close of a unix socket, which no tracepoint shows.
-#[fentry]
-pub fn unix_released(ctx: FEntryContext) -> i32 {
+with_understudy!(
+    fentry,
+    FEntryContext,
+    UNIX_RELEASED,
+    /// `int unix_release(struct socket *sock)`, 5.10 to 7.2: the last close of a unix socket, which no tracepoint shows.
+    unix_released,
+    [unix_released_nested],
+    of_first,
+    on_unix_released
+);
+
+#[inline(always)]
+fn on_unix_released(ctx: &FEntryContext) {
     let Some(owner) = worker(current_pid()) else {
-        return 0;
+        return;
     };
     let sock = sock_of(ctx.arg::<u64>(0));
     let Some(entry) = connection(sock.0) else {
-        return 0;
+        return;
     };
     if entry.family != AF_UNIX || entry.worker != current_pid() {
-        return 0;
+        return;
     }
     close_mark(entry, sock, Some(owner), now());
     remove(entry);
-    0
 }

@@ -3,6 +3,7 @@
 use aya_ebpf::{helpers::bpf_probe_read_kernel_str_bytes, macros::fexit, programs::FExitContext};
 use tracer_ebpf::{ConnectFailed, PATH_LEN, kind};
 
+use super::understudy::{of_first, with_understudy};
 use crate::{
     filter::worker,
     maps::setting,
@@ -13,19 +14,37 @@ use crate::{
 /// EISCONN, EALREADY, EINPROGRESS: no failure of the connect itself.
 const UNDER_WAY: [i32; 3] = [-106, -114, -115];
 
-/// `int inet_stream_connect(struct socket *sock, struct sockaddr *uaddr, int addr_len, int flags)`, 5.10 to 7.2 (there
-/// `struct sockaddr_unsized`).
-#[fexit]
-pub fn tcp_connect_returned(ctx: FExitContext) -> i32 {
-    returned(ctx.arg::<u64>(1), slot(&ctx, setting!(slot_inet_connect)));
-    0
+with_understudy!(
+    fexit,
+    FExitContext,
+    CONNECT_RETURNED,
+    /// `int inet_stream_connect(struct socket *sock, struct sockaddr *uaddr, int addr_len, int flags)`, 5.10 to 7.2 (there
+    /// `struct sockaddr_unsized`).
+    tcp_connect_returned,
+    [tcp_connect_returned_nested],
+    of_first,
+    on_tcp_connect_returned
+);
+
+#[inline(always)]
+fn on_tcp_connect_returned(ctx: &FExitContext) {
+    returned(ctx.arg::<u64>(1), slot(ctx, setting!(slot_inet_connect)));
 }
 
-/// `int unix_stream_connect(struct socket *sock, struct sockaddr *uaddr, int addr_len, int flags)`, as above.
-#[fexit]
-pub fn unix_connect_failed(ctx: FExitContext) -> i32 {
-    returned(ctx.arg::<u64>(1), slot(&ctx, setting!(slot_unix_connect)));
-    0
+with_understudy!(
+    fexit,
+    FExitContext,
+    UNIX_CONNECT_FAILED,
+    /// `int unix_stream_connect(struct socket *sock, struct sockaddr *uaddr, int addr_len, int flags)`, as above.
+    unix_connect_failed,
+    [unix_connect_failed_nested],
+    of_first,
+    on_unix_connect_failed
+);
+
+#[inline(always)]
+fn on_unix_connect_failed(ctx: &FExitContext) {
+    returned(ctx.arg::<u64>(1), slot(ctx, setting!(slot_unix_connect)));
 }
 
 /// `address`: the kernel's copy of the `struct sockaddr` that was asked for.

@@ -7,9 +7,10 @@ use aya_ebpf::{
     programs::{FExitContext, ProbeContext},
 };
 use tracer_ebpf::{
-    COMM_LEN, Conn, LISTENERS_PER_PORT, Listener, ListenerSlot, PortSlot, TaskInfo, counter, kind,
+    COMM_LEN, Conn, Happening, LISTENERS_PER_PORT, Listener, ListenerSlot, PortSlot, TaskInfo, counter, kind,
 };
 
+use super::understudy::with_understudy;
 use crate::{
     exchange::backend_accepted,
     filter::{backend, connection, remember_owner, worker},
@@ -165,15 +166,32 @@ fn queue_record(sock: impl Sock, port: u16, conn: (u64, u64), at: u64) {
     record(kind::LISTENER_QUEUE, sock, port, task, conn, at);
 }
 
-/// `struct sock *inet_csk_accept(struct sock *sk, int flags, int *err, bool kern)`; from 6.10 `(sk, struct
-/// proto_accept_arg *)`.
-#[fexit]
-pub fn connection_accepted(ctx: FExitContext) -> i32 {
-    let sock: u64 = slot(&ctx, setting!(slot_accept));
+with_understudy!(
+    fexit,
+    FExitContext,
+    ACCEPTED,
+    /// `struct sock *inet_csk_accept(struct sock *sk, int flags, int *err, bool kern)`; from 6.10 `(sk, struct
+    /// proto_accept_arg *)`.
+    connection_accepted,
+    [connection_accepted_nested],
+    of_accepted,
+    on_connection_accepted
+);
+
+#[inline(always)]
+fn of_accepted(ctx: &FExitContext) -> Happening {
+    Happening {
+        object: slot(ctx, setting!(slot_accept)),
+        what: 0,
+    }
+}
+
+#[inline(always)]
+fn on_connection_accepted(ctx: &FExitContext) {
+    let sock: u64 = slot(ctx, setting!(slot_accept));
     if let Some(link) = backend(sock) {
         backend_accepted(link, now());
     }
-    0
 }
 
 /// `int tcp_conn_request(struct request_sock_ops *rsk_ops, const struct tcp_request_sock_ops *af_ops, struct sock *sk,

@@ -1,6 +1,6 @@
 //! Packets of upstream connections that this host answered with a reset, freed, or answered with an ICMP error.
 
-use aya_ebpf::{EbpfContext as _, programs::BtfTracePointContext};
+use aya_ebpf::{EbpfContext as _, macros::btf_tracepoint, programs::BtfTracePointContext};
 use tracer_ebpf::{DROP_PLACES, DROP_REASONS, Happening, Packet, SYN_PLACES, WANTED_BY_PLACE, conn, kind};
 
 use super::understudy::{of_first, with_understudy};
@@ -46,12 +46,13 @@ fn concerns_upstream(segment: &Segment) -> bool {
 }
 
 with_understudy!(
-    "tcp_send_reset",
+    btf_tracepoint(function = "tcp_send_reset"),
+    BtfTracePointContext,
     RESET_SENT,
     /// `trace_tcp_send_reset(const struct sock *sk, const struct sk_buff *skb, const enum sk_rst_reason reason)` from
     /// 6.10; before, only `(sk, skb)` and never without a socket.
     reset_sent,
-    reset_sent_nested,
+    [reset_sent_nested, reset_sent_nested2, reset_sent_nested3],
     of_both,
     on_reset_sent
 );
@@ -61,7 +62,7 @@ fn of_both(ctx: &BtfTracePointContext) -> Happening {
     // Either may be null.
     Happening {
         object: read(ctx.as_ptr() as u64, 0),
-        what: read::<u64>(ctx.as_ptr() as u64, 8) | 1,
+        what: read::<u32>(ctx.as_ptr() as u64, 8),
     }
 }
 
@@ -108,12 +109,13 @@ fn answered(skb: u64, netns: u32, reason: u32, by: u8) {
 }
 
 with_understudy!(
-    "kfree_skb",
+    btf_tracepoint(function = "kfree_skb"),
+    BtfTracePointContext,
     DROPPED,
     /// `trace_kfree_skb(struct sk_buff *skb, void *location, enum skb_drop_reason reason, struct sock *rx_sk)`; the
     /// reason from 5.17, rx_sk from 6.11.
     dropped,
-    dropped_nested,
+    [dropped_nested, dropped_nested2, dropped_nested3],
     of_first,
     on_dropped
 );
@@ -172,12 +174,13 @@ fn drop_place(location: u64) -> Option<usize> {
 }
 
 with_understudy!(
-    "icmp_send",
+    btf_tracepoint(function = "icmp_send"),
+    BtfTracePointContext,
     ICMP_SENT,
     /// `trace_icmp_send(const struct sk_buff *skb, int type, int code)`, 6.11 to 7.2 (and in some older kernels): an
     /// ICMPv4 error that this host generates for `skb`.
     icmp_sent,
-    icmp_sent_nested,
+    [icmp_sent_nested, icmp_sent_nested2, icmp_sent_nested3],
     of_first,
     on_icmp_sent
 );

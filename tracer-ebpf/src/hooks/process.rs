@@ -1,8 +1,9 @@
 //! Processes: nginx's own come and go; the end of one that listened or served explains what follows.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use tracer_ebpf::{COMM_LEN, Process, SignalSent, TaskInfo, Worker, kind, task};
+use tracer_ebpf::{COMM_LEN, Happening, Process, SignalSent, TaskInfo, Worker, kind, task};
 
+use super::understudy::{of_first, with_understudy};
 use crate::{
     filter::worker,
     maps::{NAMES, OWNERS, SIGNALS, WORKERS, offset, setting},
@@ -37,14 +38,33 @@ const NOBODY: TaskInfo = TaskInfo {
     comm: [0; COMM_LEN],
 };
 
-/// `trace_sched_process_fork(struct task_struct *parent, struct task_struct *child)`, 5.10 to 7.2.
-#[btf_tracepoint(function = "sched_process_fork")]
-pub fn process_forked(ctx: BtfTracePointContext) -> i32 {
+with_understudy!(
+    btf_tracepoint(function = "sched_process_fork"),
+    BtfTracePointContext,
+    FORKED,
+    /// `trace_sched_process_fork(struct task_struct *parent, struct task_struct *child)`, 5.10 to 7.2.
+    process_forked,
+    [process_forked_nested, process_forked_nested2, process_forked_nested3],
+    of_second,
+    on_process_forked
+);
+
+/// The child is the second argument.
+#[inline(always)]
+fn of_second(ctx: &BtfTracePointContext) -> Happening {
+    Happening {
+        object: ctx.arg(1),
+        what: 0,
+    }
+}
+
+#[inline(always)]
+fn on_process_forked(ctx: &BtfTracePointContext) {
     let parent = ctx.arg::<u64>(0);
     let child = ctx.arg::<u64>(1);
     let child_pid: u32 = read(child, offset!(task_tgid));
     if child_pid != read::<u32>(child, offset!(task_pid)) {
-        return 0;
+        return;
     }
     let parent_pid: u32 = read(parent, offset!(task_tgid));
     if worker(parent_pid).is_none() {
@@ -52,10 +72,10 @@ pub fn process_forked(ctx: BtfTracePointContext) -> i32 {
         if worker(child_pid).is_some() {
             let _ = WORKERS.remove(child_pid);
         }
-        return 0;
+        return;
     }
     counted(WORKERS.insert(child_pid, &NEW_WORKER, 0));
-    say!(&ctx, "nginx {} forked {}", parent_pid, child_pid);
+    say!(ctx, "nginx {} forked {}", parent_pid, child_pid);
     write(&Process {
         header: header(kind::FORKED, now()),
         task: of(child),
@@ -65,13 +85,22 @@ pub fn process_forked(ctx: BtfTracePointContext) -> i32 {
         signal_age_ms: 0,
         sender: NOBODY,
     });
-    0
 }
 
-/// `trace_sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`, 5.10 to 7.2: the
-/// task's name is the new program's already.
-#[btf_tracepoint(function = "sched_process_exec")]
-pub fn process_executed(ctx: BtfTracePointContext) -> i32 {
+with_understudy!(
+    btf_tracepoint(function = "sched_process_exec"),
+    BtfTracePointContext,
+    EXECUTED,
+    /// `trace_sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`, 5.10 to 7.2: the
+    /// task's name is the new program's already.
+    process_executed,
+    [process_executed_nested, process_executed_nested2, process_executed_nested3],
+    of_first,
+    on_process_executed
+);
+
+#[inline(always)]
+fn on_process_executed(ctx: &BtfTracePointContext) {
     let task_struct = ctx.arg::<u64>(0);
     let info = of(task_struct);
     let was_nginx = worker(info.pid).is_some();
@@ -82,10 +111,10 @@ pub fn process_executed(ctx: BtfTracePointContext) -> i32 {
     } else if was_nginx {
         let _ = WORKERS.remove(info.pid);
     } else {
-        return 0;
+        return;
     }
     say!(
-        &ctx,
+        ctx,
         "process {} executed, nginx: {}",
         info.pid,
         u32::from(is_nginx)
@@ -100,23 +129,32 @@ pub fn process_executed(ctx: BtfTracePointContext) -> i32 {
         signal_age_ms: 0,
         sender: NOBODY,
     });
-    0
 }
 
-/// `trace_sched_process_exit(struct task_struct *p, …)`, 5.10 to 7.2: per thread, before the sockets are closed.
-#[btf_tracepoint(function = "sched_process_exit")]
-pub fn process_exited(ctx: BtfTracePointContext) -> i32 {
+with_understudy!(
+    btf_tracepoint(function = "sched_process_exit"),
+    BtfTracePointContext,
+    EXITED,
+    /// `trace_sched_process_exit(struct task_struct *p, …)`, 5.10 to 7.2: per thread, before the sockets are closed.
+    process_exited,
+    [process_exited_nested, process_exited_nested2, process_exited_nested3],
+    of_first,
+    on_process_exited
+);
+
+#[inline(always)]
+fn on_process_exited(ctx: &BtfTracePointContext) {
     let task_struct = ctx.arg::<u64>(0);
     let pid: u32 = read(task_struct, offset!(task_tgid));
     let owner = worker(pid);
     let is_nginx = owner.is_some();
     if !is_nginx && OWNERS.get_ptr(pid).is_none() {
-        return 0;
+        return;
     }
     let signal: u64 = read(task_struct, offset!(task_signal));
     // do_exit() has already counted this thread off.
     if read::<i32>(signal, offset!(signal_live)) != 0 {
-        return 0;
+        return;
     }
     if let Some(owner) = owner {
         owner.exiting = 1;
@@ -153,23 +191,40 @@ pub fn process_exited(ctx: BtfTracePointContext) -> i32 {
         let _ = SIGNALS.remove(pid);
     }
     write(&record);
-    0
 }
 
-/// `trace_signal_generate(int sig, struct kernel_siginfo *info, struct task_struct *task, int group, int result)`,
-/// 5.10 to 7.2: the sender is current.
-#[btf_tracepoint(function = "signal_generate")]
-pub fn signal_sent(ctx: BtfTracePointContext) -> i32 {
+with_understudy!(
+    btf_tracepoint(function = "signal_generate"),
+    BtfTracePointContext,
+    SIGNALLED,
+    /// `trace_signal_generate(int sig, struct kernel_siginfo *info, struct task_struct *task, int group, int result)`,
+    /// 5.10 to 7.2: the sender is current.
+    signal_sent,
+    [signal_sent_nested, signal_sent_nested2, signal_sent_nested3],
+    of_signal,
+    on_signal_sent
+);
+
+#[inline(always)]
+fn of_signal(ctx: &BtfTracePointContext) -> Happening {
+    Happening {
+        object: ctx.arg(2),
+        what: ctx.arg(0),
+    }
+}
+
+#[inline(always)]
+fn on_signal_sent(ctx: &BtfTracePointContext) {
     let signal = ctx.arg::<i32>(0);
     // HUP INT QUIT ILL ABRT BUS FPE KILL SEGV TERM
     if !matches!(signal, 1 | 2 | 3 | 4 | 6 | 7 | 8 | 9 | 11 | 15) {
-        return 0;
+        return;
     }
     let task_struct = ctx.arg::<u64>(2);
     let pid: u32 = read(task_struct, offset!(task_tgid));
     let is_nginx = worker(pid).is_some();
     if !is_nginx && OWNERS.get_ptr(pid).is_none() {
-        return 0;
+        return;
     }
     let sender = current_task();
     // nginx's master reads its files anew; nothing else shows that before it forks.
@@ -191,7 +246,7 @@ pub fn signal_sent(ctx: BtfTracePointContext) -> i32 {
         let before = unsafe { *before };
         // A handler that is done raises the signal anew to end its process: whoever sent it first is the sender.
         if before.signal == signal as u32 && before.sender.pid != pid {
-            return 0;
+            return;
         }
     }
     let sent = SignalSent {
@@ -201,5 +256,4 @@ pub fn signal_sent(ctx: BtfTracePointContext) -> i32 {
         sender,
     };
     counted(SIGNALS.insert(pid, &sent, 0));
-    0
 }

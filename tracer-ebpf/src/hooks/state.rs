@@ -1,6 +1,6 @@
 //! The states of TCP sockets: attempts begin, connections are established, both ends close.
 
-use aya_ebpf::programs::BtfTracePointContext;
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use tracer_ebpf::{Conn, Happening, conn};
 
 use super::{
@@ -26,11 +26,12 @@ const ENDS: u32 = 1 << FIN_WAIT1 | 1 << LAST_ACK | 1 << CLOSE;
 const OPEN: u32 = 1 << SYN_SENT | 1 << SYN_RECV | 1 << ESTABLISHED | 1 << CLOSE_WAIT;
 
 with_understudy!(
-    "inet_sock_set_state",
+    btf_tracepoint(function = "inet_sock_set_state"),
+    BtfTracePointContext,
     STATE,
     /// `trace_inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`, 5.10 to 7.2.
     socket_state,
-    socket_state_nested,
+    [socket_state_nested, socket_state_nested2, socket_state_nested3],
     change,
     on_socket_state
 );
@@ -39,7 +40,7 @@ with_understudy!(
 fn change(ctx: &BtfTracePointContext) -> Happening {
     Happening {
         object: ctx.arg(0),
-        what: u64::from(ctx.arg::<u32>(1) << 8 | ctx.arg::<u32>(2)),
+        what: ctx.arg::<u32>(1) << 8 | ctx.arg::<u32>(2),
     }
 }
 
@@ -197,11 +198,12 @@ fn unread(sock: SockArg, entry: &Conn, state: u8) -> u32 {
 }
 
 with_understudy!(
-    "tcp_destroy_sock",
+    btf_tracepoint(function = "tcp_destroy_sock"),
+    BtfTracePointContext,
     DESTROYED,
     /// `trace_tcp_destroy_sock(struct sock *sk)`, 5.10 to 7.2: the end of the socket's address as an identity.
     socket_destroyed,
-    socket_destroyed_nested,
+    [socket_destroyed_nested, socket_destroyed_nested2, socket_destroyed_nested3],
     of_first,
     on_socket_destroyed
 );
@@ -243,11 +245,12 @@ fn on_socket_destroyed(ctx: &BtfTracePointContext) {
 }
 
 with_understudy!(
-    "tcp_receive_reset",
+    btf_tracepoint(function = "tcp_receive_reset"),
+    BtfTracePointContext,
     RESET_RECEIVED,
     /// `trace_tcp_receive_reset(struct sock *sk)`, 5.10 to 7.2: the state is the one before.
     reset_received,
-    reset_received_nested,
+    [reset_received_nested, reset_received_nested2, reset_received_nested3],
     of_first,
     on_reset_received
 );
@@ -266,11 +269,12 @@ fn on_reset_received(ctx: &BtfTracePointContext) {
 }
 
 with_understudy!(
-    "inet_sk_error_report",
+    btf_tracepoint(function = "inet_sk_error_report"),
+    BtfTracePointContext,
     ERROR,
     /// `trace_inet_sk_error_report(const struct sock *sk)`, 5.14 to 7.2.
     error_reported,
-    error_reported_nested,
+    [error_reported_nested, error_reported_nested2, error_reported_nested3],
     of_first,
     on_error_reported
 );
@@ -284,11 +288,12 @@ fn on_error_reported(ctx: &BtfTracePointContext) {
 }
 
 with_understudy!(
-    "tcp_retransmit_skb",
+    btf_tracepoint(function = "tcp_retransmit_skb"),
+    BtfTracePointContext,
     RETRANSMITTED,
     /// `trace_tcp_retransmit_skb(const struct sock *sk, const struct sk_buff *skb)`, 5.10 to 7.2.
     retransmitted,
-    retransmitted_nested,
+    [retransmitted_nested, retransmitted_nested2, retransmitted_nested3],
     of_first,
     on_retransmitted
 );

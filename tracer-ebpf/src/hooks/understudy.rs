@@ -1,86 +1,216 @@
 //! Programs that may interrupt themselves.
 //!
-//! The kernel skips a program that already runs on its CPU (from 6.1 for tracepoints): a socket that changes in a
-//! softirq while the program looks at another one would go unseen. So each program that runs in softirqs and in system
-//! calls has an understudy on the same tracepoint, called for every event right after it. The program notes the event
-//! first of all; its understudy takes the note out again, and where there is none it does the work itself. So it does
-//! not matter where in the program the softirq came. Softirqs do not nest, so nobody needs an understudy of the
-//! understudy: where that is skipped the program was not, and the note that stays behind is overwritten in time.
+//! The kernel skips a program that already runs on its CPU (tracepoints: from 6.1). It was a softirq's turn in the midst of
+//! the program, or where tracepoints can be preempted (7.2) another task's: what happens then would go unseen. So programs
+//! have an understudy at the same point, called for every event right after them. The program notes the event first of all;
+//! its understudy takes the note out again, and where there is none it does the work itself. So it does not matter where in
+//! the program the interruption came. What all missed is counted as lost.
+//!
+//! Softirqs do not nest, so against them one understudy is enough. A preempted task may stay in the program for long, and
+//! meanwhile another one be preempted in the understudy: so there are three, each of which notes what it does.
+//!
+//! A note is told by its task and by what happens; it is in one place for all CPUs, since a preempted task may go on on
+//! another one. Where the last understudy was skipped its note stays behind, until it is old.
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
-use aya_ebpf::programs::BtfTracePointContext;
-use tracer_ebpf::{Happening, Noted};
+use aya_ebpf::{
+    EbpfContext,
+    helpers::generated::{bpf_get_current_task, bpf_jiffies64},
+    macros::btf_tracepoint,
+    programs::{BtfTracePointContext, FEntryContext, FExitContext},
+};
+use tracer_ebpf::{Happening, Note, switch, understudy};
 
-use crate::maps::NOTED;
+use crate::{
+    maps::{NOTES, STOOD_IN, SWITCHES, offset},
+    output::add_one,
+    sock::read,
+};
 
-const NOTHING: Happening = Happening { object: 0, what: 0 };
+/// How old a note may get, in jiffies: 10 to 100 s.
+const OLD: u64 = 10_000;
 
 /// The event is told by the object that is its first argument.
 #[inline(always)]
-pub fn of_first(ctx: &BtfTracePointContext) -> Happening {
+pub fn of_first(ctx: &impl FirstArg) -> Happening {
     Happening {
-        object: ctx.arg(0),
-        what: 1,
+        object: ctx.first(),
+        what: 0,
     }
 }
 
-/// What is noted for program `n` on this CPU.
-#[inline(always)]
-fn noted(n: u32) -> Option<&'static mut Noted> {
-    // SAFETY: a value of a per-CPU array; an interrupt in the midst of an access writes to other events of it.
-    NOTED.get_ptr_mut(n).map(|value| unsafe { &mut *value })
+/// Contexts of programs whose first argument is an object.
+pub trait FirstArg: EbpfContext {
+    /// Its address.
+    fn first(&self) -> u64;
 }
 
-/// The program itself: notes the event and works.
+impl FirstArg for BtfTracePointContext {
+    #[inline(always)]
+    fn first(&self) -> u64 {
+        self.arg(0)
+    }
+}
+
+impl FirstArg for FEntryContext {
+    #[inline(always)]
+    fn first(&self) -> u64 {
+        self.arg(0)
+    }
+}
+
+impl FirstArg for FExitContext {
+    #[inline(always)]
+    fn first(&self) -> u64 {
+        self.arg(0)
+    }
+}
+
+/// Whether a task can preempt another one in a tracepoint's program.
 #[inline(always)]
-pub fn play(n: u32, happening: Happening, work: impl FnOnce()) -> i32 {
-    if let Some(noted) = noted(n) {
-        let at = noted.next;
-        noted.next = at + 1;
-        // Where the kernel skips nothing, an interrupt must not use the same place.
+fn is_preemptible() -> bool {
+    // SAFETY: a value of an array.
+    matches!(SWITCHES.get_ptr(switch::PREEMPTIBLE), Some(on) if unsafe { *on } != 0)
+}
+
+/// The note of program `n` on this event, and the set it belongs to.
+#[inline(always)]
+fn note(n: u32, happening: Happening) -> Option<(Note, &'static mut [Note; Note::WAYS])> {
+    // SAFETY: the helper has no preconditions.
+    let task = unsafe { bpf_get_current_task() };
+    let what = u64::from(n) << 32 | u64::from(happening.what);
+    // The fractional part of the golden ratio spreads what differs in a few bits. The verifier lets nobody calculate with
+    // the object, a pointer.
+    let hash = (task ^ u64::from(n)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let set = NOTES.get_ptr_mut((hash >> 32) as u32 & (Note::SETS - 1))?;
+    let note = Note {
+        task,
+        object: happening.object,
+        what,
+        at: 0,
+    };
+    // SAFETY: a value of an array. Others write to it at the same time, at worst over a note; then an event counts twice.
+    Some((note, unsafe { &mut *set }))
+}
+
+/// Puts a note into its set.
+#[inline(always)]
+fn put(note: Note, set: &mut [Note; Note::WAYS]) {
+    // SAFETY: the helper has no preconditions.
+    let at = unsafe { bpf_jiffies64() };
+    let mut free = 0;
+    for (way, old) in set.iter().enumerate() {
+        if old.task == 0 || at.wrapping_sub(old.at) > OLD {
+            free = way;
+            break;
+        }
+    }
+    if let Some(place) = set.get_mut(free) {
+        place.object = note.object;
+        place.what = note.what;
+        place.at = at;
+        // It is complete before it counts, and counts before anything can be interrupted.
         compiler_fence(Ordering::SeqCst);
-        if let Some(event) = noted.events.get_mut(at as usize % Noted::N) {
-            *event = happening;
-        }
-        work();
+        place.task = note.task;
+        compiler_fence(Ordering::SeqCst);
     }
-    0
 }
 
-/// The understudy: works where the program was skipped.
+/// The program itself notes the event, and then works.
 #[inline(always)]
-pub fn stand_in(n: u32, happening: Happening, work: impl FnOnce()) -> i32 {
-    let Some(noted) = noted(n) else { return 0 };
-    for back in 1..=Noted::N as u64 {
-        // The newest first: mostly it is that.
-        if let Some(event) = noted
-            .events
-            .get_mut(noted.next.wrapping_sub(back) as usize % Noted::N)
-            && *event == happening
-        {
-            *event = NOTHING;
-            return 0;
-        }
+pub fn play(n: u32, happening: Happening) {
+    // Without an understudy nobody would take the note out.
+    let has_understudy = n < understudy::FIRST_OF_TASKS || is_preemptible();
+    if has_understudy && let Some((note, set)) = note(n, happening) {
+        put(note, set);
     }
-    noted.stood_in += 1;
-    work();
-    0
 }
 
-/// A program and its understudy: both get their arguments from `$happening`, and call `$work`.
+/// Whether the only understudy of a program, or the last one, must work: all before it were skipped.
+#[inline(always)]
+pub fn is_last_needed(n: u32, happening: Happening) -> bool {
+    is_needed(n, happening, || true)
+}
+
+/// Whether the first understudy must work, which is the last where no task can be preempted.
+#[inline(always)]
+pub fn is_first_needed(n: u32, happening: Happening) -> bool {
+    is_needed(n, happening, || !is_preemptible())
+}
+
+/// Whether an understudy between two others must work.
+#[inline(always)]
+pub fn is_next_needed(n: u32, happening: Happening) -> bool {
+    is_needed(n, happening, || false)
+}
+
+#[inline(always)]
+fn is_needed(n: u32, happening: Happening, is_last: impl Fn() -> bool) -> bool {
+    let Some((note, set)) = note(n, happening) else {
+        return false;
+    };
+    for place in set.iter_mut() {
+        if place.task == note.task && place.object == note.object && place.what == note.what {
+            if is_last() {
+                place.task = 0;
+            }
+            return false;
+        }
+    }
+    if !is_last() {
+        put(note, set);
+    }
+    add_one(STOOD_IN.get_ptr_mut(n));
+    true
+}
+
+/// A program and its understudies, one or three: all get their arguments from `$happening`, and call `$work`.
 macro_rules! with_understudy {
-    ($point:literal, $index:ident, $(#[$doc:meta])* $program:ident, $understudy:ident, $happening:expr, $work:expr) => {
+    ($way:meta, $context:ty, $index:ident, $(#[$doc:meta])* $program:ident, [$($understudy:ident),+], $happening:expr, $work:expr) => {
         $(#[$doc])*
-        #[aya_ebpf::macros::btf_tracepoint(function = $point)]
-        pub fn $program(ctx: aya_ebpf::programs::BtfTracePointContext) -> i32 {
-            $crate::hooks::understudy::play(tracer_ebpf::understudy::$index, $happening(&ctx), || $work(&ctx))
+        #[$way]
+        pub fn $program(ctx: $context) -> i32 {
+            $crate::hooks::understudy::play(tracer_ebpf::understudy::$index, $happening(&ctx));
+            $work(&ctx);
+            0
         }
 
-        #[aya_ebpf::macros::btf_tracepoint(function = $point)]
-        pub fn $understudy(ctx: aya_ebpf::programs::BtfTracePointContext) -> i32 {
-            $crate::hooks::understudy::stand_in(tracer_ebpf::understudy::$index, $happening(&ctx), || $work(&ctx))
+        $crate::hooks::understudy::with_understudy!(
+            @understudies $way, $context, $index, [$($understudy),+], $happening, $work
+        );
+    };
+    (@understudies $way:meta, $context:ty, $index:ident, [$only:ident], $happening:expr, $work:expr) => {
+        $crate::hooks::understudy::with_understudy!(@one $way, $context, $index, $only, is_last_needed, $happening, $work);
+    };
+    (@understudies $way:meta, $context:ty, $index:ident, [$first:ident, $second:ident, $third:ident], $happening:expr, $work:expr) => {
+        $crate::hooks::understudy::with_understudy!(@one $way, $context, $index, $first, is_first_needed, $happening, $work);
+        $crate::hooks::understudy::with_understudy!(@one $way, $context, $index, $second, is_next_needed, $happening, $work);
+        $crate::hooks::understudy::with_understudy!(@one $way, $context, $index, $third, is_last_needed, $happening, $work);
+    };
+    (@one $way:meta, $context:ty, $index:ident, $understudy:ident, $is_needed:ident, $happening:expr, $work:expr) => {
+        #[$way]
+        pub fn $understudy(ctx: $context) -> i32 {
+            if $crate::hooks::understudy::$is_needed(tracer_ebpf::understudy::$index, $happening(&ctx)) {
+                $work(&ctx);
+            }
+            0
         }
     };
 }
 pub(super) use with_understudy;
+
+/// `trace_tcp_destroy_sock(struct sock *sk)`: run once at the beginning, on a socket of user space's. Where a program keeps
+/// its task from moving to another CPU, it does so because the task can be preempted.
+#[btf_tracepoint(function = "tcp_destroy_sock")]
+pub fn preemption_told(_ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: the helper has no preconditions.
+    let task = unsafe { bpf_get_current_task() };
+    if read::<u16>(task, offset!(task_migration_disabled)) != 0
+        && let Some(value) = SWITCHES.get_ptr_mut(switch::PREEMPTIBLE)
+    {
+        // SAFETY: a value of an array.
+        unsafe { *value = 1 };
+    }
+    0
+}

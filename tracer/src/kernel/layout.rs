@@ -50,6 +50,7 @@ const OPTIONAL: &[&str] = &[
     "flowi6_daddr",
     "fib6_type",
     "signal_oom_mm",
+    "task_migration_disabled",
     "regs_orig_ax",
     "regs_syscallno",
 ];

@@ -45,8 +45,7 @@ pub struct Hook {
     pub without: &'static str,
     /// The tracer cannot run without it.
     pub required: bool,
-    /// Ways, best first; a way is a set of (program, attach point), attached all or none and in this order: a program
-    /// comes before its understudy.
+    /// Ways, best first; a way is a set of (program, attach point), attached all or none.
     pub ways: &'static [&'static [(&'static str, Attach)]],
 }
 
@@ -95,9 +94,7 @@ pub static PLAN: &[Hook] = &[
         required: true,
         ways: &[&[
             ("socket_state", Tracepoint("inet_sock_set_state")),
-            ("socket_state_nested", Tracepoint("inet_sock_set_state")),
             ("socket_destroyed", Tracepoint("tcp_destroy_sock")),
-            ("socket_destroyed_nested", Tracepoint("tcp_destroy_sock")),
         ]],
     },
     Hook {
@@ -175,60 +172,42 @@ pub static PLAN: &[Hook] = &[
         shows: "resets that arrive",
         without: "a reset is known by its errno only",
         required: false,
-        ways: &[&[
-            ("reset_received", Tracepoint("tcp_receive_reset")),
-            ("reset_received_nested", Tracepoint("tcp_receive_reset")),
-        ]],
+        ways: &[&[("reset_received", Tracepoint("tcp_receive_reset"))]],
     },
     Hook {
         sees: "resets-sent",
         shows: "resets this host sends, and why",
         without: "a missing listener is not told from a firewall's reset",
         required: false,
-        ways: &[&[
-            ("reset_sent", Tracepoint("tcp_send_reset")),
-            ("reset_sent_nested", Tracepoint("tcp_send_reset")),
-        ]],
+        ways: &[&[("reset_sent", Tracepoint("tcp_send_reset"))]],
     },
     Hook {
         sees: "errors",
         shows: "errors reported to sockets, ICMP with its sender",
         without: "ICMP errors are read late, at nginx's close",
         required: false,
-        ways: &[&[
-            ("error_reported", Tracepoint("inet_sk_error_report")),
-            ("error_reported_nested", Tracepoint("inet_sk_error_report")),
-        ]],
+        ways: &[&[("error_reported", Tracepoint("inet_sk_error_report"))]],
     },
     Hook {
         sees: "retransmits",
         shows: "retransmissions of SYNs and data, accept queues when they happen",
         without: "silence is not told from slowness",
         required: false,
-        ways: &[&[
-            ("retransmitted", Tracepoint("tcp_retransmit_skb")),
-            ("retransmitted_nested", Tracepoint("tcp_retransmit_skb")),
-        ]],
+        ways: &[&[("retransmitted", Tracepoint("tcp_retransmit_skb"))]],
     },
     Hook {
         sees: "drops",
         shows: "packets of ours that this host drops, and why",
         without: "a local firewall is not told from a remote one",
         required: false,
-        ways: &[&[
-            ("dropped", Tracepoint("kfree_skb")),
-            ("dropped_nested", Tracepoint("kfree_skb")),
-        ]],
+        ways: &[&[("dropped", Tracepoint("kfree_skb"))]],
     },
     Hook {
         sees: "icmp-sent",
         shows: "ICMP errors this host sends",
         without: "a local reject rule is known by its drop only",
         required: false,
-        ways: &[&[
-            ("icmp_sent", Tracepoint("icmp_send")),
-            ("icmp_sent_nested", Tracepoint("icmp_send")),
-        ]],
+        ways: &[&[("icmp_sent", Tracepoint("icmp_send"))]],
     },
     Hook {
         sees: "routes",
