@@ -2,7 +2,7 @@
 //! connections. Every line of nginx's log is one attempt and the other way round, and no name is wrong.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{
         Arc, Mutex, PoisonError,
@@ -67,6 +67,7 @@ fn mix(run: &Run, nginx: &Path) -> Result<()> {
         error_log: &log,
         healthy: 0,
         clients: 0,
+        inner_pids: &BTreeMap::new(),
     };
     problems.extend(judge::judge(&scenario, &|text| stage.names().fill(text), &seen)?);
     let upstreams: BTreeSet<&str> = not_ok(&records)

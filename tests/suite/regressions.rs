@@ -129,6 +129,7 @@ fn healthy_requests(run: &Run, nginx: &Path, name: &str, wanted: u64) -> Result<
         error_log: &stage.nginx.error_log(),
         healthy: report.answered - before,
         clients: 100,
+        inner_pids: &BTreeMap::new(),
     };
     let mut problems = report.failed;
     problems.extend(judge::judge(
@@ -163,6 +164,7 @@ fn mixed_requests(run: &Run, nginx: &Path, name: &str, wanted: u64) -> Result<()
         error_log: &stage.nginx.error_log(),
         healthy: 0,
         clients: 0,
+        inner_pids: &BTreeMap::new(),
     }));
     let named = not_ok(&records)
         .filter(|attempt| attempt["cause"]["id"] == "no-listener" && attempt["upstream"] == "app")

@@ -12,10 +12,11 @@ pub fn scenarios() -> Vec<Scenario> {
     Scenario::read_all(&root().join("tests/scenarios")).expect("the scenarios are well-formed")
 }
 
-/// One test a scenario.
+/// One test a scenario and placement.
 pub fn trials(ground: &Arc<Ground>) -> Vec<Trial> {
     scenarios()
         .into_iter()
+        .flat_map(Scenario::in_all_placements)
         .map(|scenario| {
             let ground = Arc::clone(ground);
             let name = format!("scenario/{}", scenario.name);

@@ -672,6 +672,12 @@ pub enum Question {
     Route { pid: Pid, destination: IpAddr },
     /// The state, parent and command of a process.
     Process { pid: Pid },
+    /// What connection tracking in the worker's namespace made of a connection's destination.
+    Translation {
+        pid: Pid,
+        source: SocketAddr,
+        destination: SocketAddr,
+    },
 }
 
 /// What a recording says that was made before the question could leave the sockets out.
@@ -718,6 +724,11 @@ pub enum Answer {
     },
     /// See [`Question::Process`]; `None`: gone.
     Process(Option<ProcessInfo>),
+    /// See [`Question::Translation`].
+    Translation {
+        /// Who really answers there; `None`: the connection is not tracked.
+        destination: Option<SocketAddr>,
+    },
     /// The host would not say.
     Unavailable { why: String },
 }

@@ -12,6 +12,7 @@ use nix::{
 
 use crate::event::{Answer, Ktime, Pid, Question};
 
+pub mod conntrack;
 pub mod netns;
 pub mod process;
 pub mod root;
@@ -39,6 +40,17 @@ pub fn answer(question: &Question) -> Answer {
             netns::run_in(*pid, {
                 let destination = *destination;
                 move || route::look_up(destination)
+            }),
+            *pid,
+        ),
+        Question::Translation {
+            pid,
+            source,
+            destination,
+        } => (
+            netns::run_in(*pid, {
+                let (source, destination) = (*source, *destination);
+                move || conntrack::look_up(source, destination)
             }),
             *pid,
         ),

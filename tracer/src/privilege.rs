@@ -18,9 +18,9 @@ pub struct Need {
     pub without: Option<&'static str>,
 }
 
-/// Everything that is needed while following nginx. Each was tried by leaving it out (Linux 6.18); `CAP_NET_ADMIN` is
-/// not among them, since asking the kernel for sockets and routes needs none.
-pub const NEEDS: [Need; 5] = [
+/// Everything that is needed while following nginx. Each was tried by leaving it out (Linux 6.18). Asking the kernel for
+/// sockets and routes needs none.
+pub const NEEDS: [Need; 6] = [
     Need {
         capability: Capability::CAP_BPF,
         why: "to load its programs into the kernel",
@@ -41,6 +41,13 @@ pub const NEEDS: [Need; 5] = [
         why: "to hear nginx's error lines at their source, and to look into other network namespaces",
         without: Some(
             "nginx's error lines come from its log file only, and other network namespaces stay closed",
+        ),
+    },
+    Need {
+        capability: Capability::CAP_NET_ADMIN,
+        why: "to ask connection tracking where a connection really went",
+        without: Some(
+            "a container of this host behind a translated address that does not answer is taken for another host",
         ),
     },
     Need {
@@ -135,16 +142,21 @@ mod tests {
 
     #[test]
     fn a_missing_capability_is_named_with_its_use() {
-        use Capability::{CAP_BPF, CAP_DAC_READ_SEARCH, CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYS_PTRACE};
+        use Capability::{
+            CAP_BPF, CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYS_PTRACE,
+        };
         let all = NEEDS.map(|need| need.capability);
         let outcome = |held: &[Capability]| match check_set(&set(held)) {
             Ok(lost) => lost.join("; "),
             Err(error) => error.to_string(),
         };
         assert_eq!(outcome(&all), "");
-        assert_eq!(outcome(&[CAP_SYS_ADMIN, CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH]), "");
         assert_eq!(
-            outcome(&[CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE]),
+            outcome(&[CAP_SYS_ADMIN, CAP_SYS_PTRACE, CAP_NET_ADMIN, CAP_DAC_READ_SEARCH]),
+            ""
+        );
+        assert_eq!(
+            outcome(&[CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE, CAP_NET_ADMIN]),
             "no CAP_SYS_ADMIN: nginx's error lines come from its log file only, and other network namespaces stay closed; \
              no CAP_DAC_READ_SEARCH: configuration and log files that root does not own may stay unread"
         );

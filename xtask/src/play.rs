@@ -34,6 +34,9 @@ pub struct Args {
     /// How many at the same time.
     #[arg(long, default_value_t = 4)]
     jobs: usize,
+    /// Only where their laboratory says first, not also in their other placements.
+    #[arg(long)]
+    first_placement: bool,
     /// Further arguments for `tracer attach`.
     #[arg(last = true)]
     arguments: Vec<String>,
@@ -48,6 +51,7 @@ impl Args {
             tracer: Some(build_tracer(true)?),
             keep: Some(keep),
             jobs,
+            first_placement: false,
             arguments: Vec::new(),
         })
     }
@@ -65,13 +69,7 @@ pub fn run(args: &Args) -> Result<()> {
         .clone()
         .unwrap_or_else(|| target_folder().join("scenarios"));
     let run = Run::begin()?;
-    let is_wanted = |scenario: &Scenario| {
-        args.names.is_empty() || args.names.iter().any(|name| scenario.name.starts_with(name))
-    };
-    let scenarios: Vec<Scenario> = Scenario::read_all(&root().join("tests/scenarios"))?
-        .into_iter()
-        .filter(is_wanted)
-        .collect();
+    let scenarios = chosen(&args.names, args.first_placement)?;
     ensure!(
         !scenarios.is_empty(),
         "no scenario is called so: see tests/scenarios"
@@ -107,6 +105,23 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("{wrong} of {} scenarios are wrong", scenarios.len());
     }
     Ok(())
+}
+
+/// The scenarios that are called so, all when no name is given, each in all its placements or in its first one and those
+/// that are named.
+pub fn chosen(names: &[String], first_placement: bool) -> Result<Vec<Scenario>> {
+    let is_wanted = |scenario: &Scenario| {
+        let is_first = Some(&scenario.placement) == scenario.placements.first();
+        (names.is_empty() && (is_first || !first_placement))
+            || names.iter().any(|name| {
+                scenario.name.starts_with(name) && (is_first || !first_placement || name.contains('@'))
+            })
+    };
+    Ok(Scenario::read_all(&root().join("tests/scenarios"))?
+        .into_iter()
+        .flat_map(Scenario::in_all_placements)
+        .filter(is_wanted)
+        .collect())
 }
 
 /// Says how a scenario went, and whether it went wrong.

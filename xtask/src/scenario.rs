@@ -34,6 +34,12 @@ pub struct Scenario {
     /// What the machine must have.
     #[serde(default)]
     pub needs: Vec<Need>,
+    /// Where its peers are: as its laboratory says, and further ones in which it must be named the same.
+    #[serde(default = "on_loopback")]
+    pub placements: Vec<Placement>,
+    /// The placement of these.
+    #[serde(skip)]
+    pub placement: Placement,
     /// How to make it happen.
     pub lab: Lab,
     /// What must be named.
@@ -43,6 +49,81 @@ pub struct Scenario {
     #[serde(default)]
     pub succeeds: Vec<Succeeds>,
 }
+
+/// Where the peers are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Placement {
+    /// On nginx's loopback.
+    #[default]
+    Loopback,
+    /// The same, IPv6.
+    LoopbackIpv6,
+    /// Behind a unix socket.
+    Unix,
+    /// In another network namespace of this host, at the other end of a cable.
+    Namespace,
+    /// The same, IPv6.
+    NamespaceIpv6,
+    /// There, behind an address that nginx's namespace translates, as containers' are.
+    Dnat,
+    /// In another namespace behind one that routes.
+    Router,
+    /// On nginx's loopback, and nginx in user, mount and process namespaces of its own.
+    Container,
+    /// On another host.
+    Remote,
+}
+
+impl Placement {
+    /// As scenario files and the scoreboard spell it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Loopback => "loopback",
+            Self::LoopbackIpv6 => "loopback-ipv6",
+            Self::Unix => "unix",
+            Self::Namespace => "namespace",
+            Self::NamespaceIpv6 => "namespace-ipv6",
+            Self::Dnat => "dnat",
+            Self::Router => "router",
+            Self::Container => "container",
+            Self::Remote => "remote",
+        }
+    }
+
+    /// Whether a laboratory's peers are there.
+    fn is_of(self, lab: &Lab) -> bool {
+        let is_at = |what: &str| {
+            lab.names.values().any(|place| place.contains(what))
+                || lab.backends.values().any(|backend| backend.listen.contains(what))
+                || lab.programs.values().any(|program| program.listen.contains(what))
+        };
+        let is_ipv6 = is_at("::") || is_at("6}");
+        let is_far = lab.far || lab.backends.values().any(|backend| backend.at == Side::Far);
+        match self {
+            Self::Remote => !lab.strangers.is_empty(),
+            Self::Namespace | Self::Dnat | Self::Router => is_far && !is_ipv6,
+            Self::NamespaceIpv6 => is_far && is_ipv6,
+            Self::Unix => is_at("unix"),
+            Self::LoopbackIpv6 => is_ipv6 && !is_far,
+            Self::Loopback | Self::Container => lab.strangers.is_empty() && !is_far,
+        }
+    }
+
+    /// The host that a peer on loopback has here instead: as [`Lab`]'s names spell it.
+    fn host(self) -> Option<&'static str> {
+        match self {
+            Self::LoopbackIpv6 => Some("::1"),
+            Self::Namespace | Self::Dnat | Self::Router => Some("{far}"),
+            Self::NamespaceIpv6 => Some("{far6}"),
+            Self::Loopback | Self::Unix | Self::Container | Self::Remote => None,
+        }
+    }
+}
+
+/// Between a scenario's name and a placement that is not its first.
+const AT: char = '@';
 
 /// Something not every machine has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -503,7 +584,51 @@ impl Scenario {
     pub fn parse(name: &str, text: &str) -> Result<Self> {
         let mut scenario: Self = toml::from_str(text)?;
         name.clone_into(&mut scenario.name);
+        scenario.placement = *scenario.placements.first().context("`placements` is empty")?;
         Ok(scenario)
+    }
+
+    /// The same in each of its placements: the first under its own name, others as `name@placement`.
+    #[must_use]
+    pub fn in_all_placements(self) -> Vec<Self> {
+        let others: Vec<Self> = self
+            .placements
+            .iter()
+            .skip(1)
+            .map(|at| self.placed(*at))
+            .collect();
+        std::iter::once(self).chain(others).collect()
+    }
+
+    /// The same with its peers elsewhere: those on loopback move.
+    fn placed(&self, placement: Placement) -> Self {
+        let mut placed = self.clone();
+        placed.placement = placement;
+        placed.name = format!("{}{AT}{}", self.name, placement.name());
+        if let Some(host) = placement.host() {
+            let is_away = placement != Placement::LoopbackIpv6;
+            placed.lab.far |= is_away;
+            for backend in placed.lab.backends.values_mut() {
+                if backend.listen == loopback() {
+                    host.clone_into(&mut backend.listen);
+                    if is_away {
+                        backend.at = Side::Far;
+                    }
+                }
+            }
+            for name in placed.lab.names.values_mut() {
+                if *name == loopback() {
+                    host.clone_into(name);
+                }
+            }
+        }
+        placed
+    }
+
+    /// The name of its file.
+    #[must_use]
+    pub fn file(&self) -> &str {
+        self.name.split(AT).next().unwrap_or_default()
     }
 
     /// All scenarios of a folder, by name.
@@ -516,6 +641,10 @@ impl Scenario {
         paths.sort_unstable();
         paths.iter().map(|path| Self::read(path)).collect()
     }
+}
+
+fn on_loopback() -> Vec<Placement> {
+    vec![Placement::default()]
 }
 
 fn fifty() -> usize {

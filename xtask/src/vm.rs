@@ -180,7 +180,8 @@ fn command(args: &Args) -> String {
         (None, true) => "exec busybox setsid busybox cttyhack sh".to_owned(),
         (None, false) => {
             let mut words = vec![
-                "/vm/bin/xtask scenario --tracer /vm/bin/tracer --keep /vm/scenarios".to_owned(),
+                "/vm/bin/xtask scenario --tracer /vm/bin/tracer --keep /vm/scenarios --first-placement"
+                    .to_owned(),
                 format!("--jobs {}", args.jobs),
             ];
             words.extend(args.names.iter().map(|name| quoted(name)));

@@ -6,11 +6,12 @@ use tracer_ebpf::{DROP_PLACES, DROP_REASONS, Happening, Packet, SYN_PLACES, WANT
 use super::understudy::{of_first, with_understudy};
 use crate::{
     exchange::edge,
-    filter::{backend, connection, is_endpoint},
+    filter::{backend, connection, is_endpoint, worker},
     maps::{offset, setting},
     output::{header, now, write},
     sock::{
-        LISTEN, NEW_SYN_RECV, Segment, Sock as _, SockAt, TIME_WAIT, current_task, read, segment, skb_netns,
+        LISTEN, NEW_SYN_RECV, SYN_SENT, Segment, Sock as _, SockAt, TIME_WAIT, Tcp as _, current_pid,
+        current_task, read, segment, segment_seq, skb_netns,
     },
 };
 
@@ -43,6 +44,28 @@ fn packet(what: u16, segment: &Segment, netns: u32, reason: u32, by: u8) -> Pack
 #[inline(always)]
 fn concerns_upstream(segment: &Segment) -> bool {
     is_endpoint(segment.daddr, segment.dport) || is_endpoint(segment.saddr, segment.sport)
+}
+
+/// Whether this is the SYN that the current worker's connect() has just sent, whatever addresses it was given on its way
+/// (containers): known by its sequence number. It gets back the address that the worker's socket has.
+#[inline(always)]
+fn is_of_connect(skb: u64, segment: &mut Segment) -> bool {
+    if segment.flags & SYN == 0 {
+        return false;
+    }
+    let Some(owner) = worker(current_pid()) else {
+        return false;
+    };
+    let Some(entry) = connection(owner.connecting) else {
+        return false;
+    };
+    let sock = SockAt(entry.sock);
+    if sock.state() != SYN_SENT || sock.snd_una() != segment_seq(skb) {
+        return false;
+    }
+    segment.saddr = sock.local_addr();
+    segment.sport = sock.bound_port();
+    true
 }
 
 with_understudy!(
@@ -101,8 +124,8 @@ fn answered(skb: u64, netns: u32, reason: u32, by: u8) {
     if skb == 0 {
         return;
     }
-    if let Some(offending) = segment(skb)
-        && concerns_upstream(&offending)
+    if let Some(mut offending) = segment(skb)
+        && (concerns_upstream(&offending) || is_of_connect(skb, &mut offending))
     {
         write(&packet(kind::RESET_SENT, &offending, netns, reason, by));
     }
@@ -146,8 +169,9 @@ fn on_dropped(ctx: &BtfTracePointContext) {
         }
     }
     let skb = ctx.arg::<u64>(0);
-    let Some(freed) = segment(skb) else { return };
-    if !concerns_upstream(&freed) || (syn_only && freed.flags & SYN == 0) {
+    let Some(mut freed) = segment(skb) else { return };
+    if (syn_only && freed.flags & SYN == 0) || !(concerns_upstream(&freed) || is_of_connect(skb, &mut freed))
+    {
         return;
     }
     let mut record = packet(kind::DROPPED, &freed, skb_netns(skb), reason, BY_OTHER);
@@ -188,8 +212,8 @@ with_understudy!(
 #[inline(always)]
 fn on_icmp_sent(ctx: &BtfTracePointContext) {
     let skb = ctx.arg::<u64>(0);
-    if let Some(offending) = segment(skb)
-        && concerns_upstream(&offending)
+    if let Some(mut offending) = segment(skb)
+        && (concerns_upstream(&offending) || is_of_connect(skb, &mut offending))
     {
         let mut record = packet(kind::ICMP_SENT, &offending, skb_netns(skb), 0, BY_OTHER);
         record.icmp_kind = ctx.arg::<i32>(1) as u8;

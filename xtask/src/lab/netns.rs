@@ -25,6 +25,11 @@ pub const NEAR6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
 /// The other end of the cable, IPv6.
 pub const FAR6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2);
 
+/// An address that nobody has: see [`Netns::translate`].
+pub const SERVICE: &str = "10.96.0.1";
+/// The other end of the cable behind a router.
+pub const BEHIND_ROUTER: &str = "10.78.1.2";
+
 /// The first `ip netns add` of a host mounts a folder; two at once would mount it twice.
 static ADDING: Mutex<()> = Mutex::new(());
 
@@ -84,6 +89,38 @@ impl Netns {
     /// The namespace's inode, its identity everywhere in the kernel.
     pub fn inode(&self) -> Result<u64> {
         Ok(self.file.metadata().context("reading a namespace's inode")?.ino())
+    }
+
+    /// Connects two namespaces over a third one that routes between them; the far end is [`BEHIND_ROUTER`].
+    pub fn connect_over(&self, router: &Self, far: &Self) -> Result<()> {
+        self.connect(router)?;
+        let ours = std::process::id();
+        router.sh(&format!(
+            "ip link add down0 type veth peer name up0 netns /proc/{ours}/fd/{}
+            ip addr add 10.78.1.1/24 dev down0; ip link set down0 up; echo 1 > /proc/sys/net/ipv4/ip_forward",
+            far.file.as_raw_fd()
+        ))?;
+        far.sh(&format!(
+            "ip addr add {BEHIND_ROUTER}/24 dev up0; ip link set up0 up; ip route add default via 10.78.1.1"
+        ))?;
+        self.sh(&format!("ip route add {BEHIND_ROUTER} via {FAR}"))?;
+        Ok(())
+    }
+
+    /// Has [`SERVICE`] mean the other end of the cable, as container engines do it.
+    pub fn translate(&self) -> Result<()> {
+        self.sh(&format!(
+            "ip route add {SERVICE} via {FAR}
+            nft -f - <<'end'
+            table ip service {{
+                chain output {{
+                    type nat hook output priority -100;
+                    ip daddr {SERVICE} dnat to {FAR}
+                }}
+            }}
+end"
+        ))?;
+        Ok(())
     }
 
     /// Connects two namespaces by a cable, with addresses [`NEAR`] and [`FAR`] and their IPv6 companions.

@@ -1,7 +1,9 @@
 //! A real nginx in a namespace and a folder of its own.
 
 use std::{
+    collections::BTreeMap,
     fs,
+    io::Write as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -38,6 +40,8 @@ pub struct Start<'a> {
     pub workers: usize,
     /// Whether it becomes a daemon, as services do: only then does nginx start another executable beside itself.
     pub daemon: bool,
+    /// Whether it is in user, mount and process namespaces of its own.
+    pub contained: bool,
 }
 
 impl Nginx {
@@ -50,8 +54,19 @@ impl Nginx {
             fs::create_dir_all(folder.join("tmp").join(temporary)).context("making nginx's folders")?;
         }
         let errors = fs::File::create(folder.join("nginx.stderr")).context("making nginx.stderr")?;
-        let child = namespace.spawn(
+        let mut command = if start.contained {
+            // It may start once its namespace knows who is who.
+            let mut unshare = Command::new("unshare");
+            unshare
+                .args(["--user", "--mount", "--pid", "--fork", "--kill-child"])
+                .args(["sh", "-c", "read -r go && exec \"$0\" \"$@\""])
+                .arg(start.program);
+            unshare
+        } else {
             Command::new(start.program)
+        };
+        let child = namespace.spawn(
+            command
                 .arg("-p")
                 .arg(folder)
                 .arg("-e")
@@ -59,10 +74,15 @@ impl Nginx {
                 .arg("-c")
                 .arg(&config)
                 .args(["-g", if start.daemon { "daemon on;" } else { "daemon off;" }])
-                .stdin(Stdio::null())
+                .stdin(if start.contained {
+                    Stdio::piped()
+                } else {
+                    Stdio::null()
+                })
                 .stdout(Stdio::null())
                 .stderr(errors),
         )?;
+        let child = if start.contained { contain(child)? } else { child };
         let mut nginx = Self {
             pid: child.id(),
             child: Some(child),
@@ -76,6 +96,11 @@ impl Nginx {
             if let Some(Ok(Some(status))) = nginx.child.as_mut().map(Child::try_wait) {
                 let said = fs::read_to_string(nginx.folder.join("nginx.stderr")).unwrap_or_default();
                 return Err(format!("nginx ended with {status}: {said}{}", nginx.error_log()));
+            }
+            if start.contained
+                && let Some([master]) = nginx.child.as_ref().map(|child| children(child.id())).as_deref()
+            {
+                nginx.pid = *master;
             }
             let there = nginx.workers().len();
             if there == wanted && nginx.folder.join("nginx.pid").exists() {
@@ -138,6 +163,20 @@ impl Nginx {
     #[must_use]
     pub fn workers(&self) -> Vec<u32> {
         children(self.pid())
+    }
+
+    /// The workers' process ids in their own namespace, where it is not ours.
+    #[must_use]
+    pub fn inner_pids(&self) -> BTreeMap<u32, u32> {
+        let inner = |pid: u32| -> Option<u32> {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+            pids.split_whitespace().nth(1)?.parse().ok()
+        };
+        self.workers()
+            .into_iter()
+            .filter_map(|pid| Some((pid, inner(pid)?)))
+            .collect()
     }
 
     /// Sends a signal to the master.
@@ -218,6 +257,27 @@ impl Drop for Nginx {
             }
         }
     }
+}
+
+/// Gives a process that is in a user namespace of its own the identities of this one, and lets it go on.
+fn contain(mut child: Child) -> Result<Child> {
+    let pid = child.id();
+    let namespace =
+        |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user")).map_err(|error| error.to_string());
+    let ours = namespace("self").map_err(anyhow::Error::msg)?;
+    wait_for("a user namespace", PATIENCE, || {
+        match namespace(&pid.to_string()) {
+            Ok(its) if its != ours => Ok(()),
+            Ok(_) => Err("it is in ours".to_owned()),
+            Err(error) => Err(error),
+        }
+    })?;
+    for map in ["uid_map", "gid_map"] {
+        fs::write(format!("/proc/{pid}/{map}"), "0 0 65536").with_context(|| format!("writing {map}"))?;
+    }
+    let mut input = child.stdin.take().context("a child without standard input")?;
+    input.write_all(b"go\n").context("letting nginx start")?;
+    Ok(child)
 }
 
 /// Waits until a process is gone that is nobody's child here.

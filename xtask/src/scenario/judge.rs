@@ -23,6 +23,8 @@ pub struct Seen<'a> {
     pub healthy: u64,
     /// Healthy requests under way at every moment.
     pub clients: usize,
+    /// Process ids of nginx's workers in their own namespace, where it is not ours.
+    pub inner_pids: &'a BTreeMap<u32, u32>,
 }
 
 /// Puts a scenario's names into a text.
@@ -53,6 +55,7 @@ pub fn judge_replay(
         error_log,
         healthy: 0,
         clients: 0,
+        inner_pids: &BTreeMap::new(),
     }));
     Ok(problems)
 }
@@ -282,7 +285,7 @@ pub fn lines(seen: &Seen<'_>) -> Vec<String> {
         left.retain(|line| {
             let found = attempts
                 .iter()
-                .position(|attempt| attempt["log"].is_object() == is_claimed && fits(line, attempt));
+                .position(|attempt| attempt["log"].is_object() == is_claimed && fits(line, attempt, seen));
             found.map(|at| attempts.swap_remove(at)).is_none()
         });
     }
@@ -312,13 +315,19 @@ pub fn lines(seen: &Seen<'_>) -> Vec<String> {
     problems
 }
 
-fn fits(line: &AttemptLine, attempt: &Value) -> bool {
+fn fits(line: &AttemptLine, attempt: &Value, seen: &Seen<'_>) -> bool {
     attempt["nginx_says"] == *line.says
-        && attempt["worker"] == line.worker
+        && is_by(attempt, line.worker, seen)
         && line.is_at(attempt["peer"].as_str())
         && attempt["log"]["line"]
             .as_str()
             .is_none_or(|claimed| claimed == line.line)
+}
+
+/// Whether a line's worker is the attempt's: nginx writes the number it has in its own namespace.
+fn is_by(attempt: &Value, worker: u32, seen: &Seen<'_>) -> bool {
+    let outer = attempt["worker"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+    outer.is_some_and(|pid| seen.inner_pids.get(&pid).copied().unwrap_or(pid) == worker)
 }
 
 /// Healthy requests are all there: nothing was lost silently.

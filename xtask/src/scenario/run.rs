@@ -125,6 +125,7 @@ fn play(run: &Run, scenario: &Scenario, setup: &Setup, stage: &mut Stage) -> Res
                 error_log: &log,
                 healthy: answered.saturating_sub(answered_before),
                 clients,
+                inner_pids: &stage.nginx.inner_pids(),
             };
             problems.extend(judge::judge(scenario, &|text| stage.names().fill(text), &seen)?);
         }

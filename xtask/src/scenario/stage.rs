@@ -12,13 +12,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
-use super::{Clients, NginxStep, Request, Scenario, Side, Step, program::Program};
+use super::{Clients, NginxStep, Placement, Request, Scenario, Side, Step, program::Program};
 use crate::lab::{
     Run,
     backend::{Answer, Backend, Behaviour, Spec},
     client::{Address, Client, Keeps, Load},
     memory::MemoryLimit,
-    netns::{FAR, FAR6, NEAR, NEAR6, Netns},
+    netns::{BEHIND_ROUTER, FAR, FAR6, NEAR, NEAR6, Netns, SERVICE},
     nginx::{Nginx, Start},
     stranger::{ROUTER, Strangers},
 };
@@ -51,6 +51,8 @@ pub struct Stage {
     /// The namespace it is in.
     pub near: Netns,
     far: Option<Netns>,
+    #[expect(dead_code, reason = "it routes while it is there")]
+    router: Option<Netns>,
     /// Where its files are.
     pub folder: PathBuf,
 }
@@ -154,20 +156,27 @@ impl Stage {
         let folder = run.folder(&scenario.name)?;
         let near = Netns::new(run)?;
         let needs_far = lab.far || lab.backends.values().any(|backend| backend.at == Side::Far);
-        let far = needs_far
-            .then(|| {
-                let far = Netns::new(run)?;
-                near.connect(&far)?;
-                Ok::<_, anyhow::Error>(far)
-            })
-            .transpose()?;
+        let far = needs_far.then(|| Netns::new(run)).transpose()?;
+        let mut router = None;
+        match &far {
+            Some(far) if scenario.placement == Placement::Router => {
+                let between = Netns::new(run)?;
+                near.connect_over(&between, far)?;
+                router = Some(between);
+            }
+            Some(far) => near.connect(far)?,
+            None => {}
+        }
+        let is_translated = scenario.placement == Placement::Dnat;
+        if is_translated {
+            near.translate()?;
+        }
 
         let mut ports = Ports::seeded(&scenario.name);
         let mut names = Names::default();
         names.set("dir", folder.display().to_string());
-        for (name, value) in [("near", NEAR.to_owned()), ("far", FAR.to_owned())] {
-            names.set(name, value);
-        }
+        names.set("near", NEAR);
+        names.set("far", if router.is_some() { BEHIND_ROUTER } else { FAR });
         names.set("near6", NEAR6.to_string());
         names.set("far6", FAR6.to_string());
         names.set("router", ROUTER.to_string());
@@ -212,10 +221,20 @@ impl Stage {
             Clients::Unix => Address::Unix(folder.join("nginx.sock")),
         };
         let mut specs = BTreeMap::new();
+        // Where backends really listen, while nginx is told another address.
+        let real = names.clone();
+        if is_translated {
+            for name in lab.names.keys().chain(lab.backends.keys()) {
+                if names.fill(&format!("{{{name}.host}}"))? == FAR {
+                    let port = names.fill(&format!("{{{name}.port}}"))?.parse()?;
+                    names.place(name, SERVICE, port, &folder);
+                }
+            }
+        }
         for (name, backend) in &lab.backends {
             let spec = Spec {
                 name: name.clone(),
-                listen: names.fill(&format!("{{{name}}}"))?,
+                listen: real.fill(&format!("{{{name}}}"))?,
                 backlog: (!backend.only_bound && !backend.datagram).then_some(backend.backlog),
                 v6only: backend.v6only,
                 datagram: backend.datagram,
@@ -278,6 +297,7 @@ impl Stage {
                 folder: &folder,
                 workers: if lab.nginx.master { lab.nginx.workers } else { 0 },
                 daemon: lab.nginx.daemon,
+                contained: scenario.placement == Placement::Container,
             },
         )?;
         names.set("nginx.pid", nginx.pid().to_string());
@@ -296,6 +316,7 @@ impl Stage {
             address,
             near,
             far,
+            router,
             folder,
         })
     }
@@ -659,6 +680,11 @@ pub(super) fn check(scenario: &Scenario) -> Result<()> {
             scenario.name
         );
     }
+    ensure!(
+        scenario.placement.is_of(&scenario.lab),
+        "{}: its peers are not where `placements` says first",
+        scenario.name
+    );
     Ok(())
 }
 

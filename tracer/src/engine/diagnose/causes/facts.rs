@@ -11,7 +11,7 @@ use crate::{
         },
         text::{between, ended, process, signal_name, span},
     },
-    event::{Backend, Errno, Exchange, Exit, Ktime, Listener, Netns, Peer, ResetBy, Task},
+    event::{Answer, Backend, Errno, Exchange, Exit, Ktime, Listener, Netns, Peer, Question, ResetBy, Task},
     model::{Evidence, Phase},
 };
 
@@ -21,6 +21,8 @@ pub enum SynAnswer<'a> {
     NoSocket {
         at: Ktime,
         netns: Netns,
+        /// Where it looked for one: not nginx's peer, where addresses are translated.
+        destination: SocketAddr,
         proof: Evidence,
     },
     /// A netfilter rule of this host took the SYN, and a reset came that no TCP of this host sent.
@@ -50,6 +52,7 @@ pub fn syn_answer<'a>(exchange: &'a Exchange, around: &'a Surroundings) -> Optio
         return Some(SynAnswer::NoSocket {
             at: reset.at,
             netns: reset.netns,
+            destination: reset.tuple.destination,
             proof: reset_fact(reset),
         });
     }
@@ -61,6 +64,7 @@ pub fn syn_answer<'a>(exchange: &'a Exchange, around: &'a Surroundings) -> Optio
         return Some(SynAnswer::NoSocket {
             at: dropped.at,
             netns: dropped.netns,
+            destination: dropped.tuple.destination,
             proof: drop_fact(dropped),
         });
     }
@@ -86,6 +90,42 @@ pub fn locality(exchange: &Exchange, around: &Surroundings) -> Locality {
         Peer::Unix(_) => Locality::ThisHost,
         Peer::Tcp(address) => around.locality(exchange.netns, address.ip()),
     }
+}
+
+/// Where a connect really went, when its destination was translated on the way. A connect to an address of nobody on this
+/// host may still end on it: a container's, a service's.
+pub enum Translated {
+    /// The host is to be asked.
+    Ask(Question),
+    /// To another address: whether that is on this host.
+    To(SocketAddr, Locality),
+    /// Not at all, as far as this host knows.
+    No,
+}
+
+/// Whether an address in nginx's way was translated, and to what.
+pub fn translated(subject: &Subject<'_>, exchange: &Exchange, around: &Surroundings) -> Translated {
+    let (Some(source), Peer::Tcp(destination)) = (exchange.local, &exchange.peer) else {
+        return Translated::No;
+    };
+    let question = Question::Translation {
+        pid: subject.attempt.worker,
+        source,
+        destination: *destination,
+    };
+    match around.answer(&question, subject.attempt.ended_at) {
+        None if subject.may_wait => Translated::Ask(question),
+        Some(Answer::Translation {
+            destination: Some(real),
+        }) if real != destination => Translated::To(*real, around.locality(exchange.netns, real.ip())),
+        _ => Translated::No,
+    }
+}
+
+/// The translation as evidence.
+pub fn translation_fact(exchange: &Exchange, real: SocketAddr, at: Ktime) -> Evidence {
+    let text = format!("{} was translated to {real} on this host", exchange.peer);
+    fact(at, "netfilter", text).text("destination", real.to_string())
 }
 
 /// The namespace in which the peer's host part lives, when it is ours.

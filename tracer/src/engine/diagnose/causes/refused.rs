@@ -1,9 +1,11 @@
 //! A TCP connect that a reset refused: nothing listens there (never, no longer, elsewhere), or a far host said so.
 
 use super::facts::{
-    SynAnswer, closed_at, closed_before, connect_fact, end_of, listener_closed_fact, listener_open_fact,
-    locality, peer_netns, rst_fact, syn_answer,
+    SynAnswer, Translated, closed_at, closed_before, connect_fact, end_of, listener_closed_fact,
+    listener_open_fact, locality, peer_netns, rst_fact, syn_answer, translated, translation_fact,
 };
+use std::net::SocketAddr;
+
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject, fact},
@@ -93,19 +95,43 @@ pub const REFUSED_REMOTELY: Cause = Cause {
     check: refused_remotely,
 };
 
-/// What our own refusal of the SYN tells: when, where, and the proof.
-fn no_socket(subject: &Subject<'_>, around: &Surroundings) -> Option<(Ktime, Netns, Vec<Evidence>)> {
+/// What our own refusal of the SYN tells.
+struct NoSocket {
+    at: Ktime,
+    netns: Netns,
+    /// The address where a socket was looked for.
+    address: SocketAddr,
+    proof: Vec<Evidence>,
+}
+
+fn no_socket(subject: &Subject<'_>, around: &Surroundings) -> Option<NoSocket> {
     let exchange = subject.connecting()?;
     match syn_answer(exchange, around)? {
-        SynAnswer::NoSocket { at, netns, proof } => Some((at, netns, vec![proof])),
+        SynAnswer::NoSocket {
+            at,
+            netns,
+            destination,
+            proof,
+        } => {
+            let mut proof = vec![proof];
+            if Some(destination) != subject.address() {
+                proof.push(translation_fact(exchange, destination, at));
+            }
+            Some(NoSocket {
+                at,
+                netns,
+                address: destination,
+                proof,
+            })
+        }
         SynAnswer::Unexplained if !around.sees("resets-sent") && around.sees("drops") => {
             // The kernel does not say who reset the SYN; no firewall took it, so the listener table has to.
-            let netns = peer_netns(exchange, around)?;
-            Some((
-                exchange.reset_at?,
-                netns,
-                rst_fact(exchange).into_iter().collect(),
-            ))
+            Some(NoSocket {
+                at: exchange.reset_at?,
+                netns: peer_netns(exchange, around)?,
+                address: subject.address()?,
+                proof: rst_fact(exchange).into_iter().collect(),
+            })
         }
         SynAnswer::Unexplained | SynAnswer::Firewall { .. } | SynAnswer::Elsewhere { .. } => None,
     }
@@ -122,7 +148,12 @@ fn sure_of_no_socket(stand: Stand, subject: &Subject<'_>, around: &Surroundings)
 }
 
 fn no_listener(subject: &Subject<'_>, around: &Surroundings) -> Check {
-    let (Some(address), Some((at, netns, mut evidence))) = (subject.address(), no_socket(subject, around))
+    let Some(NoSocket {
+        at,
+        netns,
+        address,
+        proof: mut evidence,
+    }) = no_socket(subject, around)
     else {
         return Check::No;
     };
@@ -149,8 +180,13 @@ fn missed_listener<'a>(
     Vec<Evidence>,
     Option<super::facts::End<'a>>,
 )> {
-    let (at, netns, mut evidence) = no_socket(subject, around)?;
-    let life = closed_before(around, netns, subject.address()?, at)?;
+    let NoSocket {
+        at,
+        netns,
+        address,
+        proof: mut evidence,
+    } = no_socket(subject, around)?;
+    let life = closed_before(around, netns, address, at)?;
     let (closed, task) = life.closed.as_ref()?;
     if at.since(*closed) > LISTENER_MEMORY {
         return None;
@@ -214,7 +250,7 @@ fn listener_restarting(subject: &Subject<'_>, around: &Surroundings) -> Check {
         }
         None => format!("{} closed it and lives on", process(task)),
     };
-    let back = subject.address().and_then(|address| {
+    let back = no_socket(subject, around).and_then(|NoSocket { address, .. }| {
         around
             .listeners_on(life.listener.netns, address.port())
             .filter(|other| covers(&other.listener, address))
@@ -234,7 +270,12 @@ fn listener_restarting(subject: &Subject<'_>, around: &Surroundings) -> Check {
 }
 
 fn listener_elsewhere(subject: &Subject<'_>, around: &Surroundings) -> Check {
-    let (Some(address), Some((at, netns, mut evidence))) = (subject.address(), no_socket(subject, around))
+    let Some(NoSocket {
+        at,
+        netns,
+        address,
+        proof: mut evidence,
+    }) = no_socket(subject, around)
     else {
         return Check::No;
     };
@@ -288,15 +329,24 @@ fn refused_remotely(subject: &Subject<'_>, around: &Surroundings) -> Check {
     if !around.sees("resets-sent") || !around.sees("drops") {
         return Check::No;
     }
-    let summary = format!(
-        "The host at {} answered the SYN with a reset after {}; no TCP of this host sent it.",
-        exchange.peer,
-        between(exchange.began_at, at)
-    );
-    let evidence = vec![
+    let mut evidence = vec![
         connect_fact(exchange),
         fact(at, "tcp", "RST arrived for the SYN; this host sent none"),
     ];
+    let host = match translated(subject, exchange, around) {
+        Translated::Ask(question) => return Check::Ask(question),
+        // Somebody of this host refused it, and it was not seen who.
+        Translated::To(_, Locality::ThisHost) => return Check::No,
+        Translated::To(real, Locality::Elsewhere | Locality::Unknown) => {
+            evidence.push(translation_fact(exchange, real, at));
+            format!("{real}, to which {} was translated,", exchange.peer)
+        }
+        Translated::No => exchange.peer.to_string(),
+    };
+    let summary = format!(
+        "The host at {host} answered the SYN with a reset after {}; no TCP of this host sent it.",
+        between(exchange.began_at, at)
+    );
     remote(Confidence::Confirmed, summary, evidence, exchange, around).into()
 }
 

@@ -1,6 +1,8 @@
 //! A SYN that got no answer: dropped on this host, dropped on a full accept queue, or gone into the dark.
 
-use super::facts::{connect_fact, drop_fact, locality, queue_fact, request_fact, timer};
+use super::facts::{
+    Translated, connect_fact, drop_fact, locality, queue_fact, request_fact, timer, translated, translation_fact,
+};
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject, fact},
@@ -93,6 +95,15 @@ fn syn_unanswered(subject: &Subject<'_>, around: &Surroundings) -> Check {
     }
     let (gave_up, mut evidence) = who_gave_up(subject, exchange);
     evidence.push(connect_fact(exchange));
+    match translated(subject, exchange, around) {
+        Translated::Ask(question) => return Check::Ask(question),
+        // It never left.
+        Translated::To(_, Locality::ThisHost) => return Check::No,
+        Translated::To(real, Locality::Elsewhere | Locality::Unknown) => {
+            evidence.push(translation_fact(exchange, real, exchange.began_at));
+        }
+        Translated::No => {}
+    }
     let summary = format!(
         "{} to {} left this host and nothing came back; {gave_up}.",
         counted(u64::from(exchange.syn_retransmits) + 1, "SYN"),
