@@ -20,16 +20,17 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-fn hunts() -> Hunts {
+/// Tests run side by side, and each replays into a folder of its own.
+fn hunts(test: &str) -> Hunts {
     Hunts {
         root: root(),
         tracer: tracer(),
-        scratch: kept("hunts"),
+        scratch: kept(&format!("hunts-{test}")),
     }
 }
 
 fn the_committed_pages_are_fresh() -> Result<()> {
-    for page in hunts().pages()? {
+    for page in hunts("fresh").pages()? {
         ensure!(
             page.fresh == page.text,
             "{} is not what the recordings say: run `cargo xtask docs` and commit it",
@@ -41,7 +42,7 @@ fn the_committed_pages_are_fresh() -> Result<()> {
 
 fn every_page_is_in_the_index() -> Result<()> {
     let index = fs::read_to_string(root().join("docs/hunts/README.md")).context("reading the index")?;
-    for page in hunts().pages()? {
+    for page in hunts("index").pages()? {
         let name = page
             .path
             .file_name()
@@ -56,7 +57,7 @@ fn every_page_is_in_the_index() -> Result<()> {
 }
 
 fn every_hunt_is_on_a_page() -> Result<()> {
-    let shown: Vec<String> = hunts()
+    let shown: Vec<String> = hunts("shown")
         .pages()?
         .into_iter()
         .flat_map(|page| page.scenarios)
