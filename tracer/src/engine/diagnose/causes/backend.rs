@@ -4,7 +4,7 @@ use super::facts::{End, closing_facts, end_of, listener_closed_fact};
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject, fact},
-        surroundings::{ListenerLife, SECOND, Surroundings, is_stop},
+        surroundings::{Death, ListenerLife, SECOND, Surroundings, is_stop},
         text::{between, process, signal_name},
     },
     event::{Exchange, Exit, Ktime, Peer, Task, Told},
@@ -162,6 +162,36 @@ impl Closing<'_> {
         )
     }
 
+    /// It was killed, and by whom and why cannot be seen here.
+    fn is_killer_unseen(&self, around: &Surroundings) -> bool {
+        self.end.exit == Exit::Signal(9) && !self.end.oom && self.end.death.is_some() && !around.sees("signals")
+    }
+
+    /// Its parent, which ended in an orderly way right after it.
+    fn gone_master<'a>(&self, around: &'a Surroundings) -> Option<&'a Death> {
+        let death = self.end.death?;
+        let latest = Ktime(death.at.0.saturating_add(SECOND));
+        around
+            .death_between(death.parent, death.at, latest)
+            .filter(|master| master.is_orderly())
+    }
+
+    fn stand_with_gone_master(&self, exchange: &Exchange, master: &Death) -> Stand {
+        let stand = self.stand(exchange);
+        let summary = format!(
+            "{} {}; its master, {}, ended right after it.",
+            self.end.sentence(),
+            in_hand(exchange),
+            process(&master.task)
+        );
+        Stand::likely(summary, stand.evidence).without("who killed it")
+    }
+
+    fn stand_without_killer(&self, exchange: &Exchange) -> Stand {
+        let stand = self.stand(exchange);
+        Stand::likely(stand.summary, stand.evidence).without("who killed it")
+    }
+
     /// Who sent the signal that ended it, or that it ended itself upon.
     fn sender(&self) -> Option<&Task> {
         let death = self.end.death?;
@@ -208,6 +238,12 @@ fn backend_died(subject: &Subject<'_>, around: &Surroundings) -> Check {
     };
     if closing.end.is_orderly() || closing.told_master(around).is_some() {
         return Check::No;
+    }
+    if closing.is_killer_unseen(around) {
+        return match closing.gone_master(around) {
+            Some(_) => Check::No,
+            None => subject.wait_or(closing.stand_without_killer(exchange).into()),
+        };
     }
     let mut stand = closing.stand(exchange);
     if closing.end.oom {
@@ -322,6 +358,12 @@ fn backend_restarting(subject: &Subject<'_>, around: &Surroundings) -> Check {
             return closing
                 .stand_with_master(exchange, master, sent_at, &told)
                 .into();
+        }
+        if closing.is_killer_unseen(around) {
+            return match closing.gone_master(around) {
+                Some(master) => closing.stand_with_gone_master(exchange, master).into(),
+                None => subject.wait_or(Check::No),
+            };
         }
         if !closing.end.is_orderly() {
             return Check::No;
