@@ -9,6 +9,7 @@ mod deaf;
 mod demo;
 mod follow;
 mod ground;
+mod hunts;
 mod input;
 mod referee;
 mod regressions;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     trials.extend(tidy::trials());
     trials.extend(replay::trials());
+    trials.extend(hunts::trials());
     trials.extend(deaf::trials(&ground));
     trials.extend(input::trials(&ground));
     trials.extend(scenarios::trials(&ground));

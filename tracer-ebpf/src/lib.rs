@@ -61,7 +61,7 @@ pub mod kind {
     pub const SNAPSHOT: u16 = 15;
     /// [`crate::ConnectFailed`].
     pub const CONNECT_FAILED: u16 = 16;
-    /// [`crate::Process`]: an nginx process was sent `signal`.
+    /// [`crate::Process`]: nginx, or a process that listened or served, was sent `signal`.
     pub const SIGNALLED: u16 = 17;
 }
 

@@ -487,6 +487,7 @@ impl Engine {
                 outputs.extend(self.note_death(&death).map(Output::Event));
                 self.around.died(death);
             }
+            Event::Signalled { at, pid, signal, by } => self.around.signalled(at, pid, signal, by),
             Event::ConnectFailed {
                 at,
                 worker,
@@ -495,10 +496,7 @@ impl Engine {
             } => self.connect_failed(at, worker, peer, errno, outputs),
             // Membership was decided in the kernel; whether a child is a worker, which configuration it has, and what
             // an unknown record meant, the source knows.
-            Event::Forked { .. }
-            | Event::Executed { .. }
-            | Event::Signalled { .. }
-            | Event::Unknown { .. } => {}
+            Event::Forked { .. } | Event::Executed { .. } | Event::Unknown { .. } => {}
         }
     }
 

@@ -508,7 +508,8 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         told: Option<Told>,
     },
-    /// An nginx process was sent a signal that means something to it: SIGHUP, at which a master reads its files anew.
+    /// A process was sent a signal that means something to it: SIGHUP to nginx, at which a master reads its files anew;
+    /// INT, ABRT or TERM to one that listened or served, at which it ends, however long that takes.
     Signalled {
         at: Ktime,
         pid: Pid,

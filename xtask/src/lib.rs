@@ -5,6 +5,7 @@
 //! as any other program would read them.
 
 pub mod demonstration;
+pub mod hunts;
 pub mod lab;
 pub mod scenario;
 pub mod traced;

@@ -141,8 +141,14 @@ pub enum Need {
     Node,
     /// gunicorn.
     Gunicorn,
+    /// uvicorn.
+    Uvicorn,
     /// PHP-FPM.
     PhpFpm,
+    /// uWSGI with its plugin for Python.
+    Uwsgi,
+    /// HAProxy.
+    Haproxy,
     /// OpenSSL's command, which makes certificates.
     Openssl,
     /// `ss --kill`, which needs `CONFIG_INET_DIAG_DESTROY`.
@@ -322,9 +328,9 @@ pub enum Step {
     Hear(Hear),
     /// A signal to a backend.
     Signal(SignalStep),
-    /// Waits until a backend's process has ended by itself.
+    /// Waits until the process of a backend or of a real server has ended by itself.
     AwaitEnd(String),
-    /// Starts a backend, again or for the first time.
+    /// Starts a backend, again or for the first time, or a real server again.
     Start(String),
     /// SIGKILL to the worker that serves a client's connection.
     KillWorkerOf(String),

@@ -98,6 +98,11 @@ const WANTED: &[Wanted] = &[
         packages: &["gunicorn"],
     },
     Wanted {
+        what: "uvicorn",
+        is_there: || on_path("uvicorn"),
+        packages: &["uvicorn"],
+    },
+    Wanted {
         what: "openssl",
         is_there: || on_path("openssl"),
         packages: &["openssl"],
@@ -106,6 +111,18 @@ const WANTED: &[Wanted] = &[
         what: "PHP-FPM",
         is_there: || find_program("php-fpm").is_some(),
         packages: &["php-fpm"],
+    },
+    Wanted {
+        what: "uWSGI with its plugin for Python",
+        is_there: || {
+            find_program("uwsgi").is_some() && Path::new("/usr/lib/uwsgi/plugins/python3_plugin.so").exists()
+        },
+        packages: &["uwsgi-core", "uwsgi-plugin-python3"],
+    },
+    Wanted {
+        what: "HAProxy",
+        is_there: || find_program("haproxy").is_some(),
+        packages: &["haproxy"],
     },
 ];
 

@@ -12,6 +12,9 @@ use crate::{
 };
 
 const SIGHUP: i32 = 1;
+const SIGINT: i32 = 2;
+const SIGABRT: i32 = 6;
+const SIGTERM: i32 = 15;
 
 /// A worker of which nothing is known yet.
 static NEW_WORKER: Worker = {
@@ -227,13 +230,15 @@ fn on_signal_sent(ctx: &BtfTracePointContext) {
         return;
     }
     let sender = current_task();
-    // nginx's master reads its files anew; nothing else shows that before it forks.
-    if is_nginx && signal == SIGHUP {
+    // nginx's master reads its files anew; nothing else shows that before it forks. A backend that is told to end
+    // closes its connections first, and may take longer to end than anybody waits for.
+    let is_told_to_end = !is_nginx && sender.pid != pid && matches!(signal, SIGINT | SIGABRT | SIGTERM);
+    if is_nginx && signal == SIGHUP || is_told_to_end {
         write(&Process {
             header: header(kind::SIGNALLED, now()),
             task: of(task_struct),
             parent: 0,
-            is_nginx: 1,
+            is_nginx: u32::from(is_nginx),
             signal: signal as u32,
             signal_age_ms: 0,
             sender,

@@ -79,7 +79,7 @@ impl Death {
 }
 
 /// INT, QUIT, TERM: a stop is asked for. A HUP may as well be a reload.
-fn is_stop(signal: u8) -> bool {
+pub fn is_stop(signal: u8) -> bool {
     matches!(signal, 2 | 3 | 15)
 }
 
@@ -243,6 +243,8 @@ pub struct Surroundings {
     hooks: BTreeMap<String, HookStatus>,
     listeners: Listeners,
     deaths: Keyed<Pid, Death>,
+    /// Signals that end a process, and who sent them.
+    signals: Keyed<Pid, (Ktime, u8, Task)>,
     resets: Keyed<SocketAddr, ResetSent>,
     /// Packets for which there was no socket, like `resets`.
     refusals: Keyed<SocketAddr, Dropped>,
@@ -267,6 +269,7 @@ impl Surroundings {
             hooks: BTreeMap::new(),
             listeners: Listeners::new(capacity),
             deaths: Keyed::new(capacity, LISTENER_MEMORY),
+            signals: Keyed::new(capacity, 30 * SECOND),
             resets: Keyed::new(capacity, REFUSAL_MEMORY),
             refusals: Keyed::new(capacity, REFUSAL_MEMORY),
             drops: Keyed::new(capacity, PACKET_MEMORY),
@@ -289,6 +292,7 @@ impl Surroundings {
     pub fn tick(&mut self, now: Ktime) {
         self.now = now;
         self.deaths.expire(now);
+        self.signals.expire(now);
         self.resets.expire(now);
         self.refusals.expire(now);
         self.drops.expire(now);
@@ -338,6 +342,14 @@ impl Surroundings {
     /// A process ended.
     pub fn died(&mut self, death: Death) {
         self.deaths.push(self.now, death.task.pid, death);
+    }
+
+    /// A process was sent a signal.
+    pub fn signalled(&mut self, at: Ktime, pid: Pid, signal: u8, by: Task) {
+        // INT, ABRT, TERM; to many programs a QUIT means something else, and a HUP a reload.
+        if matches!(signal, 2 | 6 | 15) && by.pid != pid {
+            self.signals.push(self.now, pid, (at, signal, by));
+        }
     }
 
     /// This host sent a reset.
@@ -402,6 +414,7 @@ impl Surroundings {
     pub fn take_evicted(&mut self) -> u64 {
         self.listeners.take_evicted()
             + self.deaths.take_evicted()
+            + self.signals.take_evicted()
             + self.resets.take_evicted()
             + self.refusals.take_evicted()
             + self.drops.take_evicted()
@@ -416,6 +429,7 @@ impl Surroundings {
         self.hooks.len()
             + self.listeners.len
             + self.deaths.len()
+            + self.signals.len()
             + self.resets.len()
             + self.refusals.len()
             + self.drops.len()
@@ -528,6 +542,17 @@ impl Surroundings {
             .get(&pid)
             .rev()
             .find(|death| death.at >= from && death.at <= to)
+    }
+
+    /// The last signal that told this process to end, and when it was sent, if that was shortly before.
+    pub fn told_before(&self, pid: Pid, at: Ktime) -> Option<(Ktime, Told)> {
+        let (sent, signal, by) = self.signals.get(&pid).rev().find(|(sent, ..)| *sent <= at)?;
+        let told = Told {
+            signal: *signal,
+            by: by.clone(),
+            ago_ms: u32::try_from(at.since(*sent) / 1_000_000).unwrap_or(u32::MAX),
+        };
+        is_recent(&told).then_some((*sent, told))
     }
 
     /// Resets that this host sent in answer to the exchange's packets.

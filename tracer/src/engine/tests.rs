@@ -960,6 +960,62 @@ fn a_backend_that_closes_and_ends_right_after_was_on_its_way_out() {
     // Asked to stop, it stopped, whatever code it gives.
     assert_eq!(cause(20, Exit::Code(1), Some(15)), ("backend-restarting", Likely));
     assert_eq!(cause(20, Exit::Code(143), None), ("backend-restarting", Likely));
+    // A signal that told it to end explains the close, whatever became of the process since.
+    let told = |before: i64, signal| {
+        let backend = Backend {
+            closed_at: Some(ms(30)),
+            closed_by: Some(task(4242, "node")),
+            ..reader()
+        };
+        let exchange = Exchange {
+            backend: Some(backend),
+            ..sent(APP, ms(30))
+        };
+        let signalled = Event::Signalled {
+            at: ms(30 - before),
+            pid: Pid(4242),
+            signal,
+            by: task(1, "init"),
+        };
+        named(vec![signalled], closed(exchange, ms(30)))
+    };
+    assert_eq!(told(3, 6), ("backend-died", Likely));
+    assert_eq!(told(3, 15), ("backend-restarting", Likely));
+    // Sent after the close, or one that dumps a JVM's threads: no reason.
+    assert_eq!(told(-3, 6), ("closed-without-response", Confirmed));
+    assert_eq!(told(3, 3), ("closed-without-response", Confirmed));
+    // A master that is told to stop kills its workers: that is a restart.
+    let killed_by = |told: Option<u8>| {
+        let backend = Backend {
+            closed_at: Some(ms(30)),
+            closed_by: Some(ending(4242, "php-fpm", Exit::Signal(9))),
+            ..reader()
+        };
+        let exchange = Exchange {
+            backend: Some(backend),
+            ..sent(APP, ms(30))
+        };
+        let mut events: Vec<Event> = told
+            .map(|signal| Event::Signalled {
+                at: ms(20),
+                pid: Pid(4200),
+                signal,
+                by: task(1, "init"),
+            })
+            .into_iter()
+            .collect();
+        events.push(Event::ProcessExited {
+            at: ms(30),
+            task: ending(4242, "php-fpm", Exit::Signal(9)),
+            parent: Pid(4200),
+            is_nginx: false,
+            signalled_by: Some(task(4200, "php-fpm")),
+            told: None,
+        });
+        named(events, closed(exchange, ms(30)))
+    };
+    assert_eq!(killed_by(Some(15)), ("backend-restarting", Confirmed));
+    assert_eq!(killed_by(None), ("backend-died", Confirmed));
     // Its end much later is another story.
     assert_eq!(
         cause(280, Exit::Code(1), None),

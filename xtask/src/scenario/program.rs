@@ -1,4 +1,4 @@
-//! A real server on a scenario's stage: Node.js, gunicorn, PHP-FPM, as people run them.
+//! A real server on a scenario's stage: Node.js, gunicorn, PHP-FPM, uWSGI, HAProxy, as people run them.
 
 use std::{
     fs,
@@ -95,6 +95,12 @@ impl Program {
         if to_child || is_a_wish {
             return Ok(());
         }
+        self.wait_for_end()
+    }
+
+    /// Waits until it has ended.
+    pub(super) fn wait_for_end(&mut self) -> Result<()> {
+        let pid = self.pid();
         let child = &mut self.child;
         wait_for(format!("process {pid} to end"), PATIENCE, || {
             match child.try_wait() {

@@ -38,6 +38,7 @@ pub struct Stage {
     limits: Vec<MemoryLimit>,
     backends: BTreeMap<String, Backend>,
     programs: BTreeMap<String, Program>,
+    program_specs: BTreeMap<String, super::Program>,
     specs: BTreeMap<String, (Side, Spec)>,
     strangers: Option<Strangers>,
     stranger_hosts: BTreeMap<String, Ipv4Addr>,
@@ -307,6 +308,7 @@ impl Stage {
             limits: Vec::new(),
             backends,
             programs,
+            program_specs: lab.programs.clone(),
             specs,
             strangers,
             stranger_hosts,
@@ -415,8 +417,17 @@ impl Stage {
                 }
                 self.backend(&step.backend)?.signal(signal)
             }
-            Step::AwaitEnd(name) => self.backend(name)?.wait_for_end().map(drop),
+            Step::AwaitEnd(name) => match self.programs.get_mut(name) {
+                Some(program) => program.wait_for_end(),
+                None => self.backend(name)?.wait_for_end().map(drop),
+            },
             Step::Start(name) => {
+                if let Some(program) = self.program_specs.get(name) {
+                    let program = Program::start(&self.near, name, program, &self.names, &self.folder)?;
+                    self.names.set(&format!("{name}.pid"), program.pid().to_string());
+                    self.programs.insert(name.clone(), program);
+                    return Ok(());
+                }
                 let (side, spec) = self
                     .specs
                     .get(name)
@@ -652,7 +663,14 @@ pub(super) fn missing(need: super::Need) -> Result<(), &'static str> {
         ),
         Need::Node => there(crate::find_program("node").is_some(), "no Node.js"),
         Need::Gunicorn => there(crate::find_program("gunicorn").is_some(), "no gunicorn"),
+        Need::Uvicorn => there(crate::find_program("uvicorn").is_some(), "no uvicorn"),
         Need::Openssl => there(crate::find_program("openssl").is_some(), "no openssl"),
+        Need::Uwsgi => there(
+            crate::find_program("uwsgi").is_some()
+                && Path::new("/usr/lib/uwsgi/plugins/python3_plugin.so").exists(),
+            "no uWSGI with its plugin for Python",
+        ),
+        Need::Haproxy => there(crate::find_program("haproxy").is_some(), "no HAProxy"),
         Need::PhpFpm => there(crate::find_program("php-fpm").is_some(), "no PHP-FPM"),
         Need::SocketKill => there(
             kernel_config("CONFIG_INET_DIAG_DESTROY=y"),

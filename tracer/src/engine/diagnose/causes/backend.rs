@@ -3,12 +3,12 @@
 use super::facts::{End, closing_facts, end_of, listener_closed_fact};
 use crate::{
     engine::{
-        diagnose::{Cause, Check, Stand, Subject},
-        surroundings::{ListenerLife, SECOND, Surroundings},
-        text::{between, process},
+        diagnose::{Cause, Check, Stand, Subject, fact},
+        surroundings::{Death, ListenerLife, SECOND, Surroundings, is_stop},
+        text::{between, process, signal_name},
     },
-    event::{Exchange, Exit, Ktime, Peer, Task},
-    model::Outcome,
+    event::{Exchange, Exit, Ktime, Peer, Task, Told},
+    model::{Evidence, Outcome},
 };
 
 /// What follows from the end of a backend.
@@ -31,7 +31,8 @@ pub const BACKEND_DIED: Cause = Cause {
         (104: Connection reset by peer)",
     recognised: "the process that held the other end ended by a signal other than TERM, INT, QUIT and HUP, by the OOM \
         killer or with a non-zero code, and its end closed the connection; `likely` when it closed the connection and \
-        ended within 250 ms. A code after TERM, INT or QUIT is no death",
+        ended within 250 ms, or when it closed the connection within 5 s of an ABRT from another process. A code after \
+        TERM, INT or QUIT is no death",
     needs: &[],
     look_alikes: &[
         "backend-restarting",
@@ -52,8 +53,9 @@ pub const BACKEND_RESTARTING: Cause = Cause {
     nginx_logs: "upstream prematurely closed connection while reading response header from upstream; or recv() failed \
         (104: Connection reset by peer)",
     recognised: "the process that held the other end ended in an orderly way (TERM, INT, QUIT, HUP or code 0) with the \
-        connection open, or closed its listener together with the connection; `likely` when it closed the connection and \
-        ended within 250 ms",
+        connection open, was killed by its master that had been told to stop, or closed its listener together with the \
+        connection; `likely` when it closed the connection and ended within 250 ms, or closed it within 30 s of a TERM or \
+        INT from another process",
     needs: &[],
     look_alikes: &["backend-died", "closed-without-response", "closed-on-accept"],
     remedy: "let the backend finish its requests before it stops (graceful shutdown), or take it out of the upstream first",
@@ -132,6 +134,64 @@ impl Closing<'_> {
         Stand::likely(summary, evidence)
     }
 
+    /// The master that killed it because it had been told to stop itself.
+    fn told_master(&self, around: &Surroundings) -> Option<(&Task, Ktime, Told)> {
+        let death = self.end.death?;
+        let master = death.signalled_by.as_ref()?;
+        let (sent_at, told) = around.told_before(master.pid, death.at)?;
+        is_stop(told.signal).then_some((master, sent_at, told))
+    }
+
+    fn stand_with_master(&self, exchange: &Exchange, master: &Task, sent_at: Ktime, told: &Told) -> Stand {
+        let mut evidence = closing_facts(exchange);
+        evidence.push(self.end.fact(self.at));
+        let at = self.end.death.map_or(self.at, |death| death.at);
+        evidence.push(told_fact(sent_at, master, told));
+        let summary = format!(
+            "{} {}; {} had been told to stop: {} from {} {} before.",
+            self.end.sentence(),
+            in_hand(exchange),
+            process(master),
+            signal_name(told.signal),
+            process(&told.by),
+            between(sent_at, at)
+        );
+        Stand::confirmed(summary, evidence).with_remedy(
+            "let the backend finish its requests before it stops (graceful shutdown; PHP-FPM: process_control_timeout), or \
+             take it out of the upstream first",
+        )
+    }
+
+    /// It was killed, and by whom and why cannot be seen here.
+    fn is_killer_unseen(&self, around: &Surroundings) -> bool {
+        self.end.exit == Exit::Signal(9) && !self.end.oom && self.end.death.is_some() && !around.sees("signals")
+    }
+
+    /// Its parent, which ended in an orderly way right after it.
+    fn gone_master<'a>(&self, around: &'a Surroundings) -> Option<&'a Death> {
+        let death = self.end.death?;
+        let latest = Ktime(death.at.0.saturating_add(SECOND));
+        around
+            .death_between(death.parent, death.at, latest)
+            .filter(|master| master.is_orderly())
+    }
+
+    fn stand_with_gone_master(&self, exchange: &Exchange, master: &Death) -> Stand {
+        let stand = self.stand(exchange);
+        let summary = format!(
+            "{} {}; its master, {}, ended right after it.",
+            self.end.sentence(),
+            in_hand(exchange),
+            process(&master.task)
+        );
+        Stand::likely(summary, stand.evidence).without("who killed it")
+    }
+
+    fn stand_without_killer(&self, exchange: &Exchange) -> Stand {
+        let stand = self.stand(exchange);
+        Stand::likely(stand.summary, stand.evidence).without("who killed it")
+    }
+
     /// Who sent the signal that ended it, or that it ended itself upon.
     fn sender(&self) -> Option<&Task> {
         let death = self.end.death?;
@@ -167,10 +227,23 @@ fn backend_died(subject: &Subject<'_>, around: &Surroundings) -> Check {
         return Check::No;
     };
     let Some(closing) = closing(exchange, around) else {
-        return wait_for_the_end(subject, exchange);
+        return match TellsToEnd::find(exchange, around) {
+            Some(told) if !is_stop(told.told.signal) => subject.wait_or(
+                told.stand(exchange)
+                    .with_remedy(why_killed(&told.told.by, told.task))
+                    .into(),
+            ),
+            Some(_) | None => wait_for_the_end(subject, exchange),
+        };
     };
-    if closing.end.is_orderly() {
+    if closing.end.is_orderly() || closing.told_master(around).is_some() {
         return Check::No;
+    }
+    if closing.is_killer_unseen(around) {
+        return match closing.gone_master(around) {
+            Some(_) => Check::No,
+            None => subject.wait_or(closing.stand_without_killer(exchange).into()),
+        };
     }
     let mut stand = closing.stand(exchange);
     if closing.end.oom {
@@ -179,12 +252,101 @@ fn backend_died(subject: &Subject<'_>, around: &Surroundings) -> Check {
             closing.end.task.comm
         ));
     } else if let Some(sender) = closing.sender() {
-        stand = stand.with_remedy(format!(
-            "find out why {} killed it (a supervisor's or worker manager's own timeout is the usual reason)",
-            process(sender)
-        ));
+        stand = stand.with_remedy(why_killed(sender, closing.end.task));
     }
     stand.into()
+}
+
+/// For what the masters of servers kill their workers, by the beginning of their processes' names.
+const MASTERS: &[(&str, &str)] = &[
+    (
+        "gunicorn",
+        "gunicorn's master ends a worker that is busy for longer than its timeout (30 s unless set): make the request \
+         shorter, raise --timeout, or take a worker class whose requests do not hold it up",
+    ),
+    (
+        "uwsgi",
+        "uWSGI's master kills a worker whose request takes longer than harakiri: make the request shorter, or raise \
+         harakiri",
+    ),
+];
+
+/// The remedy where somebody killed the process.
+fn why_killed(sender: &Task, killed: &Task) -> String {
+    let known = MASTERS
+        .iter()
+        .find(|(name, _)| sender.comm.starts_with(name) && killed.comm.starts_with(name));
+    match known {
+        Some((_, why)) => (*why).to_owned(),
+        None => format!(
+            "find out why {} killed it (a supervisor's or worker manager's own timeout is the usual reason)",
+            process(sender)
+        ),
+    }
+}
+
+/// `gunicorn[4242] was sent SIGABRT by gunicorn[4240]`.
+fn told_fact(at: Ktime, task: &Task, told: &Told) -> Evidence {
+    let text = format!(
+        "{}[{}] was sent {} by {}[{}]",
+        task.comm,
+        task.pid,
+        signal_name(told.signal),
+        told.by.comm,
+        told.by.pid
+    );
+    fact(at, "process", text)
+        .number("pid", task.pid.0)
+        .text("comm", &*task.comm)
+        .number("told", told.signal)
+        .number("told_by", told.by.pid.0)
+        .text("told_by_comm", &*told.by.comm)
+}
+
+/// A process that was told to end and then closed the connection, whether it has ended yet or not: a large application
+/// takes longer to come down than anybody waits for.
+struct TellsToEnd<'a> {
+    told: Told,
+    sent_at: Ktime,
+    task: &'a Task,
+    closed_at: Ktime,
+}
+
+impl<'a> TellsToEnd<'a> {
+    fn find(exchange: &'a Exchange, around: &Surroundings) -> Option<Self> {
+        let backend = exchange.backend.as_ref()?;
+        let (task, closed_at) = (backend.closed_by.as_ref()?, backend.closed_at?);
+        let is_its_reader = backend.task.as_ref().is_none_or(|reader| reader.pid == task.pid);
+        let (sent_at, told) = around.told_before(task.pid, closed_at)?;
+        is_its_reader.then_some(Self {
+            told,
+            sent_at,
+            task,
+            closed_at,
+        })
+    }
+
+    fn stand(&self, exchange: &Exchange) -> Stand {
+        let Self {
+            told,
+            sent_at,
+            task,
+            closed_at,
+        } = self;
+        let signal = signal_name(told.signal);
+        let mut evidence = closing_facts(exchange);
+        evidence.push(told_fact(*sent_at, task, told));
+        Stand::likely(
+            format!(
+                "{} closed the connection {}, {} after {signal} from {}.",
+                process(task),
+                in_hand(exchange),
+                between(*sent_at, *closed_at),
+                process(&told.by)
+            ),
+            evidence,
+        )
+    }
 }
 
 fn backend_restarting(subject: &Subject<'_>, around: &Surroundings) -> Check {
@@ -192,6 +354,17 @@ fn backend_restarting(subject: &Subject<'_>, around: &Surroundings) -> Check {
         return Check::No;
     };
     if let Some(closing) = closing(exchange, around) {
+        if let Some((master, sent_at, told)) = closing.told_master(around) {
+            return closing
+                .stand_with_master(exchange, master, sent_at, &told)
+                .into();
+        }
+        if closing.is_killer_unseen(around) {
+            return match closing.gone_master(around) {
+                Some(master) => closing.stand_with_gone_master(exchange, master).into(),
+                None => subject.wait_or(Check::No),
+            };
+        }
         if !closing.end.is_orderly() {
             return Check::No;
         }
@@ -220,7 +393,10 @@ fn backend_restarting(subject: &Subject<'_>, around: &Surroundings) -> Check {
         return wait_for_the_end(subject, exchange);
     };
     let Some(life) = closed_listener(exchange, task, at, around) else {
-        return wait_for_the_end(subject, exchange);
+        return match TellsToEnd::find(exchange, around) {
+            Some(told) if is_stop(told.told.signal) => subject.wait_or(told.stand(exchange).into()),
+            Some(_) | None => wait_for_the_end(subject, exchange),
+        };
     };
     evidence.extend(listener_closed_fact(life));
     let summary = format!(

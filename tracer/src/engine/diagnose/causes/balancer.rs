@@ -9,7 +9,7 @@ use crate::{
         surroundings::{PastFailure, Surroundings, is_orderly},
         text::{between, ended},
     },
-    event::{EndKind, Peer},
+    event::{EndKind, Ktime, Peer},
     model::{Evidence, Outcome},
 };
 
@@ -54,6 +54,9 @@ pub const WORKER_DIED: Cause = Cause {
     check: worker_died,
 };
 
+/// By how much a line of the file can be ahead of the ring, which is looked at every 25 ms.
+const FILE_IS_AHEAD: u64 = 100_000_000;
+
 fn no_live_upstreams(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let attempt = subject.attempt;
     let said = fact(attempt.ended_at, "nginx", "nginx found no peer to try");
@@ -63,10 +66,16 @@ fn no_live_upstreams(subject: &Subject<'_>, around: &Surroundings) -> Check {
             .without("which upstream it was is not known")
             .into();
     };
+    // A line that only the file has may be read before the kernel's records of the same moment.
+    let ended_at = if around.sees("nginx-log") {
+        attempt.ended_at
+    } else {
+        Ktime(attempt.ended_at.0.saturating_add(FILE_IS_AHEAD))
+    };
     let mut last_by_peer: BTreeMap<&Peer, (&PastFailure, u64)> = BTreeMap::new();
     for failure in around
         .failures_of(upstream)
-        .filter(|failure| failure.at <= attempt.ended_at)
+        .filter(|failure| failure.at <= ended_at)
     {
         let entry = last_by_peer.entry(&failure.peer).or_insert((failure, 0));
         *entry = (failure, entry.1 + 1);

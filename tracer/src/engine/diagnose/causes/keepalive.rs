@@ -1,6 +1,6 @@
 //! A kept connection that the backend closed just as nginx used it again.
 
-use super::facts::{Read, backend_close_fact, backend_name, fin_fact, how_much_read, request_fact, rst_fact};
+use super::facts::{End, Read, backend_close_fact, backend_name, fin_fact, how_much_read, request_fact, rst_fact};
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject, fact},
@@ -42,7 +42,7 @@ pub const KEEPALIVE_RACE: Cause = Cause {
 /// An application that closes an idle connection has decided so before it looked for more: within its own event loop.
 const SAME_LOOP: u64 = 50_000_000;
 
-fn keepalive_race(subject: &Subject<'_>, _: &Surroundings) -> Check {
+fn keepalive_race(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let Some(exchange) = subject
         .connected()
         .filter(|exchange| subject.attempt.reused && exchange.received == 0)
@@ -61,10 +61,14 @@ fn keepalive_race(subject: &Subject<'_>, _: &Surroundings) -> Check {
     // A far host's reset that comes soon after the request proves nothing: the usual round trip may have been measured
     // while a machine was busy, and an answer to the request itself would come as soon.
     if is_fin_first || is_before(exchange.reset_at) {
-        let (summary, evidence) = story(subject, exchange);
-        return Stand::confirmed(summary, evidence)
-            .with_remedy(remedy(subject))
-            .into();
+        let (summary, mut evidence) = story(subject, exchange);
+        let end = end_after(exchange, around);
+        evidence.extend(end.as_ref().map(|end| end.fact(exchange.ended_at)));
+        let remedy = match end {
+            Some(end) => remedy_for_the_end(&end),
+            None => remedy(subject),
+        };
+        return Stand::confirmed(summary, evidence).with_remedy(remedy).into();
     }
     // Its decision and our request crossed inside one host: the request lay unread when it closed.
     if let Some(backend) = &exchange.backend {
@@ -80,6 +84,33 @@ fn keepalive_race(subject: &Subject<'_>, _: &Surroundings) -> Check {
         }
     }
     Check::No
+}
+
+/// A large application takes its time between the close of its connections and its end.
+const COMING_DOWN: u64 = 5_000_000_000;
+
+/// The end of the process that closed the connection, where it is known already.
+fn end_after<'a>(exchange: &'a Exchange, around: &'a Surroundings) -> Option<End<'a>> {
+    let backend = exchange.backend.as_ref()?;
+    let (task, closed_at) = (backend.closed_by.as_ref()?, backend.closed_at?);
+    let latest = Ktime(closed_at.0.saturating_add(COMING_DOWN));
+    let death = around.death_between(task.pid, closed_at, latest)?;
+    Some(End {
+        exit: death.task.exiting?,
+        oom: death.task.oom,
+        death: Some(death),
+        task,
+    })
+}
+
+/// The remedy where the process that closed the connection ended after it.
+fn remedy_for_the_end(end: &End<'_>) -> String {
+    format!(
+        "{} since: a process that ends closes its kept connections, however long its keep-alive timeout; where workers \
+         are replaced after a number of requests (max_requests), raise the number, or let nginx try again \
+         (proxy_next_upstream, non_idempotent for POST)",
+        end.sentence()
+    )
 }
 
 fn unix_race(subject: &Subject<'_>, exchange: &Exchange) -> Check {
