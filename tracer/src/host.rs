@@ -14,6 +14,7 @@ use crate::event::{Answer, Ktime, Pid, Question};
 
 pub mod netns;
 pub mod process;
+pub mod resolver;
 pub mod root;
 pub mod route;
 pub mod sock_diag;
@@ -42,6 +43,7 @@ pub fn answer(question: &Question) -> Answer {
             }),
             *pid,
         ),
+        Question::Name { pid, name } => (resolver::look_up(*pid, name).map(Answer::Name), *pid),
         Question::Process { pid } => return Answer::Process(process::info(*pid)),
     };
     answer.unwrap_or_else(|error| Answer::Unavailable {

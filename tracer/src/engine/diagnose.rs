@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     engine::{
+        correlate::Resolved,
         message::Said,
         surroundings::{SECOND, Surroundings},
     },
@@ -54,6 +55,8 @@ pub struct Subject<'a> {
     pub client_left: Option<(Ktime, bool)>,
     /// Timeouts that apply, where they are certain.
     pub limits: &'a Limits,
+    /// The configured names that the attempt's address may come from; filled in for attempts that failed.
+    pub resolved: &'a Resolved,
     /// Every peer of the attempt's upstream, for attempts without a peer.
     pub upstream_peers: &'a BTreeSet<Peer>,
     /// More evidence may still come; later, a check has to decide with what there is.

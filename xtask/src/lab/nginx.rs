@@ -34,6 +34,8 @@ pub struct Start<'a> {
     pub config: &'a str,
     /// Where configuration, logs and sockets go.
     pub folder: &'a Path,
+    /// A folder whose files it sees in /etc instead of those of the same names.
+    pub etc: Option<&'a Path>,
     /// Whether to wait for worker processes.
     pub workers: usize,
     /// Whether it becomes a daemon, as services do: only then does nginx start another executable beside itself.
@@ -50,8 +52,9 @@ impl Nginx {
             fs::create_dir_all(folder.join("tmp").join(temporary)).context("making nginx's folders")?;
         }
         let errors = fs::File::create(folder.join("nginx.stderr")).context("making nginx.stderr")?;
+        let mut command = command(start);
         let child = namespace.spawn(
-            Command::new(start.program)
+            command
                 .arg("-p")
                 .arg(folder)
                 .arg("-e")
@@ -199,6 +202,28 @@ impl Nginx {
     pub fn error_log(&self) -> String {
         fs::read_to_string(self.folder.join("error.log")).unwrap_or_default()
     }
+}
+
+/// The executable, in a mount namespace of its own where it has files of its own; the process is the same one.
+fn command(start: &Start<'_>) -> Command {
+    let Some(etc) = start.etc else {
+        return Command::new(start.program);
+    };
+    let script = "etc=$1; shift; for file in \"$etc\"/*; do mount --bind \"$file\" \"/etc/${file##*/}\"; done; exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command
+        .args([
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-ec",
+            script,
+            "nginx",
+        ])
+        .arg(etc)
+        .arg(start.program);
+    command
 }
 
 impl Drop for Nginx {
