@@ -104,10 +104,11 @@ impl Configurations {
         for named in peers.values_mut() {
             named.names = Names::agreed(&named.configured.iter().collect::<Vec<_>>());
         }
-        if !self.generations.contains_key(&master) && self.generations.len() >= PROCESSES {
-            if let Some((gone, _)) = self.generations.pop_first() {
-                self.told.remove(&gone);
-            }
+        if !self.generations.contains_key(&master)
+            && self.generations.len() >= PROCESSES
+            && let Some((gone, _)) = self.generations.pop_first()
+        {
+            self.told.remove(&gone);
         }
         let generations = self.generations.entry(master).or_default();
         if since == Ktime(0) {

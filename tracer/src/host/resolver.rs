@@ -203,8 +203,8 @@ impl ResolvConf {
                 Some("search") => conf.search = words.map(str::to_owned).collect(),
                 Some("domain") => conf.search = words.take(1).map(str::to_owned).collect(),
                 Some("options") => {
-                    let ndots = words.filter_map(|word| word.strip_prefix("ndots:")?.parse().ok());
-                    conf.ndots = ndots.last().unwrap_or(conf.ndots).min(MAX_NDOTS);
+                    let mut ndots = words.filter_map(|word| word.strip_prefix("ndots:")?.parse().ok());
+                    conf.ndots = ndots.next_back().unwrap_or(conf.ndots).min(MAX_NDOTS);
                 }
                 _ => {}
             }

@@ -757,6 +757,48 @@ mod tests {
         );
     }
 
+    /// Names resolved once, and whether other addresses are possible.
+    fn resolved(text: &str) -> (Vec<String>, bool) {
+        let evaluated = evaluate_text(text);
+        let shown = |name: &ConfiguredName| {
+            format!(
+                "{}:{} = {} | {}",
+                name.name, name.port, name.upstream, name.server
+            )
+        };
+        (evaluated.names.iter().map(shown).collect(), evaluated.is_open)
+    }
+
+    #[test]
+    fn names_that_are_resolved_once_are_told_from_all_others() {
+        let (names, is_open) = resolved(
+            "http { upstream a { server Api.example:81 weight=2; server 127.0.0.1:81; server gone.example; }
+                upstream unused { server other.example; }
+                server { location / { proxy_pass http://a; } location /b { proxy_pass https://web.example/x; }
+                    location /c { proxy_pass http://unix:/run/a.sock; } } }",
+        );
+        assert_eq!(
+            names,
+            [
+                "api.example:81 = a | Api.example:81 weight=2",
+                "gone.example:80 = a | gone.example",
+                "web.example:443 = web.example | https://web.example/x",
+            ]
+        );
+        assert!(!is_open);
+        for open in [
+            "http { upstream a { zone a 64k; server api.example resolve; } server { location / { proxy_pass http://a; } } }",
+            "http { server { location / { proxy_pass http://$arg_to; } } }",
+            "http { server { set $to api.example; location / { proxy_pass http://$to; } } }",
+            "http { server { ssl_stapling on; location / { proxy_pass http://127.0.0.1; } } }",
+            "http { server { location / { access_by_lua_file x.lua; proxy_pass http://127.0.0.1; } } }",
+            "mail { server { listen 25; } }",
+        ] {
+            assert_eq!(resolved(open), (vec![], true), "{open}");
+        }
+        assert!(!resolved("http { server { ssl_stapling off; } }").1);
+    }
+
     #[test]
     fn a_place_that_sets_the_upgrade_header_may_upgrade() {
         let upgrades = |text: &str| -> Vec<bool> {

@@ -119,8 +119,15 @@ fn address_outdated(subject: &Subject<'_>, around: &Surroundings) -> Check {
         return Check::No;
     };
     let resolved = subject.resolved;
-    if resolved.names.is_empty() || is_another_socket(subject) {
+    if resolved.names.is_empty() {
         return Check::No;
+    }
+    // nginx connects for other things than requests, and says what for.
+    let action = subject.said.and_then(|said| said.action.as_deref());
+    match action {
+        Some(action) if resolved.is_inferred && !action.contains("upstream") => return Check::No,
+        None if resolved.is_inferred && around.surely_sees("nginx-log") => return subject.wait_or(Check::No),
+        _ => {}
     }
     let ended_at = subject.attempt.ended_at;
     // Whoever listens there is who nginx looks for, as far as anybody can tell.
@@ -177,15 +184,6 @@ fn address_outdated(subject: &Subject<'_>, around: &Surroundings) -> Check {
     evidence.extend(meant.iter().map(now_fact));
     evidence.extend(proof);
     Stand::new(confidence, summary, evidence).into()
-}
-
-/// An address that only seems to be an upstream's: nginx's line names what else it connected for.
-fn is_another_socket(subject: &Subject<'_>) -> bool {
-    subject.resolved.is_inferred
-        && subject
-            .said
-            .and_then(|said| said.action.as_deref())
-            .is_some_and(|action| !action.contains("upstream"))
 }
 
 fn listed(addresses: &[IpAddr]) -> String {
