@@ -1,3 +1,5 @@
+//! The files that say how names are looked up.
+
 use super::*;
 
 fn ip(text: &str) -> IpAddr {

@@ -1,3 +1,5 @@
+//! Messages of nameservers, whole, cut short and broken, and servers of one process.
+
 use std::{net::TcpListener, thread};
 
 use proptest::prelude::*;
