@@ -230,19 +230,24 @@ struct Asking {
 impl Asking {
     /// Answers at once where there is time for it; otherwise the answer comes later.
     fn ask(&mut self, live: &mut Live, question: Question) -> Option<Input> {
-        if question.is_slow() {
-            self.ask_aside(live, question);
-            return None;
-        }
         let now = Instant::now();
         if now.duration_since(self.since) >= Duration::from_secs(1) {
             self.since = now;
             self.spent = Duration::ZERO;
         }
         if self.spent < AT_ONCE {
-            let answer = host::answer(&question);
+            let answer = match question.is_slow() {
+                true => host::answer_from_files(&question),
+                false => Some(host::answer(&question)),
+            };
             self.spent += now.elapsed();
-            return Some(Input::Answer { question, answer });
+            if let Some(answer) = answer {
+                return Some(Input::Answer { question, answer });
+            }
+        }
+        if question.is_slow() {
+            self.ask_aside(live, question);
+            return None;
         }
         if self.asked >= MAX_QUESTIONS {
             let why = "too many questions at once".to_owned();

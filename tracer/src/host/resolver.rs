@@ -25,6 +25,8 @@ mod dns;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long one nameserver may take before the next one is asked.
 const PER_SERVER: Duration = Duration::from_millis(700);
+/// How often one nameserver is asked for one name.
+const MAX_TRIES: usize = 3;
 const MAX_HOSTS_FILE: u64 = 4 << 20;
 const MAX_SMALL_FILE: u64 = 64 << 10;
 /// The C library's `MAXNS`.
@@ -40,6 +42,24 @@ const DNS_PORT: u16 = 53;
 /// # Errors
 /// It cannot be known: files that cannot be read, nameservers that do not answer or fail.
 pub fn look_up(pid: Pid, name: &str) -> io::Result<NameMeaning> {
+    look_through(pid, name, |conf| netns::run_in(pid, || ask(conf, name)).map(Some))?
+        .ok_or_else(|| io::Error::other("nobody was asked"))
+}
+
+/// The same as far as files tell; `None`: nameservers have to be asked.
+///
+/// # Errors
+/// As [`look_up`].
+pub fn look_up_in_files(pid: Pid, name: &str) -> io::Result<Option<NameMeaning>> {
+    look_through(pid, name, |_| Ok(None))
+}
+
+/// Goes through the services that look names up, in their order; ends with nothing where `ask` gives nothing.
+fn look_through(
+    pid: Pid,
+    name: &str,
+    ask: impl Fn(&ResolvConf) -> io::Result<Option<NameMeaning>>,
+) -> io::Result<Option<NameMeaning>> {
     let root = Root::of(pid)?;
     let bare = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
     let switch = match root.read(Path::new("/etc/nsswitch.conf"), MAX_SMALL_FILE) {
@@ -53,21 +73,23 @@ pub fn look_up(pid: Pid, name: &str) -> io::Result<NameMeaning> {
                 let text = text.unwrap_or_default();
                 let mut hosts = parse_hosts(&String::from_utf8_lossy(&text));
                 if let Some(addresses) = hosts.remove(&bare) {
-                    return Ok(NameMeaning {
+                    return Ok(Some(NameMeaning {
                         addresses,
                         from: NameSource::HostsFile,
                         varies: false,
                         ttl_s: None,
-                    });
+                    }));
                 }
             }
             // systemd's resolver serves both; the nameservers of resolv.conf are its own, as a rule.
             "dns" | "resolve" => {
                 let text = root.read(Path::new("/etc/resolv.conf"), MAX_SMALL_FILE);
                 let conf = ResolvConf::parse(&String::from_utf8_lossy(&text.unwrap_or_default()));
-                let meaning = netns::run_in(pid, || ask(&conf, name))?;
+                let Some(meaning) = ask(&conf)? else {
+                    return Ok(None);
+                };
                 if !meaning.addresses.is_empty() || step.ends_when_not_found {
-                    return Ok(meaning);
+                    return Ok(Some(meaning));
                 }
             }
             service if never_knows(service, &bare) => continue,
@@ -81,12 +103,12 @@ pub fn look_up(pid: Pid, name: &str) -> io::Result<NameMeaning> {
             break;
         }
     }
-    Ok(NameMeaning {
+    Ok(Some(NameMeaning {
         addresses: Vec::new(),
         from: NameSource::HostsFile,
         varies: false,
         ttl_s: None,
-    })
+    }))
 }
 
 /// Services of nsswitch.conf that have nothing to say about this name.
@@ -264,10 +286,10 @@ fn ask_servers(servers: &[SocketAddr], candidates: &[String], deadline: Instant)
     meaning.ok_or_else(|| io::Error::other("no name to ask for"))
 }
 
-/// The first definite answer for a whole name; every nameserver gets a second chance.
+/// The first definite answer for a whole name; every nameserver gets further chances.
 fn ask_for(servers: &[SocketAddr], name: &str, deadline: Instant) -> io::Result<(SocketAddr, dns::Found)> {
     let mut failed = io::Error::other("no nameserver to ask");
-    for server in servers.iter().chain(servers) {
+    for server in servers.iter().cycle().take(MAX_TRIES * servers.len()) {
         let until = deadline.min(Instant::now() + PER_SERVER);
         match dns::ask(*server, name, until) {
             Ok(found) => return Ok((*server, found)),

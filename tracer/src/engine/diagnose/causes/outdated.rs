@@ -37,7 +37,7 @@ pub const ADDRESS_OUTDATED: Cause = Cause {
         answers at the same moment is not believed; one that gives several addresses, or others than minutes before, only \
         when a later answer says the same: until then the cause is `possible`. Where the tracer came after the change, the \
         address must have no other way into the configuration: none is decided per request, and its port is that of a name",
-    needs: &[],
+    needs: &["drops"],
     look_alikes: &["no-listener", "refused-remotely", "neighbour-silent", "syn-unanswered", "listener-elsewhere"],
     remedy: "reload nginx (nginx -s reload): it resolves its names anew. So that it follows the name by itself, name a \
         `resolver` and write `server NAME resolve;` in an upstream with a `zone` (nginx 1.27.3 or later), or put the name \
