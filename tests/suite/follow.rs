@@ -326,6 +326,7 @@ fn start_again(stage: &mut Stage, program: &Path) -> Result<()> {
             program,
             config: &stage.config,
             folder: &stage.folder,
+            etc: None,
             workers: 2,
             daemon: false,
             contained: false,

@@ -11,13 +11,15 @@ use std::{
 };
 
 use self::{
-    correlate::{Configurations, LogJoin, Names},
+    correlate::{Configurations, LogJoin, Names, Resolved},
     diagnose::{Diagnosis, Subject, causes},
     findings::Watch,
     message::{Meaning, Said},
     socket::{Ending, Heard},
     stats::Stats,
-    surroundings::{ANSWER_STANDS, Death, Dropped, IcmpSent, PastFailure, ResetSent, SECOND, Surroundings},
+    surroundings::{
+        ANSWER_STANDS, Death, Dropped, IcmpSent, MEANING_STANDS, PastFailure, ResetSent, SECOND, Surroundings,
+    },
     table::Keyed,
 };
 use crate::{
@@ -49,6 +51,8 @@ const LEAST_TICKS: u8 = 2;
 const HANDLER: u64 = 20_000_000;
 /// How long a text of the log file waits until the kernel's records of its time have been read.
 const TEXT_SETTLES: u64 = 50_000_000;
+/// What makes a master read its files anew.
+const SIGHUP: u8 = 1;
 /// How long a line waits for the exchange that it belongs to, and the reverse.
 const JOIN_MEMORY: u64 = 150 * SECOND;
 
@@ -113,6 +117,8 @@ pub struct Engine {
     clients: Keyed<(Pid, u64), ClientTry>,
     /// Questions asked lately.
     asked: Keyed<Question, ()>,
+    /// Those that are not the host's alone to answer, and asked more rarely.
+    asked_slowly: Keyed<Question, ()>,
     /// Ports and paths that nginx tried, beside the configured ones.
     tried: BTreeSet<Place>,
     stats: Stats,
@@ -177,6 +183,8 @@ struct Pending {
     said: Option<Said>,
     client_left: Option<(Ktime, bool)>,
     limits: Limits,
+    /// The names that its peer may come from.
+    resolved: Resolved,
     /// The peers of its upstream, for an attempt without a peer.
     upstream_peers: BTreeSet<Peer>,
     deadline: Ktime,
@@ -221,6 +229,7 @@ impl Engine {
             tries: Keyed::new(capacity, JOIN_MEMORY),
             clients: Keyed::new(capacity.min(16_384), 60 * SECOND),
             asked: Keyed::new(capacity.min(4096), ANSWER_STANDS),
+            asked_slowly: Keyed::new(capacity.min(1024), MEANING_STANDS),
             tried: BTreeSet::new(),
             stats: Stats::default(),
             watch: Watch::new(capacity.min(16_384)),
@@ -342,6 +351,7 @@ impl Engine {
             + self.tries.len()
             + self.clients.len()
             + self.asked.len()
+            + self.asked_slowly.len()
             + self.tried.len()
             + self.stats.len()
             + self.watch.len()
@@ -487,7 +497,12 @@ impl Engine {
                 outputs.extend(self.note_death(&death).map(Output::Event));
                 self.around.died(death);
             }
-            Event::Signalled { at, pid, signal, by } => self.around.signalled(at, pid, signal, by),
+            Event::Signalled { at, pid, signal, by } => {
+                if signal == SIGHUP {
+                    self.configurations.told_to_reload(pid, at);
+                }
+                self.around.signalled(at, pid, signal, by);
+            }
             Event::ConnectFailed {
                 at,
                 worker,
@@ -558,6 +573,17 @@ impl Engine {
             pending.limits = names.limits;
         }
         self.find_upstream_peers(number);
+        self.find_resolved(number);
+    }
+
+    /// A connect that failed may have gone to an address that a name does not mean any more.
+    fn find_resolved(&mut self, number: u64) {
+        if let Some(pending) = self.pending.get_mut(&number)
+            && pending.attempt.outcome.is_failure()
+            && let Some(peer) = &pending.attempt.peer
+        {
+            pending.resolved = self.configurations.resolved(pending.attempt.worker, peer);
+        }
     }
 
     /// Whether a listener's place is one that nginx is configured for or has tried.
@@ -718,6 +744,7 @@ impl Engine {
             said,
             client_left,
             limits,
+            resolved: Resolved::default(),
             upstream_peers: BTreeSet::new(),
             deadline,
             ticks: 0,
@@ -1170,6 +1197,7 @@ impl Engine {
             said: Some(said),
             client_left: None,
             limits: names.limits,
+            resolved: Resolved::default(),
             upstream_peers: BTreeSet::new(),
             deadline: self.deadline(at),
             ticks: 0,
@@ -1481,6 +1509,7 @@ impl Engine {
         self.by_deadline.insert((pending.deadline, number));
         self.pending.insert(number, pending);
         self.find_upstream_peers(number);
+        self.find_resolved(number);
         let log = log.or_else(|| self.text_waiting_for(number));
         if let Some(log) = log {
             self.set_log(number, log);
@@ -1561,9 +1590,14 @@ impl Engine {
                 continue;
             }
             pending.asked.push(question.clone());
+            let asked = if question.is_slow() {
+                &mut self.asked_slowly
+            } else {
+                &mut self.asked
+            };
             // Another attempt asked the same a moment ago: one answer serves both.
-            if self.asked.last(&question).is_none() {
-                self.asked.push(self.now, question.clone(), ());
+            if asked.last(&question).is_none() {
+                asked.push(self.now, question.clone(), ());
                 outputs.push(Output::Ask(question));
             }
         }
@@ -1780,6 +1814,7 @@ impl Engine {
         self.tries.expire(self.now);
         self.clients.expire(self.now);
         self.asked.expire(self.now);
+        self.asked_slowly.expire(self.now);
     }
 }
 
@@ -1792,6 +1827,7 @@ impl Pending {
             said: self.said.as_ref(),
             client_left: self.client_left,
             limits: &self.limits,
+            resolved: &self.resolved,
             upstream_peers: &self.upstream_peers,
             may_wait,
         }

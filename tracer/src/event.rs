@@ -561,6 +561,19 @@ pub struct ConfiguredPeer {
     pub limits: Limits,
 }
 
+/// A host name that nginx resolves when it reads its configuration, and keeps the addresses of until it does so again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfiguredName {
+    /// The name, in lower case.
+    pub name: String,
+    /// The port.
+    pub port: u16,
+    /// The upstream's name.
+    pub upstream: String,
+    /// The `server` line's text (or the `…_pass` argument), as written.
+    pub server: String,
+}
+
 /// Directives that matter to a diagnosis, in milliseconds; `None`: several locations disagree or unknown.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
@@ -589,6 +602,13 @@ pub struct Config {
     pub error_logs: Vec<String>,
     /// `daemon`-wide resolver addresses, never upstreams.
     pub resolvers: Vec<SocketAddr>,
+    /// Names that nginx resolved when it read these files; none where they may not be asked for, or where the files have
+    /// changed since.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<ConfiguredName>,
+    /// Everything was read and understood: an address that is none of the peers comes from one of `names`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_whole: bool,
     /// What was not understood or could not be read, one line each.
     pub problems: Vec<String>,
 }
@@ -679,6 +699,16 @@ pub enum Question {
         source: SocketAddr,
         destination: SocketAddr,
     },
+    /// What a configured host name means now, through the hosts file and the nameservers of the instance `pid`.
+    Name { pid: Pid, name: String },
+}
+
+impl Question {
+    /// The answer may take its time: it is not the host's alone to give.
+    #[must_use]
+    pub fn is_slow(&self) -> bool {
+        matches!(self, Self::Name { .. })
+    }
 }
 
 /// What a recording says that was made before the question could leave the sockets out.
@@ -730,8 +760,33 @@ pub enum Answer {
         /// Who really answers there; `None`: the connection is not tracked.
         destination: Option<SocketAddr>,
     },
+    /// See [`Question::Name`].
+    Name(NameMeaning),
     /// The host would not say.
     Unavailable { why: String },
+}
+
+/// What a host name means, by the hosts file or a nameserver.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameMeaning {
+    /// Its addresses; none: it is known to have none.
+    pub addresses: Vec<IpAddr>,
+    /// Who says so.
+    pub from: NameSource,
+    /// Asked twice at the same moment, the nameserver gave different addresses.
+    pub varies: bool,
+    /// How long a nameserver's answer stands, in seconds.
+    pub ttl_s: Option<u32>,
+}
+
+/// Who says what a name means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NameSource {
+    /// nginx's hosts file.
+    HostsFile,
+    /// A nameserver of nginx's resolv.conf.
+    Nameserver(IpAddr),
 }
 
 /// A process as `/proc` shows it.

@@ -189,7 +189,8 @@ impl ClosedBy {
 pub struct Evidence {
     /// When it happened; `None` for facts without a moment (a limit, a permission).
     pub at: Option<Ktime>,
-    /// What kind of witness: `process`, `listener`, `tcp`, `icmp`, `drop`, `queue`, `route`, `file`, `nginx`, `limit`.
+    /// What kind of witness: `process`, `listener`, `tcp`, `icmp`, `drop`, `queue`, `route`, `file`, `name`, `nginx`,
+    /// `limit`.
     pub source: &'static str,
     /// One readable sentence fragment.
     pub text: String,

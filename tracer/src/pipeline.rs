@@ -1,6 +1,12 @@
 //! Next input → engine → outputs, until it is time to stop. The only owner of the state; one thread.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::Result;
 use tokio::{
@@ -25,6 +31,8 @@ const POLL: Duration = Duration::from_millis(25);
 const AT_ONCE: Duration = Duration::from_millis(500);
 /// Questions that wait for other threads; what comes later is answered too late for its attempt anyway.
 const MAX_QUESTIONS: usize = 256;
+/// Questions that each wait in a thread of their own for somebody else than this host.
+const MAX_ASIDE: usize = 8;
 /// Threads that answer what is not answered at once: a storm of questions must not take the machine's processors.
 pub const ANSWERING: usize = 2;
 
@@ -148,6 +156,7 @@ pub async fn run(
         asked: 0,
         spent: Duration::ZERO,
         since: Instant::now(),
+        aside: Arc::default(),
         answer_to,
     };
     let deadline = limits.duration.map(|duration| Instant::now() + duration);
@@ -213,6 +222,8 @@ struct Asking {
     asked: usize,
     spent: Duration,
     since: Instant,
+    /// How many wait in threads of their own.
+    aside: Arc<AtomicUsize>,
     answer_to: mpsc::UnboundedSender<(Question, Answer)>,
 }
 
@@ -225,9 +236,18 @@ impl Asking {
             self.spent = Duration::ZERO;
         }
         if self.spent < AT_ONCE {
-            let answer = host::answer(&question);
+            let answer = match question.is_slow() {
+                true => host::answer_from_files(&question),
+                false => Some(host::answer(&question)),
+            };
             self.spent += now.elapsed();
-            return Some(Input::Answer { question, answer });
+            if let Some(answer) = answer {
+                return Some(Input::Answer { question, answer });
+            }
+        }
+        if question.is_slow() {
+            self.ask_aside(live, question);
+            return None;
         }
         if self.asked >= MAX_QUESTIONS {
             let why = "too many questions at once".to_owned();
@@ -242,5 +262,28 @@ impl Asking {
             let _ = answer_to.send((question, answer));
         });
         None
+    }
+
+    /// Asks in a thread of the question's own: it waits for others, and nobody must wait for it.
+    fn ask_aside(&mut self, live: &mut Live, question: Question) {
+        let unavailable = |why: &str| Answer::Unavailable { why: why.to_owned() };
+        if self.aside.load(Ordering::Relaxed) >= MAX_ASIDE {
+            return live.answered(question, unavailable("too many questions at once"));
+        }
+        let (aside, answer_to, asked) = (self.aside.clone(), self.answer_to.clone(), question.clone());
+        aside.fetch_add(1, Ordering::Relaxed);
+        let asking = std::thread::Builder::new().name("ask".into()).spawn(move || {
+            let answer = host::answer(&asked);
+            aside.fetch_sub(1, Ordering::Relaxed);
+            // Nobody listens any more when the trace has ended.
+            let _ = answer_to.send((asked, answer));
+        });
+        match asking {
+            Ok(_) => self.asked += 1,
+            Err(_) => {
+                self.aside.fetch_sub(1, Ordering::Relaxed);
+                live.answered(question, unavailable("no thread to ask in"));
+            }
+        }
     }
 }

@@ -176,6 +176,9 @@ pub struct Lab {
     /// Whether there is a second namespace at the other end of a cable.
     #[serde(default)]
     pub far: bool,
+    /// Further arguments of `tracer attach`.
+    #[serde(default)]
+    pub arguments: Vec<String>,
     /// How clients reach nginx.
     #[serde(default)]
     pub clients: Clients,
@@ -220,6 +223,9 @@ pub struct Nginx {
     /// Where the healthy backend listens: an address, or `unix`.
     #[serde(default = "loopback")]
     pub healthy: String,
+    /// Files of /etc that only this nginx sees, by name; they lie in the folder `etc` of the scenario's own folder.
+    #[serde(default)]
+    pub etc: BTreeMap<String, String>,
     /// How many workers.
     #[serde(default = "two")]
     pub workers: usize,

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     engine::message,
-    event::{Config, ConfiguredPeer, Ktime, Limits, Line, LineId, LogLine, Peer, Pid},
+    event::{Config, ConfiguredName, ConfiguredPeer, Ktime, Limits, Line, LineId, LogLine, Peer, Pid},
 };
 
 /// What an attempt's address is called.
@@ -45,6 +45,19 @@ impl Names {
     }
 }
 
+/// Which configured names an address may come from, that nginx resolved when it read its configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resolved {
+    /// The process through whose files such a name is to be looked up.
+    pub asks: Pid,
+    /// When nginx read its configuration, as far as is known: its workers were forked right after.
+    pub loaded_at: Option<Ktime>,
+    /// The names; none where the address is also written out, or may come from elsewhere.
+    pub names: Vec<ConfiguredName>,
+    /// The address was never seen to be what one of them means: nothing else in the configuration leads to it.
+    pub is_inferred: bool,
+}
+
 /// Configuration generations and who runs with which.
 #[derive(Debug, Default)]
 pub struct Configurations {
@@ -54,6 +67,8 @@ pub struct Configurations {
     workers: BTreeMap<Pid, (Pid, Ktime)>,
     /// Since when a master's executable is heard, where that is not always; `None`: never.
     heard: BTreeMap<Pid, Option<Ktime>>,
+    /// When each master was last told to read its files anew.
+    told: BTreeMap<Pid, Ktime>,
 }
 
 #[derive(Debug)]
@@ -73,6 +88,8 @@ struct Named {
 
 /// How many generations of one master are kept: workers of older ones are long gone.
 const GENERATIONS: usize = 8;
+/// More names than this that an address may come from say nothing about it.
+const MAX_NAMES: usize = 4;
 /// How many masters and workers are kept.
 const PROCESSES: usize = 4096;
 
@@ -87,13 +104,17 @@ impl Configurations {
         for named in peers.values_mut() {
             named.names = Names::agreed(&named.configured.iter().collect::<Vec<_>>());
         }
-        if !self.generations.contains_key(&master) && self.generations.len() >= PROCESSES {
-            self.generations.pop_first();
+        if !self.generations.contains_key(&master)
+            && self.generations.len() >= PROCESSES
+            && let Some((gone, _)) = self.generations.pop_first()
+        {
+            self.told.remove(&gone);
         }
         let generations = self.generations.entry(master).or_default();
         if since == Ktime(0) {
             // A master just met: what is known of that number is another's, whose number it was before.
             generations.clear();
+            self.told.remove(&master);
         }
         let changed = generations
             .last()
@@ -170,6 +191,59 @@ impl Configurations {
         }
     }
 
+    /// Takes in that a master was told to read its files anew.
+    pub fn told_to_reload(&mut self, master: Pid, at: Ktime) {
+        if self.generations.contains_key(&master) {
+            self.told.insert(master, at);
+        }
+    }
+
+    /// The names that `peer` may come from in this worker's configuration.
+    pub fn resolved(&self, worker: Pid, peer: &Peer) -> Resolved {
+        let (Some(generation), Peer::Tcp(address)) = (self.generation(worker), peer) else {
+            return Resolved::default();
+        };
+        let config = &generation.config;
+        let of_port = || config.names.iter().filter(|name| name.port == address.port());
+        let (names, is_inferred): (Vec<&ConfiguredName>, bool) = match generation.peers.get(peer) {
+            Some(named) => {
+                let name_of = |peer: &ConfiguredPeer| {
+                    of_port().find(|name| (&name.upstream, &name.server) == (&peer.upstream, &peer.server))
+                };
+                let names: Option<Vec<_>> = named.configured.iter().map(name_of).collect();
+                (names.unwrap_or_default(), false)
+            }
+            None if config.is_whole => (of_port().collect(), true),
+            None => (vec![], false),
+        };
+        if names.is_empty() || names.len() > MAX_NAMES {
+            return Resolved::default();
+        }
+        Resolved {
+            asks: self.workers.get(&worker).map_or(worker, |(master, _)| *master),
+            loaded_at: self.loaded_at(worker, generation),
+            names: names.into_iter().cloned().collect(),
+            is_inferred,
+        }
+    }
+
+    /// When the configuration of a worker was read: the first worker that has it was forked right after, one that
+    /// replaced a crashed worker later.
+    fn loaded_at(&self, worker: Pid, generation: &Generation) -> Option<Ktime> {
+        let (master, started) = self.workers.get(&worker)?;
+        let told = self.told.get(master).copied().unwrap_or_default();
+        let from = if told <= *started {
+            generation.since.max(told)
+        } else {
+            generation.since
+        };
+        let starts = self.workers.values().filter(|(of, _)| of == master);
+        starts
+            .map(|(_, at)| *at)
+            .filter(|at| *at >= from && *at > Ktime(0))
+            .min()
+    }
+
     /// The addresses of one upstream in this worker's configuration.
     pub fn peers_of(&self, worker: Pid, upstream: &str) -> BTreeSet<Peer> {
         self.generation(worker)
@@ -202,7 +276,10 @@ impl Configurations {
 
     /// How many entries it holds.
     pub fn len(&self) -> usize {
-        self.workers.len() + self.heard.len() + self.generations.values().map(Vec::len).sum::<usize>()
+        self.workers.len()
+            + self.heard.len()
+            + self.told.len()
+            + self.generations.values().map(Vec::len).sum::<usize>()
     }
 
     /// The generation a worker runs with: the newest one not younger than the worker itself.

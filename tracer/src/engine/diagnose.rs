@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     engine::{
+        correlate::Resolved,
         message::Said,
         surroundings::{SECOND, Surroundings},
     },
@@ -54,6 +55,8 @@ pub struct Subject<'a> {
     pub client_left: Option<(Ktime, bool)>,
     /// Timeouts that apply, where they are certain.
     pub limits: &'a Limits,
+    /// The configured names that the attempt's address may come from; filled in for attempts that failed.
+    pub resolved: &'a Resolved,
     /// Every peer of the attempt's upstream, for attempts without a peer.
     pub upstream_peers: &'a BTreeSet<Peer>,
     /// More evidence may still come; later, a check has to decide with what there is.
@@ -380,5 +383,54 @@ fn verdict(cause: &Cause, stand: Stand, unseen: &mut Vec<String>) -> Verdict {
         summary: stand.summary,
         remedy: stand.remedy.unwrap_or_else(|| cause.remedy.to_owned()),
         evidence,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of every two causes that one attempt can have, the deeper one is named though it is less sure; of two that have
+    /// nothing to do with each other, the surer.
+    #[test]
+    fn the_headline_is_the_deeper_of_every_two_causes() {
+        let stand = |confidence| Stand::new(confidence, "", vec![]);
+        let named = |one: (&'static Cause, Confidence), other: (&'static Cause, Confidence)| {
+            let standing = [(one.0, stand(one.1)), (other.0, stand(other.1))];
+            deepest(&standing).map(|index| standing[index].0.id)
+        };
+        let causes = || causes::ALL.iter().copied();
+        let pairs = causes().flat_map(|one| causes().map(move |other| (one, other)));
+        for (one, other) in pairs.filter(|(one, other)| one.id != other.id) {
+            if !one
+                .outcomes
+                .iter()
+                .any(|outcome| other.outcomes.contains(outcome))
+            {
+                continue;
+            }
+            let is_deeper = explains(one, other.id);
+            assert!(
+                !(is_deeper && explains(other, one.id)),
+                "{} and {} explain each other",
+                one.id,
+                other.id
+            );
+            let (likely, confirmed) = (Confidence::Likely, Confidence::Confirmed);
+            let expected = if is_deeper { one.id } else { other.id };
+            assert_eq!(
+                named((one, likely), (other, confirmed)),
+                Some(expected),
+                "{} and {}",
+                one.id,
+                other.id
+            );
+            assert_eq!(named((other, confirmed), (one, likely)), Some(expected));
+            // What is only possible is never the headline.
+            assert_eq!(
+                named((one, Confidence::Possible), (other, likely)),
+                Some(other.id)
+            );
+        }
     }
 }

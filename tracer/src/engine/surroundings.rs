@@ -10,8 +10,8 @@ use std::{
 use crate::{
     engine::table::Keyed,
     event::{
-        Answer, ConnId, Exchange, Exit, Ktime, Listener, LossClass, Netns, Peer, Pid, Question, ResetBy,
-        Sock, Task, Told, Tuple,
+        Answer, ConnId, Exchange, Exit, Ktime, Listener, LossClass, NameMeaning, Netns, Peer, Pid, Question,
+        ResetBy, Sock, Task, Told, Tuple,
     },
     model::HookStatus,
 };
@@ -28,6 +28,10 @@ pub const REFUSAL_MEMORY: u64 = 5 * SECOND;
 pub const ANSWER_STANDS: u64 = SECOND / 4;
 /// How long an answer is kept: an attempt that is diagnosed again finds what it found before.
 const ANSWER_MEMORY: u64 = 5 * SECOND;
+/// How long what a name means stands, and how seldom it is asked for.
+pub const MEANING_STANDS: u64 = 5 * SECOND;
+/// How long it is remembered what a name meant (ten minutes): answers that change are told apart from new ones.
+const MEANING_MEMORY: u64 = 600 * SECOND;
 /// How close in time two records of one packet may lie across sockets and CPUs.
 pub const SLACK: u64 = 1_000_000;
 
@@ -255,6 +259,8 @@ pub struct Surroundings {
     queues: Keyed<ConnId, (Ktime, Listener)>,
     addresses: BTreeMap<Netns, Vec<IpAddr>>,
     answers: Keyed<Question, (Ktime, Answer)>,
+    /// The same for names, kept for longer.
+    meanings: Keyed<Question, (Ktime, Answer)>,
     servers: Keyed<String, Task>,
     serving: Keyed<Pid, Peer>,
     failures: Keyed<String, PastFailure>,
@@ -278,6 +284,7 @@ impl Surroundings {
             queues: Keyed::new(capacity, PACKET_MEMORY),
             addresses: BTreeMap::new(),
             answers: Keyed::new(capacity.min(1024), ANSWER_MEMORY),
+            meanings: Keyed::new(capacity.min(1024), MEANING_MEMORY),
             servers: Keyed::new(capacity.min(4096), LISTENER_MEMORY),
             serving: Keyed::new(capacity.min(16_384), u64::MAX),
             failures: Keyed::new(capacity.min(4096), 60 * SECOND),
@@ -300,6 +307,7 @@ impl Surroundings {
         self.icmp.expire(now);
         self.queues.expire(now);
         self.answers.expire(now);
+        self.meanings.expire(now);
         self.servers.expire(now);
         self.failures.expire(now);
         self.losses.expire(now);
@@ -384,7 +392,12 @@ impl Surroundings {
 
     /// The host answered.
     pub fn answered(&mut self, question: Question, answer: Answer) {
-        self.answers.push(self.now, question, (self.now, answer));
+        let answers = if question.is_slow() {
+            &mut self.meanings
+        } else {
+            &mut self.answers
+        };
+        answers.push(self.now, question, (self.now, answer));
     }
 
     /// This process answered on that unix path.
@@ -438,6 +451,7 @@ impl Surroundings {
             + self.queues.len()
             + self.addresses.len()
             + self.answers.len()
+            + self.meanings.len()
             + self.servers.len()
             + self.serving.len()
             + self.failures.len()
@@ -526,6 +540,23 @@ impl Surroundings {
         self.listeners.on(&Place::Port(netns, port)).iter()
     }
 
+    /// What listened in a namespace at this address, on whatever port, lowest port first.
+    pub fn listeners_at_address(&self, netns: Netns, address: IpAddr, at: Ktime) -> Vec<&ListenerLife> {
+        let port = |life: &ListenerLife| match life.listener.address {
+            Peer::Tcp(listens) => listens.port(),
+            Peer::Unix(_) => 0,
+        };
+        let is_there = |life: &&ListenerLife| {
+            life.listener.netns == netns
+                && life.is_open_at(at)
+                && covers(&life.listener, SocketAddr::new(address, port(life)))
+        };
+        let all = self.listeners.by_place.values().flatten();
+        let mut there: Vec<&ListenerLife> = all.filter(is_there).collect();
+        there.sort_by_key(|life| (port(life), life.listener.sock.0));
+        there
+    }
+
     /// The unix listeners known for a path.
     pub fn listeners_at(&self, path: &str) -> impl DoubleEndedIterator<Item = &ListenerLife> {
         self.listeners.on(&Place::Path(path.to_owned())).iter()
@@ -612,10 +643,25 @@ impl Surroundings {
 
     /// The host's answer for something that happened at `at`: the first one that is not too old for it.
     pub fn answer(&self, question: &Question, at: Ktime) -> Option<&Answer> {
-        self.answers
+        let (answers, stands) = if question.is_slow() {
+            (&self.meanings, MEANING_STANDS)
+        } else {
+            (&self.answers, ANSWER_STANDS)
+        };
+        answers
             .get(question)
-            .find(|(answered, _)| at.since(*answered) <= ANSWER_STANDS)
+            .find(|(answered, _)| at.since(*answered) <= stands)
             .map(|(_, answer)| answer)
+    }
+
+    /// Everything that was learnt of what a name means, oldest first.
+    pub fn meanings(&self, question: &Question) -> impl DoubleEndedIterator<Item = (Ktime, &NameMeaning)> {
+        self.meanings
+            .get(question)
+            .filter_map(|(at, answer)| match answer {
+                Answer::Name(meaning) => Some((*at, meaning)),
+                _ => None,
+            })
     }
 
     /// Who last answered on a unix path.

@@ -12,6 +12,7 @@ use crate::{
 };
 
 mod any;
+mod outdated;
 
 const MS: u64 = 1_000_000;
 const T0: u64 = 1_000_000 * MS;

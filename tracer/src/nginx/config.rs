@@ -82,6 +82,11 @@ pub fn read(found: &Found, options: Options<'_>) -> Config {
     };
     let started = options.started.unwrap_or_else(|| found.generation_started());
     read_files(&root, &layout, found, started, &mut names, &mut config);
+    // Names may not be asked for at all, or it is not known that these are the files that nginx reads.
+    if !options.resolve || options.file.is_some() {
+        config.names = Vec::new();
+        config.is_whole = false;
+    }
     config
 }
 
@@ -94,6 +99,7 @@ fn read_files(
     config: &mut Config,
 ) {
     let loaded = load(root, &layout.conf, found.command.directives.as_deref());
+    let is_all_read = loaded.problems.is_empty();
     config.problems.extend(loaded.problems);
     let evaluated = evaluate(&loaded.directives, layout, found.build.nginx_release(), names);
     config.error_logs = evaluated.error_logs;
@@ -107,11 +113,15 @@ fn read_files(
     }
     config.upstreams = evaluated.upstreams;
     config.peers = evaluated.peers;
+    config.names = evaluated.names;
+    config.is_whole = is_all_read && !evaluated.is_open;
     config.problems.extend(evaluated.problems);
     config.problems.extend(names.problem());
     if let Some((modified, file)) = loaded.modified
         && was_changed_since(modified, started)
     {
+        config.names = Vec::new();
+        config.is_whole = false;
         config.problems.push(format!(
             "{file} was changed after the workers started: names are those of the new text, reload nginx to be sure"
         ));

@@ -257,7 +257,8 @@ pub struct Evidence {
     /// When it happened; null for facts without a moment.
     #[schemars(extend("format" = "date-time"))]
     pub time: Option<String>,
-    /// What kind of witness: `process`, `listener`, `tcp`, `icmp`, `drop`, `queue`, `route`, `file`, `nginx`, `limit`.
+    /// What kind of witness: `process`, `listener`, `tcp`, `icmp`, `drop`, `queue`, `route`, `file`, `name`, `nginx`,
+    /// `limit`.
     pub source: Name,
     /// One readable sentence fragment.
     pub text: String,

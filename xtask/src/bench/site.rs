@@ -126,6 +126,7 @@ fn start(run: &Run, namespace: &Netns, program: &Path, label: &str, http: &str) 
             program,
             config: &config,
             folder: &folder,
+            etc: None,
             workers: WORKERS,
             daemon: false,
             contained: false,

@@ -36,6 +36,8 @@ pub struct Start<'a> {
     pub config: &'a str,
     /// Where configuration, logs and sockets go.
     pub folder: &'a Path,
+    /// A folder whose files it sees in /etc instead of those of the same names.
+    pub etc: Option<&'a Path>,
     /// Whether to wait for worker processes.
     pub workers: usize,
     /// Whether it becomes a daemon, as services do: only then does nginx start another executable beside itself.
@@ -54,17 +56,7 @@ impl Nginx {
             fs::create_dir_all(folder.join("tmp").join(temporary)).context("making nginx's folders")?;
         }
         let errors = fs::File::create(folder.join("nginx.stderr")).context("making nginx.stderr")?;
-        let mut command = if start.contained {
-            // It may start once its namespace knows who is who.
-            let mut unshare = Command::new("unshare");
-            unshare
-                .args(["--user", "--mount", "--pid", "--fork", "--kill-child"])
-                .args(["sh", "-c", "read -r go && exec \"$0\" \"$@\""])
-                .arg(start.program);
-            unshare
-        } else {
-            Command::new(start.program)
-        };
+        let mut command = command(start);
         let child = namespace.spawn(
             command
                 .arg("-p")
@@ -238,6 +230,37 @@ impl Nginx {
     pub fn error_log(&self) -> String {
         fs::read_to_string(self.folder.join("error.log")).unwrap_or_default()
     }
+}
+
+/// The executable, in a mount namespace of its own where it has files of its own; the process is the same one.
+fn command(start: &Start<'_>) -> Command {
+    if start.contained {
+        // It may start once its namespace knows who is who.
+        let mut unshare = Command::new("unshare");
+        unshare
+            .args(["--user", "--mount", "--pid", "--fork", "--kill-child"])
+            .args(["sh", "-c", "read -r go && exec \"$0\" \"$@\""])
+            .arg(start.program);
+        return unshare;
+    }
+    let Some(etc) = start.etc else {
+        return Command::new(start.program);
+    };
+    let script = "etc=$1; shift; for file in \"$etc\"/*; do mount --bind \"$file\" \"/etc/${file##*/}\"; done; exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command
+        .args([
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-ec",
+            script,
+            "nginx",
+        ])
+        .arg(etc)
+        .arg(start.program);
+    command
 }
 
 impl Drop for Nginx {

@@ -82,7 +82,8 @@ fn play(run: &Run, scenario: &Scenario, setup: &Setup, stage: &mut Stage) -> Res
         .as_ref()
         .map(|program| {
             let pid = stage.nginx.pid().to_string();
-            Tracer::attach(run, program, &pid, &setup.arguments, &stage.folder)
+            let arguments = [&setup.arguments[..], &lab.arguments].concat();
+            Tracer::attach(run, program, &pid, &arguments, &stage.folder)
         })
         .transpose()?;
     let answered_before = load.answered();

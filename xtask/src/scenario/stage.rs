@@ -290,12 +290,16 @@ impl Stage {
             names.set(&format!("{name}.pid"), backend.pid().to_string());
         }
         let config = names.fill(&config(lab, &folder))?;
+        let etc = (!lab.nginx.etc.is_empty())
+            .then(|| write_etc(lab, &names, &folder))
+            .transpose()?;
         let nginx = Nginx::start(
             &near,
             &Start {
                 program,
                 config: &config,
                 folder: &folder,
+                etc: etc.as_deref(),
                 workers: if lab.nginx.master { lab.nginx.workers } else { 0 },
                 daemon: lab.nginx.daemon,
                 contained: scenario.placement == Placement::Container,
@@ -632,6 +636,17 @@ fn config(lab: &super::Lab, folder: &Path) -> String {
         text.insert_str(0, "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\n");
     }
     text
+}
+
+/// Writes nginx's own files of /etc; where names are looked up does not depend on this machine.
+fn write_etc(lab: &super::Lab, names: &Names, folder: &Path) -> Result<PathBuf> {
+    let etc = folder.join("etc");
+    std::fs::create_dir_all(&etc).context("making nginx's own etc")?;
+    std::fs::write(etc.join("nsswitch.conf"), "hosts: files dns\n").context("writing nsswitch.conf")?;
+    for (name, text) in &lab.nginx.etc {
+        std::fs::write(etc.join(name), names.fill(text)?).with_context(|| format!("writing etc/{name}"))?;
+    }
+    Ok(etc)
 }
 
 /// Nobody's group is called differently on different systems.

@@ -336,8 +336,14 @@ impl Dice {
                 })
             }
             4 if !questions.is_empty() => {
-                let answer = match self.roll(3) {
+                let answer = match self.roll(4) {
                     0 => Answer::Unavailable { why: "no".to_owned() },
+                    3 => Answer::Name(crate::event::NameMeaning {
+                        addresses: vec![Ipv4Addr::new(10, 9, 0, 9).into(); 2],
+                        from: crate::event::NameSource::HostsFile,
+                        varies: self.yes(),
+                        ttl_s: None,
+                    }),
                     1 => Answer::Ports {
                         range: (60_000, 1),
                         by_state: vec![("x".to_owned(), u32::MAX); 3],
@@ -363,6 +369,15 @@ impl Dice {
                 since: self.time(),
                 config: Config {
                     peers: vec![configured("api", APP), configured("b", APP)],
+                    names: ["api", "b"]
+                        .map(|name| crate::event::ConfiguredName {
+                            name: name.to_owned(),
+                            port: 3000,
+                            upstream: name.to_owned(),
+                            server: APP.to_owned(),
+                        })
+                        .into(),
+                    is_whole: self.yes(),
                     ..Config::default()
                 },
             },

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    event::{ConfiguredPeer, Limits, Peer},
+    event::{ConfiguredName, ConfiguredPeer, Limits, Peer},
     nginx::{
         config::{
             address::{self, Address, Host, Uri, strip_prefix_ignoring_case},
@@ -38,6 +38,10 @@ pub struct Evaluated {
     pub error_logs: Vec<String>,
     /// Resolvers.
     pub resolvers: Vec<SocketAddr>,
+    /// Names that nginx resolves when it reads this, and not again.
+    pub names: Vec<ConfiguredName>,
+    /// nginx may also connect to addresses that neither `peers` nor `names` account for.
+    pub is_open: bool,
     /// What was not understood.
     pub problems: Vec<String>,
 }
@@ -53,6 +57,7 @@ pub fn evaluate(
     let mut evaluated = Evaluated::default();
     collect_logs(tree, layout, true, &mut evaluated);
     collect_resolvers(tree, names, &mut evaluated);
+    evaluated.is_open = connects_elsewhere(tree);
     for block in tree {
         let kind = match block.name() {
             "http" => Kind::Http,
@@ -135,6 +140,24 @@ fn collect_resolvers(tree: &[Directive], names: &mut Names, evaluated: &mut Eval
     }
 }
 
+/// Whether something beside upstreams makes nginx connect, or decides where to: mail, OCSP, ACME, code.
+fn connects_elsewhere(tree: &[Directive]) -> bool {
+    tree.iter().any(|directive| {
+        let name = directive.name();
+        let is_on = directive
+            .arguments()
+            .iter()
+            .any(|argument| argument == "on" || argument == "leaf");
+        let is_code = name.contains("_by_lua") || name.starts_with("js_") || name.starts_with("perl");
+        let is_own = match name {
+            "mail" | "acme_issuer" | "health_check" | "check" => true,
+            "ssl_stapling" | "ssl_ocsp" => is_on,
+            _ => is_code,
+        };
+        is_own || connects_elsewhere(directive.directives())
+    })
+}
+
 fn ips(host: &Host, names: &mut Names) -> Vec<IpAddr> {
     match host {
         Host::Ip(ip) => vec![*ip],
@@ -164,6 +187,8 @@ struct Server {
     address: Address,
     default_port: Option<u16>,
     place: Place,
+    /// nginx resolves it again and again.
+    is_resolved_again: bool,
 }
 
 /// An upstream block, or what a `…_pass` with a host stands for.
@@ -194,6 +219,8 @@ struct Section<'a> {
     /// Uses whose target is decided per request: any block may be meant.
     open_uses: Vec<Use>,
     variables: Variables<'a>,
+    /// Some address is decided per request.
+    is_open: bool,
     problems: Vec<String>,
 }
 
@@ -204,6 +231,7 @@ impl<'a> Section<'a> {
             upstreams: vec![],
             open_uses: vec![],
             variables: Variables::collect(tree),
+            is_open: false,
             problems: vec![],
         };
         for block in tree.iter().filter(|directive| directive.name() == "upstream") {
@@ -235,21 +263,23 @@ impl<'a> Section<'a> {
                     if parameters.iter().any(|parameter| parameter == "down") {
                         continue;
                     }
+                    let is_resolved_again = parameters
+                        .iter()
+                        .any(|parameter| parameter == "resolve" || parameter.starts_with("service="));
                     match address::parse(text, Uri::None) {
                         Ok(address) => upstream.servers.push(Server {
                             text: directive.arguments().join(" "),
                             address,
                             default_port: (self.kind == Kind::Http).then_some(80),
                             place: directive.place.clone(),
+                            is_resolved_again,
                         }),
                         Err(error) => self
                             .problems
                             .push(format!("{}: {error} in \"{text}\"", directive.place)),
                     }
-                    if parameters
-                        .iter()
-                        .any(|parameter| parameter == "resolve" || parameter.starts_with("service="))
-                    {
+                    if is_resolved_again {
+                        self.is_open = true;
                         self.problems.push(format!(
                             "{}: nginx resolves {text} again and again, so its addresses may be others by now",
                             directive.place
@@ -359,6 +389,7 @@ impl<'a> Section<'a> {
             }
         }
         if is_open {
+            self.is_open = true;
             self.problems.push(format!(
                 "{place}: {} {target} is decided per request: peers that only it leads to have no name",
                 directive.name()
@@ -386,6 +417,7 @@ impl<'a> Section<'a> {
                 }
                 // Not the block: nginx asks its resolver for the name.
                 _ if !is_literal => {
+                    self.is_open = true;
                     self.problems.push(format!(
                         "{place}: {} {written} may lead to {}, which nginx's resolver looks up per request: its \
                          addresses have no name",
@@ -416,6 +448,7 @@ impl<'a> Section<'a> {
             default_port: scheme_port,
             place: place.clone(),
             address,
+            is_resolved_again: false,
         };
         self.upstreams.push(Upstream {
             name: server.address.text.clone(),
@@ -490,6 +523,21 @@ impl<'a> Section<'a> {
                         vec![]
                     }
                 };
+                if let (Host::Name(name), Some(port), false) = (
+                    &server.address.host,
+                    port,
+                    server.is_resolved_again || uses.is_empty(),
+                ) {
+                    let configured = ConfiguredName {
+                        name: name.clone(),
+                        port,
+                        upstream: upstream.name.clone(),
+                        server: server.text.clone(),
+                    };
+                    if !evaluated.names.contains(&configured) {
+                        evaluated.names.push(configured);
+                    }
+                }
                 for peer in peers {
                     let configured = ConfiguredPeer {
                         peer,
@@ -505,6 +553,7 @@ impl<'a> Section<'a> {
                 }
             }
         }
+        evaluated.is_open |= self.is_open;
         evaluated.upstreams += u32::try_from(self.upstreams.len()).unwrap_or(u32::MAX);
         for problem in self.problems {
             if !evaluated.problems.contains(&problem) {
@@ -706,6 +755,48 @@ mod tests {
             ],
             &[],
         );
+    }
+
+    /// Names resolved once, and whether other addresses are possible.
+    fn resolved(text: &str) -> (Vec<String>, bool) {
+        let evaluated = evaluate_text(text);
+        let shown = |name: &ConfiguredName| {
+            format!(
+                "{}:{} = {} | {}",
+                name.name, name.port, name.upstream, name.server
+            )
+        };
+        (evaluated.names.iter().map(shown).collect(), evaluated.is_open)
+    }
+
+    #[test]
+    fn names_that_are_resolved_once_are_told_from_all_others() {
+        let (names, is_open) = resolved(
+            "http { upstream a { server Api.example:81 weight=2; server 127.0.0.1:81; server gone.example; }
+                upstream unused { server other.example; }
+                server { location / { proxy_pass http://a; } location /b { proxy_pass https://web.example/x; }
+                    location /c { proxy_pass http://unix:/run/a.sock; } } }",
+        );
+        assert_eq!(
+            names,
+            [
+                "api.example:81 = a | Api.example:81 weight=2",
+                "gone.example:80 = a | gone.example",
+                "web.example:443 = web.example | https://web.example/x",
+            ]
+        );
+        assert!(!is_open);
+        for open in [
+            "http { upstream a { zone a 64k; server api.example resolve; } server { location / { proxy_pass http://a; } } }",
+            "http { server { location / { proxy_pass http://$arg_to; } } }",
+            "http { server { set $to api.example; location / { proxy_pass http://$to; } } }",
+            "http { server { ssl_stapling on; location / { proxy_pass http://127.0.0.1; } } }",
+            "http { server { location / { access_by_lua_file x.lua; proxy_pass http://127.0.0.1; } } }",
+            "mail { server { listen 25; } }",
+        ] {
+            assert_eq!(resolved(open), (vec![], true), "{open}");
+        }
+        assert!(!resolved("http { server { ssl_stapling off; } }").1);
     }
 
     #[test]

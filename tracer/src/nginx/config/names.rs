@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::host::root::Root;
+use crate::host::{resolver::parse_hosts, root::Root};
 
 /// All questions to the system's resolver together may take this long; the tracer must be ready within two seconds.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -109,40 +109,12 @@ impl Names {
     }
 }
 
-fn parse_hosts(text: &str) -> BTreeMap<String, Vec<IpAddr>> {
-    let mut hosts: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
-    for line in text.lines() {
-        let line = line.split('#').next().unwrap_or_default();
-        let mut words = line.split_ascii_whitespace();
-        let Some(address) = words.next().and_then(|word| word.parse::<IpAddr>().ok()) else {
-            continue;
-        };
-        for name in words {
-            let addresses = hosts.entry(name.to_ascii_lowercase()).or_default();
-            if !addresses.contains(&address.to_canonical()) {
-                addresses.push(address.to_canonical());
-            }
-        }
-    }
-    hosts
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn ip(text: &str) -> IpAddr {
         text.parse().expect("an address")
-    }
-
-    #[test]
-    fn a_hosts_file_gives_every_address_of_a_name() {
-        let hosts = parse_hosts(
-            "127.0.0.1 localhost Api # x y\n::1\tlocalhost\nbad name\n#10.0.0.1 no\n10.0.0.1 api\n",
-        );
-        assert_eq!(hosts["localhost"], [ip("127.0.0.1"), ip("::1")]);
-        assert_eq!(hosts["api"], [ip("127.0.0.1"), ip("10.0.0.1")]);
-        assert_eq!(hosts.len(), 2);
     }
 
     #[test]

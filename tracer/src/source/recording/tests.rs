@@ -248,6 +248,16 @@ fn input() -> impl Strategy<Value = Input> {
             .collect(),
         error_logs: texts.clone(),
         resolvers: Vec::new(),
+        names: texts
+            .iter()
+            .map(|text| crate::event::ConfiguredName {
+                name: text.clone(),
+                port: 80,
+                upstream: text.clone(),
+                server: text.clone(),
+            })
+            .collect(),
+        is_whole: timeout.is_some(),
         problems: texts,
     });
     prop_oneof![
