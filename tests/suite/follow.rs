@@ -328,6 +328,7 @@ fn start_again(stage: &mut Stage, program: &Path) -> Result<()> {
             folder: &stage.folder,
             workers: 2,
             daemon: false,
+            context: None,
         },
     )?;
     Ok(())

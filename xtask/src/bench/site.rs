@@ -128,6 +128,7 @@ fn start(run: &Run, namespace: &Netns, program: &Path, label: &str, http: &str) 
             folder: &folder,
             workers: WORKERS,
             daemon: false,
+            context: None,
         },
     )
     .with_context(|| format!("starting the nginx called {label}"))

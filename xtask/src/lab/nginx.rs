@@ -38,6 +38,8 @@ pub struct Start<'a> {
     pub workers: usize,
     /// Whether it becomes a daemon, as services do: only then does nginx start another executable beside itself.
     pub daemon: bool,
+    /// The SELinux context it runs in; `None`: that of the laboratory.
+    pub context: Option<&'a str>,
 }
 
 impl Nginx {
@@ -50,8 +52,16 @@ impl Nginx {
             fs::create_dir_all(folder.join("tmp").join(temporary)).context("making nginx's folders")?;
         }
         let errors = fs::File::create(folder.join("nginx.stderr")).context("making nginx.stderr")?;
+        let mut command = match start.context {
+            Some(context) => {
+                let mut command = Command::new("runcon");
+                command.arg(context).arg(start.program);
+                command
+            }
+            None => Command::new(start.program),
+        };
         let child = namespace.spawn(
-            Command::new(start.program)
+            command
                 .arg("-p")
                 .arg(folder)
                 .arg("-e")
