@@ -10,8 +10,8 @@ use std::{
 use crate::{
     engine::table::Keyed,
     event::{
-        Answer, ConnId, Exchange, Exit, Ktime, Listener, LossClass, Netns, Peer, Pid, Question, ResetBy,
-        Sock, Task, Told, Tuple,
+        Answer, ConnId, Denial, Exchange, Exit, Ktime, Listener, LossClass, Netns, Peer, Pid, Question,
+        ResetBy, Sock, Task, Told, Tuple,
     },
     model::HookStatus,
 };
@@ -28,6 +28,8 @@ pub const REFUSAL_MEMORY: u64 = 5 * SECOND;
 pub const ANSWER_STANDS: u64 = SECOND / 4;
 /// How long an answer is kept: an attempt that is diagnosed again finds what it found before.
 const ANSWER_MEMORY: u64 = 5 * SECOND;
+/// How far the time of a line in the log file, which is when it is read, may be from what it tells of.
+const LOGGED_WITHIN: u64 = 2 * SECOND;
 /// How close in time two records of one packet may lie across sockets and CPUs.
 pub const SLACK: u64 = 1_000_000;
 
@@ -236,6 +238,23 @@ pub struct PastFailure {
     pub cause: &'static str,
 }
 
+/// What SELinux denied to a worker, and what the worker did next.
+#[derive(Debug)]
+struct Denied {
+    denial: Denial,
+    /// When it next logged a line, or was seen to fail in `connect()`.
+    told_at: Option<Ktime>,
+}
+
+/// How a denial belongs to an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DenialOf {
+    /// The attempt is what the worker did next.
+    This,
+    /// The worker did nothing since that would have been seen, and not long ago.
+    Nothing,
+}
+
 /// Everything around the attempts that a check may look at.
 #[derive(Debug)]
 pub struct Surroundings {
@@ -251,6 +270,7 @@ pub struct Surroundings {
     drops_by_conn: Keyed<ConnId, Dropped>,
     icmp: Keyed<SocketAddr, IcmpSent>,
     queues: Keyed<ConnId, (Ktime, Listener)>,
+    denials: Keyed<Pid, Denied>,
     addresses: BTreeMap<Netns, Vec<IpAddr>>,
     answers: Keyed<Question, (Ktime, Answer)>,
     servers: Keyed<String, Task>,
@@ -273,6 +293,7 @@ impl Surroundings {
             drops_by_conn: Keyed::new(capacity, PACKET_MEMORY),
             icmp: Keyed::new(capacity, PACKET_MEMORY),
             queues: Keyed::new(capacity, PACKET_MEMORY),
+            denials: Keyed::new(capacity, REFUSAL_MEMORY),
             addresses: BTreeMap::new(),
             answers: Keyed::new(capacity.min(1024), ANSWER_MEMORY),
             servers: Keyed::new(capacity.min(4096), LISTENER_MEMORY),
@@ -295,6 +316,7 @@ impl Surroundings {
         self.drops_by_conn.expire(now);
         self.icmp.expire(now);
         self.queues.expire(now);
+        self.denials.expire(now);
         self.answers.expire(now);
         self.servers.expire(now);
         self.failures.expire(now);
@@ -370,6 +392,23 @@ impl Surroundings {
         self.queues.push(self.now, conn, (at, listener));
     }
 
+    /// SELinux denied something to a worker.
+    pub fn denied(&mut self, denial: Denial) {
+        let told_at = None;
+        self.denials
+            .push(self.now, denial.worker, Denied { denial, told_at });
+    }
+
+    /// A worker logged a line, or was seen to fail in `connect()`: what was denied to it before comes to this.
+    pub fn worker_told(&mut self, worker: Pid, at: Ktime) {
+        for denied in self.denials.get_mut(&worker) {
+            if denied.denial.at <= at {
+                denied.told_at.get_or_insert(at);
+            }
+        }
+        self.denials.spend(&worker, |denied| denied.told_at.is_some());
+    }
+
     /// The host answered.
     pub fn answered(&mut self, question: Question, answer: Answer) {
         self.answers.push(self.now, question, (self.now, answer));
@@ -408,6 +447,7 @@ impl Surroundings {
             + self.drops_by_conn.take_evicted()
             + self.icmp.take_evicted()
             + self.queues.take_evicted()
+            + self.denials.take_evicted()
             + self.servers.take_evicted()
     }
 
@@ -422,6 +462,7 @@ impl Surroundings {
             + self.drops_by_conn.len()
             + self.icmp.len()
             + self.queues.len()
+            + self.denials.len()
             + self.addresses.len()
             + self.answers.len()
             + self.servers.len()
@@ -583,6 +624,20 @@ impl Surroundings {
             .filter(|(at, _)| *at >= from && *at <= to)
             .max_by_key(|(_, listener)| i64::from(listener.queue) - i64::from(listener.limit))
             .map(|(at, listener)| (*at, listener))
+    }
+
+    /// What SELinux denied to a worker that may have ended an attempt at `at`.
+    pub fn denials(&self, worker: Pid, at: Ktime) -> impl Iterator<Item = (&Denial, DenialOf)> {
+        self.denials.get(&worker).rev().filter_map(move |denied| {
+            let of = match denied.told_at {
+                Some(told) => (told == at).then_some(DenialOf::This),
+                None => {
+                    let apart = at.since(denied.denial.at).max(denied.denial.at.since(at));
+                    (apart <= LOGGED_WITHIN).then_some(DenialOf::Nothing)
+                }
+            };
+            of.map(|of| (&denied.denial, of))
+        })
     }
 
     /// The host's answer for something that happened at `at`: the first one that is not too old for it.
