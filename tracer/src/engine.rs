@@ -1676,12 +1676,15 @@ impl Engine {
                 "bytes",
                 "accept-queue",
                 "errors",
+                "selinux",
             ];
+            let is_denied = pending.attempt.outcome == Outcome::Denied;
             unseen.extend(
                 missing
                     .iter()
                     .filter(|hook| !self.around.sees(hook))
                     .filter(|hook| **hook != "accept-queue" || is_connect_timeout)
+                    .filter(|hook| **hook != "selinux" || is_denied)
                     .map(|hook| self.around.without(hook)),
             );
         }

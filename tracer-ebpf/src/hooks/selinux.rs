@@ -15,8 +15,8 @@ use crate::{
 
 /// `trace_selinux_audited(struct selinux_audit_data *sad, char *scontext, char *tcontext, const char *tclass)`, 5.10 to
 /// 7.2, where the kernel is built with SELinux. It fires inside the system call that is denied, for all that the policy
-/// audits. `result` is 0 where nothing was denied: SELinux or the domain is permissive, or the policy audits what it
-/// allows (`auditallow`).
+/// audits, as long as the kernel's audit takes records (not with `audit=0`, nor with a full backlog). `result` is 0 where
+/// nothing was denied: SELinux or the domain is permissive, or the policy audits what it allows (`auditallow`).
 #[btf_tracepoint(function = "selinux_audited")]
 pub fn selinux_audited(ctx: BtfTracePointContext) -> i32 {
     let audit = ctx.arg::<u64>(0);
