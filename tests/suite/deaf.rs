@@ -244,6 +244,7 @@ const MISSING: &[&str] = &[
     "drops",
     "icmp-sent",
     "routes",
+    "selinux",
     "snapshot",
 ];
 
@@ -413,6 +414,7 @@ fn is_seen(event: &mut Event, hook: &str) -> bool {
         | ("resets-sent", Event::ResetSent { .. })
         | ("drops", Event::Dropped { .. })
         | ("icmp-sent", Event::IcmpSent { .. })
+        | ("selinux", Event::SelinuxDenied(_))
         | ("snapshot", Event::ListenerFound { .. }) => false,
         ("resets-sent", Event::BackendEdge { backend, .. }) => backend.reset_reason.take().is_none(),
         ("signals", Event::Signalled { .. }) => false,
@@ -489,11 +491,14 @@ impl Difference {
     }
 
     /// nginx's voice brings the failed route lookup along; without it the host would be asked, and no recording has an
-    /// answer that nobody asked for. Otherwise the log file must say as much.
+    /// answer that nobody asked for. It also ties what SELinux denied to one system call, where the file has seconds.
+    /// Otherwise the log file must say as much.
     fn is_the_hosts_answer(&self) -> bool {
-        let is_route = |cause: &Verdict| cause.id.starts_with("route-");
+        let is_lost = |cause: &Verdict| {
+            cause.id.starts_with("route-") || (self.kind == Kind::LessSure && cause.id == "selinux-denied")
+        };
         let was = self.before.as_ref().and_then(|before| before.cause.as_ref());
-        self.is_honest() && was.is_some_and(is_route)
+        self.is_honest() && was.is_some_and(is_lost)
     }
 }
 

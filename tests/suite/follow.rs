@@ -330,6 +330,7 @@ fn start_again(stage: &mut Stage, program: &Path) -> Result<()> {
             workers: 2,
             daemon: false,
             contained: false,
+            context: None,
         },
     )?;
     Ok(())

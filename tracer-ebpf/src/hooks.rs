@@ -9,5 +9,6 @@ mod nginx_log;
 mod packet;
 mod process;
 mod route;
+mod selinux;
 mod snapshot;
 mod state;

@@ -7,6 +7,10 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+/// Longest SELinux context that is kept, with its terminating zero.
+pub const CONTEXT_LEN: usize = 128;
+/// Longest name of an SELinux class that is kept, with its terminating zero.
+pub const CLASS_LEN: usize = 36;
 /// Longest unix path a `sockaddr_un` holds, with its terminating zero.
 pub const PATH_LEN: usize = 108;
 /// Length of a task's name in the kernel.
@@ -63,6 +67,8 @@ pub mod kind {
     pub const CONNECT_FAILED: u16 = 16;
     /// [`crate::Process`]: nginx, or a process that listened or served, was sent `signal`.
     pub const SIGNALLED: u16 = 17;
+    /// [`crate::SelinuxDenied`].
+    pub const SELINUX_DENIED: u16 = 18;
 }
 
 /// Bits of [`Conn::flags`].
@@ -501,6 +507,22 @@ pub struct ConnectFailed {
     pub pad: u32,
 }
 
+/// SELinux denied something to a worker.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct SelinuxDenied {
+    /// When, and which worker.
+    pub header: Header,
+    /// The permissions that were denied, a bit each as the policy numbers them.
+    pub denied: u32,
+    /// The class of what it was denied on.
+    pub class: [u8; CLASS_LEN],
+    /// The worker's context.
+    pub source: [u8; CONTEXT_LEN],
+    /// The context of what it was denied on.
+    pub target: [u8; CONTEXT_LEN],
+}
+
 /// One socket as the iterator over all open files saw it.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -854,6 +876,8 @@ offsets! {
     flowi4_daddr: "flowi4.daddr",
     flowi6_daddr: "flowi6.daddr",
     fib6_type: "fib6_result.fib6_type",
+    selinux_denied: "selinux_audit_data.denied",
+    selinux_result: "selinux_audit_data.result",
     regs_orig_ax: "pt_regs.orig_ax",
     regs_syscallno: "pt_regs.syscallno",
 }

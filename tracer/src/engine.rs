@@ -152,6 +152,11 @@ struct ClientTry {
     upstreams: Vec<String>,
 }
 
+/// A security module is asked before TCP is: of what it denies there, the kernel tells no failed connect().
+fn is_before_tcp(said: &Said) -> bool {
+    said.errno == Some(Errno(13)) && matches!(said.peer, Some(Peer::Tcp(_)))
+}
+
 /// Whether a client that left at `at` may be why nginx closed this exchange over a unix socket: nginx closes it in the
 /// same handler, and the record is written when the backend has read the end, mostly soon after.
 fn may_end_unix(exchange: &Exchange, at: Ktime) -> bool {
@@ -366,7 +371,11 @@ impl Engine {
     fn event(&mut self, event: Event, outputs: &mut Vec<Output>) {
         match event {
             Event::Exchange(exchange) => self.exchange(exchange, outputs),
-            Event::Line(line) => self.line(line, outputs),
+            Event::Line(line) => {
+                self.around.worker_told(line.worker, line.at);
+                self.line(line, outputs);
+            }
+            Event::SelinuxDenied(denial) => self.around.denied(denial),
             Event::ListenerOpened { at, listener } => {
                 if self.is_relevant(&listener.address) {
                     outputs.push(Output::Event(notes::listener(at, "listener-open", &listener)));
@@ -508,7 +517,10 @@ impl Engine {
                 worker,
                 peer,
                 errno,
-            } => self.connect_failed(at, worker, peer, errno, outputs),
+            } => {
+                self.around.worker_told(worker, at);
+                self.connect_failed(at, worker, peer, errno, outputs);
+            }
             // Membership was decided in the kernel; whether a child is a worker, which configuration it has, and what
             // an unknown record meant, the source knows.
             Event::Forked { .. } | Event::Executed { .. } | Event::Unknown { .. } => {}
@@ -1262,24 +1274,31 @@ impl Engine {
         }
     }
 
-    /// Lines of the log file that are attempts by themselves, written by workers that were not heard yet.
+    /// Lines of the log file that are attempts by themselves and of which nothing else tells: written by workers that were
+    /// not heard yet, or about a connect() that was denied before TCP was asked.
     fn tell_unheard(&mut self, outputs: &mut Vec<Output>) {
-        if !self.hears_nginx() {
+        let hears = self.hears_nginx();
+        let sees_connects = self.around.surely_sees("connect-errno");
+        if !hears && !sees_connects {
             return;
         }
-        let sees_connects = self.around.surely_sees("connect-errno");
         let offset = self.wall_offset.unwrap_or_default();
         loop {
             let configurations = &self.configurations;
+            let pending = &self.pending;
             // nginx's time has whole seconds and may be a loop old, so one that is later proves that it was heard.
             let is_unheard = |log: &LogLine| {
                 let may_be = match configurations.heard_since(log.pid) {
+                    _ if !hears => true,
                     Some(Ktime(0)) => false,
                     Some(since) => i128::from(log.time) * 1_000_000_000 <= offset + i128::from(since.0),
                     None => true,
                 };
-                let meaning = Said::logged(log).meaning;
-                may_be && meaning.stands_alone() && !(sees_connects && meaning == Meaning::ConnectAtOnce)
+                let said = Said::logged(log);
+                let is_told = sees_connects
+                    && said.meaning == Meaning::ConnectAtOnce
+                    && (!is_before_tcp(&said) || pending.values().any(|pending| pending.fits(log, &said)));
+                may_be && said.meaning.stands_alone() && !is_told
             };
             let Some(log) = self.log_join.take_unheard(self.now, LEAST_PATIENCE, is_unheard) else {
                 return;
@@ -1689,12 +1708,15 @@ impl Engine {
                 "bytes",
                 "accept-queue",
                 "errors",
+                "selinux",
             ];
+            let is_denied = pending.attempt.outcome == Outcome::Denied;
             unseen.extend(
                 missing
                     .iter()
                     .filter(|hook| !self.around.sees(hook))
                     .filter(|hook| **hook != "accept-queue" || is_connect_timeout)
+                    .filter(|hook| **hook != "selinux" || is_denied)
                     .map(|hook| self.around.without(hook)),
             );
         }

@@ -382,6 +382,23 @@ pub struct RouteError {
     pub destination: IpAddr,
 }
 
+/// What SELinux denied to a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Denial {
+    /// When.
+    pub at: Ktime,
+    /// The worker.
+    pub worker: Pid,
+    /// The worker's context.
+    pub source: String,
+    /// The context of what it wanted to use.
+    pub target: String,
+    /// The class of what it wanted to use (`tcp_socket`, `sock_file`).
+    pub class: String,
+    /// The permissions that were denied; those without a known name as one hexadecimal number.
+    pub denied: Vec<String>,
+}
+
 /// A listening TCP socket appears or goes, on the whole host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listener {
@@ -488,6 +505,8 @@ pub enum Event {
         peer: Peer,
         errno: Errno,
     },
+    /// SELinux denied something to a worker, inside one of its system calls.
+    SelinuxDenied(Denial),
     /// nginx closed the client's connection right after it closed the exchange: the client had left before.
     ClientLeft {
         at: Ktime,

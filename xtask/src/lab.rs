@@ -9,6 +9,7 @@ pub mod memory;
 pub mod netns;
 pub mod nginx;
 mod run;
+pub mod selinux;
 pub mod stranger;
 
 use std::{

@@ -1,7 +1,10 @@
 //! `cargo xtask record`: runs the scenarios with little healthy traffic and keeps their recordings, each with the
 //! names its scenario was played with and nginx's error log, for the replay tests.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, bail};
 use xtask::{
@@ -13,7 +16,10 @@ use xtask::{
     traced::RECORDING,
 };
 
-use crate::play::{build_tracer, root, target_folder};
+use crate::{
+    play::{build_tracer, root, target_folder},
+    vm,
+};
 
 /// Healthy requests under way while recording: enough to be in the way, few enough to keep the files small.
 const LOAD: usize = 3;
@@ -23,13 +29,31 @@ const LOAD: usize = 3;
 pub struct Args {
     /// The scenarios' names, or beginnings of them; all when none is given.
     names: Vec<String>,
+    /// Record on this kernel in QEMU: what needs SELinux can be recorded nowhere else.
+    #[arg(long, conflicts_with_all = ["tracer", "into"])]
+    kernel: Option<String>,
+    /// The tracer to use; without it, one is built.
+    #[arg(long)]
+    tracer: Option<PathBuf>,
+    /// Where recordings go; without it, tests/recordings.
+    #[arg(long)]
+    into: Option<PathBuf>,
 }
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
-    let tracer = build_tracer(false)?;
+    let recordings = args
+        .into
+        .clone()
+        .unwrap_or_else(|| root().join("tests/recordings"));
+    if let Some(kernel) = &args.kernel {
+        return on_guest(kernel, &args.names, &recordings);
+    }
+    let tracer = match &args.tracer {
+        Some(tracer) => tracer.clone(),
+        None => build_tracer(false)?,
+    };
     let run = Run::begin()?;
-    let recordings = root().join("tests/recordings");
     fs::create_dir_all(&recordings).with_context(|| format!("making {}", recordings.display()))?;
     let mut wrong = Vec::new();
     for mut scenario in Scenario::read_all(&root().join("tests/scenarios"))? {
@@ -63,6 +87,16 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if !wrong.is_empty() {
         bail!("not recorded: {}", wrong.join(", "));
+    }
+    Ok(())
+}
+
+/// Has a guest record, and takes what it left.
+fn on_guest(kernel: &str, names: &[String], recordings: &Path) -> Result<()> {
+    let left = vm::recordings(kernel, names.to_vec())?;
+    for entry in fs::read_dir(&left).with_context(|| format!("looking into {}", left.display()))? {
+        let entry = entry?;
+        keep_recording(&entry.path(), recordings, &entry.file_name().to_string_lossy())?;
     }
     Ok(())
 }

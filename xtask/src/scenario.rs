@@ -151,6 +151,8 @@ pub enum Need {
     Haproxy,
     /// OpenSSL's command, which makes certificates.
     Openssl,
+    /// SELinux, with a policy that may be changed; nginx then runs in its domain.
+    Selinux,
     /// `ss --kill`, which needs `CONFIG_INET_DIAG_DESTROY`.
     SocketKill,
 }

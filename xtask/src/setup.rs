@@ -153,6 +153,12 @@ const WANTED_BY_VM: &[Wanted] = &[
         is_there: || on_path("xz") && on_path("zstd"),
         packages: &["xz-utils", "zstd"],
     },
+    // Files only: on this machine nothing loads it unless its kernel is booted with `security=selinux`.
+    Wanted {
+        what: "an SELinux policy for guests",
+        is_there: || Path::new("/etc/selinux/default/policy").is_dir() && on_path("setenforce"),
+        packages: &["selinux-policy-default", "selinux-utils"],
+    },
 ];
 
 /// Installs what booting another kernel takes.

@@ -17,7 +17,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use xtask::{find_program, lab};
+use xtask::{
+    find_program, lab,
+    scenario::{Need, Scenario},
+};
 
 use self::kernels::{KERNELS, Kernel, Known};
 use crate::{
@@ -37,7 +40,7 @@ const BEGIN: &str = "vm: begin";
 const TAIL: usize = 25;
 
 /// Options of `cargo xtask vm`.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct Args {
     /// Which kernel: 5.10, 6.1, 6.12, 6.18 or 7.2.
     kernel: String,
@@ -55,7 +58,7 @@ pub struct Args {
     /// The guest's memory in MiB.
     #[arg(long, default_value_t = 3072)]
     memory: u32,
-    /// Further words for the kernel's command line (`security=selinux`).
+    /// Further words for the kernel's command line. Where all scenarios that are named need SELinux, it is booted with it.
     #[arg(long, default_value = "")]
     append: String,
     /// Look for a newer package of this kernel.
@@ -63,9 +66,55 @@ pub struct Args {
     refresh: bool,
 }
 
+impl Args {
+    /// What they are when nothing is given but the kernel.
+    fn of(kernel: &str) -> Self {
+        Self {
+            kernel: kernel.to_owned(),
+            names: Vec::new(),
+            command: None,
+            shell: false,
+            jobs: 1,
+            memory: 3072,
+            append: String::new(),
+            refresh: false,
+        }
+    }
+}
+
 /// The kernels that can be booted, by name.
 pub fn names() -> impl Iterator<Item = &'static str> {
     KERNELS.iter().map(|kernel| kernel.name)
+}
+
+/// What the kernel has to be booted with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Boot {
+    /// As distributions boot it.
+    Usual,
+    /// With SELinux, which takes AppArmor's place.
+    Selinux,
+}
+
+impl Boot {
+    /// Every way of booting it.
+    pub const ALL: [Self; 2] = [Self::Usual, Self::Selinux];
+
+    /// What this scenario needs.
+    pub fn of(scenario: &Scenario) -> Self {
+        if scenario.needs.contains(&Need::Selinux) {
+            Self::Selinux
+        } else {
+            Self::Usual
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::Usual => "",
+            Self::Selinux => "security=selinux",
+        }
+    }
 }
 
 /// What a guest left behind.
@@ -79,16 +128,11 @@ pub struct Left {
 }
 
 /// Runs scenarios for the scoreboard; that some went wrong the results say.
-pub fn scenarios(kernel: &str, names: Vec<String>) -> Result<Left> {
+pub fn scenarios(kernel: &str, boot: Boot, names: Vec<String>) -> Result<Left> {
     let args = Args {
-        kernel: kernel.to_owned(),
         names,
-        command: None,
-        shell: false,
-        jobs: 1,
-        memory: 3072,
-        append: String::new(),
-        refresh: false,
+        append: boot.words().to_owned(),
+        ..Args::of(kernel)
     };
     let guest = Guest::prepare(&args)?;
     let ended = guest.watch(&args).map(|_status| ());
@@ -99,8 +143,27 @@ pub fn scenarios(kernel: &str, names: Vec<String>) -> Result<Left> {
     })
 }
 
+/// Has these scenarios recorded; the folder of the recordings.
+pub fn recordings(kernel: &str, names: Vec<String>) -> Result<PathBuf> {
+    let mut words = vec!["/vm/bin/xtask record --tracer /vm/bin/tracer --into /vm/recordings".to_owned()];
+    words.extend(names.iter().map(|name| quoted(name)));
+    let args = booted_for(Args {
+        names,
+        ..Args::of(kernel)
+    })?;
+    let args = Args {
+        command: Some(words.join(" ")),
+        ..args
+    };
+    let guest = Guest::prepare(&args)?;
+    let status = guest.watch(&args)?;
+    ensure!(status == "0", "in the guest recording ended with status {status}");
+    Ok(guest.results.join("recordings"))
+}
+
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
+    let args = &booted_for(args.clone())?;
     let guest = Guest::prepare(args)?;
     if args.shell {
         let status = guest.qemu(args).status().context("starting QEMU")?;
@@ -114,6 +177,20 @@ pub fn run(args: &Args) -> Result<()> {
         "in the guest the command ended with status {status}"
     );
     Ok(())
+}
+
+/// Boots the kernel as the scenarios need it that are named; those that need it otherwise are skipped there, and say so.
+fn booted_for(mut args: Args) -> Result<Args> {
+    let all = Scenario::read_all(&root().join("tests/scenarios"))?;
+    let mut named = all
+        .iter()
+        .filter(|scenario| args.names.iter().any(|name| scenario.name.starts_with(name)))
+        .map(Boot::of)
+        .peekable();
+    if named.peek().is_some() && named.all(|boot| boot == Boot::Selinux) {
+        args.append = format!("{} {}", Boot::Selinux.words(), args.append);
+    }
+    Ok(args)
 }
 
 /// A guest that can be booted.
@@ -221,7 +298,7 @@ fn guest_script(command: &str) -> String {
          modprobe tun || busybox modprobe tun\n\
          ip link set lo up\n\
          export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb\n\
-         export {variable}={SLOWNESS}\n\
+         export {variable}={SLOWNESS} {selinux}=1\n\
          cd {root}\n\
          echo '{BEGIN}'\n\
          sh -c {command}\n\
@@ -229,6 +306,7 @@ fn guest_script(command: &str) -> String {
          sync\n\
          busybox poweroff -f\n",
         variable = lab::SLOWNESS,
+        selinux = lab::selinux::VARIABLE,
         root = quoted(&root().to_string_lossy()),
         command = quoted(command),
     )

@@ -16,7 +16,7 @@ use xtask::{
 use self::cell::{Cell, Explained, Verdict, Where};
 use crate::{
     play::{self, root, target_folder},
-    vm,
+    vm::{self, Boot},
 };
 
 /// This machine's own kernel, as a column's name.
@@ -101,24 +101,22 @@ pub fn run(args: &Args) -> Result<()> {
     let known: BTreeSet<&str> = all.iter().map(|scenario| scenario.name.as_str()).collect();
     let mut problems = Vec::new();
     for column in kernels {
-        let ran = if column == HOST {
-            on_host(args)
-        } else {
-            on_guest(args, column)
-        };
-        let new = ran.and_then(|ran| {
-            let new = cells(column, &ran, &wanted)?;
-            // What it did not get to is not passed over.
-            problems.extend(ran.ended.err().map(|error| format!("{column}: {error:#}")));
-            Ok(new)
-        });
-        let new = match new {
-            Ok(new) => new,
-            Err(error) => {
-                problems.push(format!("{column}: {error:#}"));
-                continue;
-            }
-        };
+        let mut new = Vec::new();
+        for (boot, of_boot) in boots(column, &wanted) {
+            let ran = match boot {
+                None => on_host(args),
+                Some(boot) => on_guest(args, column, boot, &of_boot),
+            };
+            let ran = ran.and_then(|ran| {
+                new.extend(cells(column, &ran, &of_boot)?);
+                // What it did not get to is not passed over.
+                ran.ended
+            });
+            problems.extend(ran.err().map(|error| format!("{column}: {error:#}")));
+        }
+        if new.is_empty() {
+            continue;
+        }
         for scenario in &wanted {
             if !new.iter().any(|cell| cell.scenario == scenario.name) {
                 problems.push(format!("{column}: {} was not run", scenario.name));
@@ -145,6 +143,21 @@ pub fn run(args: &Args) -> Result<()> {
     }
     ensure!(problems.is_empty(), "{}", problems.join("\n"));
     Ok(())
+}
+
+/// How a column's kernel is booted, `None` for this machine's own, and the scenarios for each way.
+fn boots<'a>(column: &str, wanted: &[&'a Scenario]) -> Vec<(Option<Boot>, Vec<&'a Scenario>)> {
+    if column == HOST {
+        return vec![(None, wanted.to_vec())];
+    }
+    Boot::ALL
+        .into_iter()
+        .map(|boot| {
+            let of_boot = wanted.iter().filter(|scenario| Boot::of(scenario) == boot);
+            (Some(boot), of_boot.copied().collect::<Vec<_>>())
+        })
+        .filter(|(_, of_boot)| !of_boot.is_empty())
+        .collect()
 }
 
 /// A column's run.
@@ -178,8 +191,12 @@ fn on_host(args: &Args) -> Result<Ran> {
     })
 }
 
-fn on_guest(args: &Args, column: &str) -> Result<Ran> {
-    let guest = vm::scenarios(column, args.names.clone())?;
+fn on_guest(args: &Args, column: &str, boot: Boot, of_boot: &[&Scenario]) -> Result<Ran> {
+    let names = match boot {
+        Boot::Usual => args.names.clone(),
+        Boot::Selinux => of_boot.iter().map(|scenario| scenario.name.clone()).collect(),
+    };
+    let guest = vm::scenarios(column, boot, names)?;
     if !guest.results.join("scenarios").exists() {
         guest.ended?;
         bail!("no scenario was run");

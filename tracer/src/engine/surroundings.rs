@@ -10,8 +10,8 @@ use std::{
 use crate::{
     engine::table::Keyed,
     event::{
-        Answer, ConnId, Exchange, Exit, Ktime, Listener, LossClass, NameMeaning, Netns, Peer, Pid, Question,
-        ResetBy, Sock, Task, Told, Tuple,
+        Answer, ConnId, Denial, Exchange, Exit, Ktime, Listener, LossClass, NameMeaning, Netns, Peer, Pid,
+        Question, ResetBy, Sock, Task, Told, Tuple,
     },
     model::HookStatus,
 };
@@ -32,6 +32,8 @@ const ANSWER_MEMORY: u64 = 5 * SECOND;
 pub const MEANING_STANDS: u64 = 5 * SECOND;
 /// How long it is remembered what a name meant (ten minutes): answers that change are told apart from new ones.
 const MEANING_MEMORY: u64 = 600 * SECOND;
+/// How far the time of a line in the log file, which is when it is read, may be from what it tells of.
+const LOGGED_WITHIN: u64 = 2 * SECOND;
 /// How close in time two records of one packet may lie across sockets and CPUs.
 pub const SLACK: u64 = 1_000_000;
 
@@ -240,6 +242,23 @@ pub struct PastFailure {
     pub cause: &'static str,
 }
 
+/// What SELinux denied to a worker, and what the worker did next.
+#[derive(Debug)]
+struct Denied {
+    denial: Denial,
+    /// When it next logged a line, or was seen to fail in `connect()`.
+    told_at: Option<Ktime>,
+}
+
+/// How a denial belongs to an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DenialOf {
+    /// The attempt is what the worker did next.
+    This,
+    /// The worker did nothing since that would have been seen, and not long ago.
+    Nothing,
+}
+
 /// Everything around the attempts that a check may look at.
 #[derive(Debug)]
 pub struct Surroundings {
@@ -257,6 +276,7 @@ pub struct Surroundings {
     drops_by_conn: Keyed<ConnId, Dropped>,
     icmp: Keyed<SocketAddr, IcmpSent>,
     queues: Keyed<ConnId, (Ktime, Listener)>,
+    denials: Keyed<Pid, Denied>,
     addresses: BTreeMap<Netns, Vec<IpAddr>>,
     answers: Keyed<Question, (Ktime, Answer)>,
     /// The same for names, kept for longer.
@@ -282,6 +302,7 @@ impl Surroundings {
             drops_by_conn: Keyed::new(capacity, PACKET_MEMORY),
             icmp: Keyed::new(capacity, PACKET_MEMORY),
             queues: Keyed::new(capacity, PACKET_MEMORY),
+            denials: Keyed::new(capacity, REFUSAL_MEMORY),
             addresses: BTreeMap::new(),
             answers: Keyed::new(capacity.min(1024), ANSWER_MEMORY),
             meanings: Keyed::new(capacity.min(1024), MEANING_MEMORY),
@@ -306,6 +327,7 @@ impl Surroundings {
         self.drops_by_conn.expire(now);
         self.icmp.expire(now);
         self.queues.expire(now);
+        self.denials.expire(now);
         self.answers.expire(now);
         self.meanings.expire(now);
         self.servers.expire(now);
@@ -390,6 +412,23 @@ impl Surroundings {
         self.queues.push(self.now, conn, (at, listener));
     }
 
+    /// SELinux denied something to a worker.
+    pub fn denied(&mut self, denial: Denial) {
+        let told_at = None;
+        self.denials
+            .push(self.now, denial.worker, Denied { denial, told_at });
+    }
+
+    /// A worker logged a line, or was seen to fail in `connect()`: what was denied to it before comes to this.
+    pub fn worker_told(&mut self, worker: Pid, at: Ktime) {
+        for denied in self.denials.get_mut(&worker) {
+            if denied.denial.at <= at {
+                denied.told_at.get_or_insert(at);
+            }
+        }
+        self.denials.spend(&worker, |denied| denied.told_at.is_some());
+    }
+
     /// The host answered.
     pub fn answered(&mut self, question: Question, answer: Answer) {
         let answers = if question.is_slow() {
@@ -434,6 +473,7 @@ impl Surroundings {
             + self.drops_by_conn.take_evicted()
             + self.icmp.take_evicted()
             + self.queues.take_evicted()
+            + self.denials.take_evicted()
             + self.servers.take_evicted()
     }
 
@@ -449,6 +489,7 @@ impl Surroundings {
             + self.drops_by_conn.len()
             + self.icmp.len()
             + self.queues.len()
+            + self.denials.len()
             + self.addresses.len()
             + self.answers.len()
             + self.meanings.len()
@@ -639,6 +680,20 @@ impl Surroundings {
             .filter(|(at, _)| *at >= from && *at <= to)
             .max_by_key(|(_, listener)| i64::from(listener.queue) - i64::from(listener.limit))
             .map(|(at, listener)| (*at, listener))
+    }
+
+    /// What SELinux denied to a worker that may have ended an attempt at `at`.
+    pub fn denials(&self, worker: Pid, at: Ktime) -> impl Iterator<Item = (&Denial, DenialOf)> {
+        self.denials.get(&worker).rev().filter_map(move |denied| {
+            let of = match denied.told_at {
+                Some(told) => (told == at).then_some(DenialOf::This),
+                None => {
+                    let apart = at.since(denied.denial.at).max(denied.denial.at.since(at));
+                    (apart <= LOGGED_WITHIN).then_some(DenialOf::Nothing)
+                }
+            };
+            of.map(|of| (&denied.denial, of))
+        })
     }
 
     /// The host's answer for something that happened at `at`: the first one that is not too old for it.

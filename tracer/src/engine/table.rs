@@ -60,6 +60,12 @@ impl<K: Hash + Eq + Clone, V> Keyed<K, V> {
         self.by_key.get(key).into_iter().flatten().map(|held| &held.value)
     }
 
+    /// The values of one key, oldest first, to be changed in place.
+    pub fn get_mut(&mut self, key: &K) -> impl Iterator<Item = &mut V> {
+        let held = self.by_key.get_mut(key).into_iter().flatten();
+        held.map(|held| &mut held.value)
+    }
+
     /// The newest value of one key.
     pub fn last(&self, key: &K) -> Option<&V> {
         self.by_key.get(key)?.back().map(|held| &held.value)

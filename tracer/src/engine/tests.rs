@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::*;
 use crate::{
     event::{
-        Answer, Config, ConfiguredPeer, ConnId, Exit, Icmp, Listener, Netns, PathComponent, ResetBy,
+        Answer, Config, ConfiguredPeer, ConnId, Denial, Exit, Icmp, Listener, Netns, PathComponent, ResetBy,
         RouteError, Sock, Task, TcpState, Told, Tuple, UnixPath, UnixSocket,
     },
     model::{Confidence, Finding, HookStatus, Summary},
@@ -1498,6 +1498,123 @@ fn a_route_is_told_by_its_lookup() {
     assert_eq!(looked_up(13, 11), (Outcome::Denied, "unknown"));
 }
 
+/// What SELinux denies to nginx in its usual domain.
+fn denied(class: &str, target: &str, permission: &str) -> Event {
+    Event::SelinuxDenied(Denial {
+        at: ms(0),
+        worker: WORKER,
+        source: "system_u:system_r:httpd_t:s0".to_owned(),
+        target: format!("system_u:object_r:{target}:s0"),
+        class: class.to_owned(),
+        denied: vec![permission.to_owned()],
+    })
+}
+
+#[test]
+fn a_denial_of_selinux_is_told_by_its_event() {
+    let told = |event, to| {
+        let mut lab = Lab::new();
+        lab.see(event);
+        lab.see(Event::Line(at_once(to, 13)));
+        lab.answer(walked(
+            vec![
+                component("/run", "directory", true),
+                component("/run/app.sock", "socket", true),
+            ],
+            None,
+            vec![],
+        ));
+        let attempt = lab.only();
+        let (id, confidence) = verdict(&attempt);
+        let summary = attempt.cause.expect("a cause").summary;
+        (id, confidence, summary)
+    };
+    let unix = "unix:/run/app.sock";
+    let expected = |summary: &str| ("selinux-denied", Confirmed, summary.to_owned());
+    assert_eq!(
+        told(denied("tcp_socket", "unreserved_port_t", "name_connect"), FAR),
+        expected("SELinux does not let nginx (httpd_t) connect to port 80, whose type is unreserved_port_t.")
+    );
+    assert_eq!(
+        told(denied("sock_file", "user_tmp_t", "write"), unix),
+        expected(
+            "SELinux does not let nginx (httpd_t) write to unix:/run/app.sock, whose type is user_tmp_t."
+        )
+    );
+    assert_eq!(
+        told(denied("unix_stream_socket", "kernel_t", "connectto"), unix),
+        expected(
+            "SELinux does not let nginx (httpd_t) connect to unix:/run/app.sock, whose listener runs as kernel_t."
+        )
+    );
+    assert_eq!(
+        told(denied("dir", "user_home_dir_t", "0x10000000"), unix),
+        expected(
+            "SELinux does not let nginx (httpd_t) search a directory of type user_home_dir_t on the way to \
+             unix:/run/app.sock."
+        )
+    );
+    // Of another kind than the connect(): it was denied something else.
+    assert_eq!(told(denied("file", "etc_t", "read"), FAR).0, "unknown");
+    assert_eq!(told(denied("sock_file", "devlog_t", "write"), FAR).0, "unknown");
+    assert_eq!(
+        told(denied("tcp_socket", "http_port_t", "name_bind"), FAR).0,
+        "unknown"
+    );
+}
+
+#[test]
+fn permission_bits_come_before_selinux() {
+    let mut lab = Lab::new();
+    lab.see(denied("sock_file", "devlog_t", "write"));
+    lab.see(Event::Line(at_once("unix:/run/app.sock", 13)));
+    lab.answer(walked(
+        vec![component("/run/app.sock", "socket", false)],
+        None,
+        vec![],
+    ));
+    let attempt = lab.only();
+    assert_eq!(verdict(&attempt), ("unix-permission", Confirmed));
+    assert!(attempt.also.is_empty(), "{attempt:#?}");
+}
+
+#[test]
+fn a_denial_belongs_to_what_the_worker_does_next() {
+    let mut lab = Lab::new();
+    lab.see(denied("tcp_socket", "http_port_t", "name_connect"));
+    for number in [1, 2] {
+        let at = us(number);
+        lab.see(Event::Line(Line {
+            id: line_id(at.0),
+            at,
+            connection: Some(number),
+            ..at_once(FAR, 13)
+        }));
+    }
+    lab.tell(ms(150), Input::Tick);
+    lab.tell(ms(400), Input::Tick);
+    let causes: Vec<&str> = lab.attempts().iter().map(|attempt| verdict(attempt).0).collect();
+    assert_eq!(causes, ["selinux-denied", "unknown"]);
+}
+
+#[test]
+fn without_nginx_s_voice_a_denial_is_likely() {
+    for missing in [&["nginx-log"][..], &["nginx-log", "connect-errno"][..]] {
+        let mut lab = with_connects(missing);
+        lab.see(denied("tcp_socket", "http_port_t", "name_connect"));
+        lab.tell(
+            ms(20),
+            Input::LogLine(LogLine {
+                level: "crit".to_owned(),
+                ..logged(&format!("connect() to {FAR} failed"), Some(13), FAR)
+            }),
+        );
+        lab.tell(ms(150), Input::Tick);
+        lab.tell(ms(400), Input::Tick);
+        assert_eq!(verdict(&lab.only()), ("selinux-denied", Likely), "{missing:?}");
+    }
+}
+
 #[test]
 fn exhausted_ports_are_one_attempt_from_line_and_socket() {
     let mut lab = Lab::new();
@@ -2205,18 +2322,19 @@ fn a_connect_that_failed_at_once_is_not_doubled_by_its_line() {
 
 #[test]
 fn a_connect_that_failed_at_once_is_not_doubled_by_the_log_file() {
-    for is_line_first in [false, true] {
+    let orders = [false, true].map(|is_line_first| [("unix:/x", 2, is_line_first), (FAR, 13, is_line_first)]);
+    for (to, errno, is_line_first) in orders.into_iter().flatten() {
         let mut lab = with_connects(&["nginx-log"]);
         let text = || {
             Input::LogLine(LogLine {
                 level: "crit".to_owned(),
-                ..logged("connect() to unix:/x failed", Some(2), "unix:/x")
+                ..logged(&format!("connect() to {to} failed"), Some(errno), to)
             })
         };
         if is_line_first {
             lab.tell(ms(0), text());
         }
-        lab.see(connect_failed("unix:/x", 2));
+        lab.see(connect_failed(to, errno));
         if !is_line_first {
             lab.tell(ms(20), text());
         }

@@ -49,6 +49,8 @@ const OPTIONAL: &[&str] = &[
     "flowi4_daddr",
     "flowi6_daddr",
     "fib6_type",
+    "selinux_denied",
+    "selinux_result",
     "signal_oom_mm",
     "task_migration_disabled",
     "regs_orig_ax",

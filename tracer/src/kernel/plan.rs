@@ -223,6 +223,13 @@ pub static PLAN: &[Hook] = &[
         ],
     },
     Hook {
+        sees: "selinux",
+        shows: "what SELinux denies to nginx's workers",
+        without: "a connect() that SELinux denied is known by its errno only",
+        required: false,
+        ways: &[&[("selinux_audited", Tracepoint("selinux_audited"))]],
+    },
+    Hook {
         sees: "snapshot",
         shows: "listeners and connections that were there before",
         without: "what existed before the tracer is unknown to it",

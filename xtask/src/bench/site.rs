@@ -130,6 +130,7 @@ fn start(run: &Run, namespace: &Netns, program: &Path, label: &str, http: &str) 
             workers: WORKERS,
             daemon: false,
             contained: false,
+            context: None,
         },
     )
     .with_context(|| format!("starting the nginx called {label}"))

@@ -44,6 +44,8 @@ pub struct Start<'a> {
     pub daemon: bool,
     /// Whether it is in user, mount and process namespaces of its own.
     pub contained: bool,
+    /// The SELinux context it runs in; `None`: that of the laboratory.
+    pub context: Option<&'a str>,
 }
 
 impl Nginx {
@@ -242,6 +244,11 @@ fn command(start: &Start<'_>) -> Command {
             .args(["sh", "-c", "read -r go && exec \"$0\" \"$@\""])
             .arg(start.program);
         return unshare;
+    }
+    if let Some(context) = start.context {
+        let mut runcon = Command::new("runcon");
+        runcon.arg(context).arg(start.program);
+        return runcon;
     }
     let Some(etc) = start.etc else {
         return Command::new(start.program);

@@ -50,6 +50,8 @@ pub fn run(run: &Run, scenario: &Scenario, setup: &Setup) -> Result<Outcome> {
     }
     let mut stage = Stage::set(run, scenario, &setup.nginx)?;
     let played = play(run, scenario, setup, &mut stage);
+    // Enforcing, it may also keep the laboratory from its own files.
+    stage.selinux = None;
     let names = serde_json::to_string_pretty(stage.names())?;
     fs::write(stage.folder.join("names.json"), names).context("writing names.json")?;
     let kept = keep(&stage.folder, &setup.keep);

@@ -20,6 +20,7 @@ use crate::lab::{
     memory::MemoryLimit,
     netns::{BEHIND_ROUTER, FAR, FAR6, NEAR, NEAR6, Netns, SERVICE},
     nginx::{Nginx, Start},
+    selinux::{self, Selinux},
     stranger::{ROUTER, Strangers},
 };
 
@@ -33,6 +34,8 @@ const HEALTHY_DELAY_MS: u64 = 100;
 /// A stage; everything on it goes when it is dropped, nginx before the namespaces.
 #[derive(Debug)]
 pub struct Stage {
+    /// Enforcing from when a step says so.
+    pub selinux: Option<Selinux>,
     clients: HashMap<String, Client>,
     held: Vec<Held>,
     limits: Vec<MemoryLimit>,
@@ -154,6 +157,8 @@ impl Stage {
     /// Sets the stage: everything runs and is healthy.
     pub fn set(run: &Run, scenario: &Scenario, program: &Path) -> Result<Self> {
         let lab = &scenario.lab;
+        let needs_selinux = scenario.needs.contains(&super::Need::Selinux);
+        let selinux = needs_selinux.then(Selinux::load).transpose()?;
         let folder = run.folder(&scenario.name)?;
         let near = Netns::new(run)?;
         let needs_far = lab.far || lab.backends.values().any(|backend| backend.at == Side::Far);
@@ -303,10 +308,12 @@ impl Stage {
                 workers: if lab.nginx.master { lab.nginx.workers } else { 0 },
                 daemon: lab.nginx.daemon,
                 contained: scenario.placement == Placement::Container,
+                context: selinux.as_ref().map(|_| selinux::NGINX),
             },
         )?;
         names.set("nginx.pid", nginx.pid().to_string());
         Ok(Self {
+            selinux,
             clients: HashMap::new(),
             held: Vec::new(),
             limits: Vec::new(),
@@ -687,6 +694,7 @@ pub(super) fn missing(need: super::Need) -> Result<(), &'static str> {
         ),
         Need::Haproxy => there(crate::find_program("haproxy").is_some(), "no HAProxy"),
         Need::PhpFpm => there(crate::find_program("php-fpm").is_some(), "no PHP-FPM"),
+        Need::Selinux => selinux::available(),
         Need::SocketKill => there(
             kernel_config("CONFIG_INET_DIAG_DESTROY=y"),
             "this kernel cannot destroy sockets on request (CONFIG_INET_DIAG_DESTROY)",

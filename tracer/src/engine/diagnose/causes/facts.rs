@@ -1,19 +1,58 @@
-//! Facts that several causes share: who answered a SYN, how a process ended, how far a request was read.
+//! Facts that several causes share: who answered a SYN, what is on a unix path, how a process ended, how far a request
+//! was read.
 
 use std::net::SocketAddr;
 
 use crate::{
     engine::{
         diagnose::{Subject, fact},
+        message::Meaning,
         surroundings::{
             Death, DropKind, Dropped, IcmpSent, ListenerLife, Locality, ResetSent, Surroundings, covers,
             is_orderly,
         },
         text::{between, ended, process, signal_name, span},
     },
-    event::{Answer, Backend, Errno, Exchange, Exit, Ktime, Listener, Netns, Peer, Question, ResetBy, Task},
+    event::{
+        Answer, Backend, Errno, Exchange, Exit, Ktime, Listener, Netns, Peer, Question, ResetBy, Task,
+        UnixPath,
+    },
     model::{Evidence, Phase},
 };
+
+/// What the host says about the path: nothing yet, nothing at all, or this.
+pub enum Walk<'a> {
+    Ask(Question),
+    Unknown,
+    Known(&'a UnixPath),
+}
+
+/// The path of a connect that failed at once with one of `errnos`, and what the host says about it.
+pub fn failed_at_once<'a>(
+    subject: &Subject<'a>,
+    around: &'a Surroundings,
+    errnos: &[i32],
+) -> Option<(&'a str, Walk<'a>)> {
+    let path = subject.path()?;
+    let said = subject
+        .lone()
+        .filter(|said| said.meaning == Meaning::ConnectAtOnce)?;
+    if !errnos.contains(&said.errno?.0) {
+        return None;
+    }
+    let question = Question::UnixPath {
+        pid: subject.attempt.worker,
+        path: path.to_owned(),
+        // Whoever may not pass learns nothing from who listens behind the barrier.
+        sockets: errnos != [13],
+    };
+    let walk = match around.answer(&question, subject.attempt.ended_at) {
+        Some(Answer::UnixPath(walk)) => Walk::Known(walk),
+        None if subject.may_wait => Walk::Ask(question),
+        _ => Walk::Unknown,
+    };
+    Some((path, walk))
+}
 
 /// What came back for a SYN that was refused.
 pub enum SynAnswer<'a> {

@@ -1,13 +1,13 @@
 //! A connect to a unix socket that failed at once: the errno says what, the path and its history say why.
 
+use super::facts::{Walk, failed_at_once};
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject, fact},
-        message::Meaning,
         surroundings::{Death, Surroundings},
         text::{between, ended, process},
     },
-    event::{Answer, PathComponent, Question, Task, UnixPath, UnixSocket},
+    event::{PathComponent, Task, UnixPath, UnixSocket},
     model::{Evidence, Outcome},
 };
 
@@ -34,7 +34,7 @@ pub const UNIX_PERMISSION: Cause = Cause {
     nginx_logs: "connect() to unix:/run/app.sock failed (13: Permission denied) while connecting to upstream",
     recognised: "connect(2) failed with 13, and the permission bits along the path forbid it to the worker's user and groups",
     needs: &[],
-    look_alikes: &["route-forbids", "unix-missing"],
+    look_alikes: &["selinux-denied", "route-forbids", "unix-missing"],
     remedy: "give nginx's user write permission on the socket and search permission on each directory (a common group, \
         mode 0660)",
     check: unix_permission,
@@ -82,40 +82,6 @@ pub const UNIX_BACKLOG_FULL: Cause = Cause {
         together with net.core.somaxconn",
     check: unix_backlog_full,
 };
-
-/// What the host says about the path: nothing yet, nothing at all, or this.
-enum Walk<'a> {
-    Ask(Question),
-    Unknown,
-    Known(&'a UnixPath),
-}
-
-/// The path of a connect that failed at once with one of `errnos`, and what the host says about it.
-fn failed_at_once<'a>(
-    subject: &Subject<'a>,
-    around: &'a Surroundings,
-    errnos: &[i32],
-) -> Option<(&'a str, Walk<'a>)> {
-    let path = subject.path()?;
-    let said = subject
-        .lone()
-        .filter(|said| said.meaning == Meaning::ConnectAtOnce)?;
-    if !errnos.contains(&said.errno?.0) {
-        return None;
-    }
-    let question = Question::UnixPath {
-        pid: subject.attempt.worker,
-        path: path.to_owned(),
-        // Whoever may not pass learns nothing from who listens behind the barrier.
-        sockets: errnos != [13],
-    };
-    let walk = match around.answer(&question, subject.attempt.ended_at) {
-        Some(Answer::UnixPath(walk)) => Walk::Known(walk),
-        None if subject.may_wait => Walk::Ask(question),
-        _ => Walk::Unknown,
-    };
-    Some((path, walk))
-}
 
 fn connect_fact(subject: &Subject<'_>, path: &str) -> Evidence {
     let errno = subject.errno().unwrap_or_default();

@@ -54,6 +54,7 @@ pub const ROUTE_FORBIDS: Cause = Cause {
     look_alikes: &[
         "neighbour-silent",
         "route-missing",
+        "selinux-denied",
         "icmp-prohibited",
         "unix-permission",
     ],
