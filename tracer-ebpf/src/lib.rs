@@ -712,15 +712,23 @@ pub struct Note {
     pub object: u64,
     /// The program and [`Happening::what`].
     pub what: u64,
-    /// When, in jiffies.
-    pub at: u64,
 }
 
-impl Note {
-    /// How many sets of notes there are: a power of two.
+/// Some tasks' notes.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Notes {
+    /// More than can nest.
+    pub notes: [Note; Notes::N],
+    /// Behind the newest, modulo their number.
+    pub next: u64,
+}
+
+impl Notes {
+    /// How many notes there is room for: a power of two.
+    pub const N: usize = 8;
+    /// How many of these there are: a power of two.
     pub const SETS: u32 = 1024;
-    /// How many notes are in a set.
-    pub const WAYS: usize = 4;
 }
 
 /// Programs that have an understudy: their indices. From [`FIRST_OF_TASKS`] on those that only a task's own doing calls:

@@ -7,7 +7,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use tracer_ebpf::{
-    BackendLink, Conn, Endpoint, EndpointUse, ListenerSlot, Note, Offsets, PortSlot, Settings, SignalSent,
+    BackendLink, Conn, Endpoint, EndpointUse, ListenerSlot, Notes, Offsets, PortSlot, Settings, SignalSent,
     SnapshotSocket, Worker, counter, switch, understudy,
 };
 
@@ -67,9 +67,9 @@ pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::N
 pub static SWITCHES: Array<u32> = Array::with_max_entries(switch::N, 0);
 
 /// What the programs of `understudy::*` are called for. Written by the program, taken out by its understudy; where that
-/// is skipped, the note is overwritten after a while.
+/// is skipped, the note is overwritten when there is no free place.
 #[map]
-pub static NOTES: Array<[Note; Note::WAYS]> = Array::with_max_entries(Note::SETS, 0);
+pub static NOTES: Array<Notes> = Array::with_max_entries(Notes::SETS, 0);
 
 /// `understudy::*`: how often each of those programs' understudy worked in its place.
 #[map]

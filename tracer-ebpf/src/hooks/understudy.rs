@@ -10,26 +10,23 @@
 //! meanwhile another one be preempted in the understudy: so there are three, each of which notes what it does.
 //!
 //! A note is told by its task and by what happens; it is in one place for all CPUs, since a preempted task may go on on
-//! another one. Where the last understudy was skipped its note stays behind, until it is old.
+//! another one. Where the last understudy was skipped its note stays behind, and is overwritten as the oldest.
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::generated::{bpf_get_current_task, bpf_jiffies64},
+    helpers::generated::bpf_get_current_task,
     macros::btf_tracepoint,
     programs::{BtfTracePointContext, FEntryContext, FExitContext},
 };
-use tracer_ebpf::{Happening, Note, switch, understudy};
+use tracer_ebpf::{Happening, Note, Notes, switch, understudy};
 
 use crate::{
     maps::{NOTES, STOOD_IN, SWITCHES, offset},
     output::add_one,
     sock::read,
 };
-
-/// How old a note may get, in jiffies: 10 to 100 s.
-const OLD: u64 = 10_000;
 
 /// The event is told by the object that is its first argument.
 #[inline(always)]
@@ -76,45 +73,42 @@ fn is_preemptible() -> bool {
 
 /// The note of program `n` on this event, and the set it belongs to.
 #[inline(always)]
-fn note(n: u32, happening: Happening) -> Option<(Note, &'static mut [Note; Note::WAYS])> {
+fn note(n: u32, happening: Happening) -> Option<(Note, &'static mut Notes)> {
     // SAFETY: the helper has no preconditions.
     let task = unsafe { bpf_get_current_task() };
     let what = u64::from(n) << 32 | u64::from(happening.what);
     // The fractional part of the golden ratio spreads what differs in a few bits. The verifier lets nobody calculate with
     // the object, a pointer.
     let hash = (task ^ u64::from(n)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    let set = NOTES.get_ptr_mut((hash >> 32) as u32 & (Note::SETS - 1))?;
+    let set = NOTES.get_ptr_mut((hash >> 32) as u32 & (Notes::SETS - 1))?;
     let note = Note {
         task,
         object: happening.object,
         what,
-        at: 0,
     };
     // SAFETY: a value of an array. Others write to it at the same time, at worst over a note; then an event counts twice.
     Some((note, unsafe { &mut *set }))
 }
 
-/// Puts a note into its set.
+/// Puts a note into a free place of its set, or else over the oldest one: that of a program in whose midst this happens is
+/// the newest.
 #[inline(always)]
-fn put(note: Note, set: &mut [Note; Note::WAYS]) {
-    // SAFETY: the helper has no preconditions.
-    let at = unsafe { bpf_jiffies64() };
-    let mut free = 0;
-    for (way, old) in set.iter().enumerate() {
-        if old.task == 0 || at.wrapping_sub(old.at) > OLD {
-            free = way;
+fn put(note: Note, set: &mut Notes) {
+    let mut at = set.next as usize % Notes::N;
+    for (place, old) in set.notes.iter().enumerate() {
+        if old.task == 0 {
+            at = place;
             break;
         }
     }
-    if let Some(place) = set.get_mut(free) {
-        place.object = note.object;
-        place.what = note.what;
-        place.at = at;
-        // It is complete before it counts, and counts before anything can be interrupted.
-        compiler_fence(Ordering::SeqCst);
-        place.task = note.task;
-        compiler_fence(Ordering::SeqCst);
-    }
+    set.next = at as u64 + 1;
+    let place = &mut set.notes[at % Notes::N];
+    place.object = note.object;
+    place.what = note.what;
+    // It is complete before it counts, and counts before anything can be interrupted.
+    compiler_fence(Ordering::SeqCst);
+    place.task = note.task;
+    compiler_fence(Ordering::SeqCst);
 }
 
 /// The program itself notes the event, and then works.
@@ -150,7 +144,7 @@ fn is_needed(n: u32, happening: Happening, is_last: impl Fn() -> bool) -> bool {
     let Some((note, set)) = note(n, happening) else {
         return false;
     };
-    for place in set.iter_mut() {
+    for place in &mut set.notes {
         if place.task == note.task && place.object == note.object && place.what == note.what {
             if is_last() {
                 place.task = 0;
