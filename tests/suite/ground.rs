@@ -128,7 +128,12 @@ pub fn play(
 ) -> Result<Result<Completion, Failed>> {
     let setup = setup(nginx, name, arguments);
     let keep = setup.keep.clone();
-    Ok(match xtask::scenario::run::run(run, scenario, &setup)? {
+    Ok(conclude(xtask::scenario::run::run(run, scenario, &setup)?, &keep))
+}
+
+/// What a scenario's outcome is as a test's.
+pub fn conclude(outcome: Outcome, keep: &Path) -> Result<Completion, Failed> {
+    match outcome {
         Outcome::AsExpected => Ok(Completion::Completed),
         Outcome::Skipped(reason) => skipped(&reason),
         Outcome::Wrong(problems) => Err(Failed::from(format!(
@@ -136,7 +141,7 @@ pub fn play(
             problems.join("\n"),
             keep.display()
         ))),
-    })
+    }
 }
 
 /// A scenario that a test writes itself.

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use libtest_mimic::{Failed, Trial};
-use xtask::scenario::Scenario;
+use xtask::scenario::{Scenario, report::Report};
 
-use crate::ground::{Ground, play, root, skipped};
+use crate::ground::{Ground, conclude, kept, root, setup, skipped};
 
 /// The scenario files.
 pub fn scenarios() -> Vec<Scenario> {
@@ -21,8 +21,19 @@ pub fn trials(ground: &Arc<Ground>) -> Vec<Trial> {
             let ground = Arc::clone(ground);
             let name = format!("scenario/{}", scenario.name);
             Trial::ignorable_test(name.clone(), move || match ground.live() {
-                Ok((run, nginx)) => play(run, nginx, &scenario, &name, &[])
-                    .map_err(|error| Failed::from(format!("{error:#}")))?,
+                Ok((run, nginx)) => {
+                    let setup = setup(nginx, &name, &[]);
+                    let keep = setup.keep.clone();
+                    let outcome = xtask::scenario::run::run(run, &scenario, &setup);
+                    // For the scoreboard, which `cargo xtask test` holds these against.
+                    Report::of(&scenario.name, &outcome)
+                        .write(&kept("scenario"))
+                        .map_err(|error| Failed::from(format!("{error:#}")))?;
+                    conclude(
+                        outcome.map_err(|error| Failed::from(format!("{error:#}")))?,
+                        &keep,
+                    )
+                }
                 Err(reason) => skipped(&reason),
             })
         })

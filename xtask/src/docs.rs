@@ -32,5 +32,5 @@ pub fn run() -> Result<()> {
         fs::write(&page.path, &page.fresh).with_context(|| format!("writing {name}"))?;
         println!("written  {name}");
     }
-    Ok(())
+    crate::zoo::write_pages()
 }

@@ -4,7 +4,11 @@
 mod cell;
 mod page;
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -38,6 +42,18 @@ pub struct Args {
     check: bool,
 }
 
+impl Args {
+    /// To hold these scenarios on that kernel against the committed scoreboard.
+    pub fn check(kernel: &str, names: &[&str]) -> Self {
+        Self {
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            kernels: vec![kernel.to_owned()],
+            jobs: 1,
+            check: true,
+        }
+    }
+}
+
 /// The scoreboard.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Board {
@@ -58,14 +74,19 @@ impl Board {
         serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))
     }
 
-    /// Puts new cells in the place of old ones, and drops those whose scenario is gone.
-    fn take(&mut self, new: Vec<Cell>, scenarios: &BTreeSet<&str>) {
-        self.cells.retain(|old| {
-            scenarios.contains(old.scenario.as_str()) && !new.iter().any(|new| new.is_in_place_of(old))
-        });
-        self.cells.extend(new);
+    /// Puts new cells in the place of old ones, and drops those whose scenario, or its placement, is gone.
+    fn take(&mut self, new: Vec<Cell>, scenarios: &[Scenario]) {
+        let is_known = |old: &Cell| {
+            scenarios.iter().any(|scenario| {
+                (scenario.file(), scenario.placement.name()) == (old.scenario.as_str(), &old.placement)
+            })
+        };
         self.cells
-            .sort_by(|a, b| (&a.scenario, a.order()).cmp(&(&b.scenario, b.order())));
+            .retain(|old| is_known(old) && !new.iter().any(|new| new.is_in_place_of(old)));
+        self.cells.extend(new);
+        self.cells.sort_by(|a, b| {
+            (&a.scenario, &a.placement, a.order()).cmp(&(&b.scenario, &b.placement, b.order()))
+        });
     }
 
     fn write(&self) -> Result<()> {
@@ -77,30 +98,83 @@ impl Board {
         }
         text.push_str("\n]}\n");
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-        let page = root().join("docs/zoo.md");
-        fs::write(&page, page::page(&self.cells)).with_context(|| format!("writing {}", page.display()))
+        self.write_pages()
     }
+
+    /// Writes what is made from it.
+    fn write_pages(&self) -> Result<()> {
+        let families = page::Families::of(&causes_page()?);
+        let page = root().join("docs/zoo.md");
+        fs::write(&page, page::page(&self.cells)).with_context(|| format!("writing {}", page.display()))?;
+        let readme = root().join("README.md");
+        let text = fs::read_to_string(&readme).with_context(|| format!("reading {}", readme.display()))?;
+        let fresh = page::with_table(&text, &page::by_family(&self.cells, &families))?;
+        fs::write(&readme, fresh).with_context(|| format!("writing {}", readme.display()))
+    }
+
+    /// What is wrong with new cells: wrong, or worse than they were.
+    fn problems(&self, new: &[Cell]) -> Vec<String> {
+        new.iter()
+            .filter_map(
+                |cell| match self.cells.iter().find(|old| cell.is_in_place_of(old)) {
+                    Some(old) if cell.is_worse_than(old) => Some(format!("{cell} (was {})", old.verdict)),
+                    None if cell.verdict == Verdict::Wrong => Some(cell.to_string()),
+                    _ => None,
+                },
+            )
+            .collect()
+    }
+}
+
+/// Writes the pages that are made from the committed scoreboard anew.
+pub fn write_pages() -> Result<()> {
+    Board::read()?.write_pages()
+}
+
+fn causes_page() -> Result<String> {
+    let page = root().join("docs/causes.md");
+    fs::read_to_string(&page).with_context(|| format!("reading {}", page.display()))
+}
+
+/// Holds what the scenarios of this machine left in a folder against the committed scoreboard.
+pub fn check_host(keep: &Path) -> Result<()> {
+    let wanted = play::chosen(&[], false)?;
+    let ran = Ran {
+        kernel: HOST.to_owned(),
+        keep: keep.to_owned(),
+        ended: Ok(()),
+    };
+    let new = cells(HOST, &ran, &wanted.iter().collect::<Vec<_>>())?;
+    let mut problems = Board::read()?.problems(&new);
+    problems.extend(missing(HOST, &wanted, &new));
+    ensure!(problems.is_empty(), "{}", problems.join("\n"));
+    println!("{HOST}: {} cells as the scoreboard says, or better", new.len());
+    Ok(())
+}
+
+/// A line for every scenario without a cell.
+fn missing(column: &str, wanted: &[Scenario], new: &[Cell]) -> Vec<String> {
+    wanted
+        .iter()
+        .filter(|scenario| !new.iter().any(|cell| cell.is_of(scenario)))
+        .map(|scenario| format!("{column}: {} was not run", scenario.name))
+        .collect()
 }
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
-    let all = Scenario::read_all(&root().join("tests/scenarios"))?;
-    let is_wanted = |scenario: &&Scenario| {
-        args.names.is_empty() || args.names.iter().any(|name| scenario.name.starts_with(name))
-    };
-    let wanted: Vec<&Scenario> = all.iter().filter(is_wanted).collect();
-    ensure!(
-        !wanted.is_empty(),
-        "no scenario is called so: see tests/scenarios"
-    );
     let kernels: Vec<&str> = if args.kernels.is_empty() {
         std::iter::once(HOST).chain(vm::names()).collect()
     } else {
         args.kernels.iter().map(String::as_str).collect()
     };
-    let known: BTreeSet<&str> = all.iter().map(|scenario| scenario.name.as_str()).collect();
     let mut problems = Vec::new();
     for column in kernels {
+        let wanted = play::chosen(&args.names, column != HOST)?;
+        ensure!(
+            !wanted.is_empty(),
+            "no scenario is called so: see tests/scenarios"
+        );
         let mut new = Vec::new();
         for (boot, of_boot) in boots(column, &wanted) {
             let ran = match boot {
@@ -117,27 +191,17 @@ pub fn run(args: &Args) -> Result<()> {
         if new.is_empty() {
             continue;
         }
-        for scenario in &wanted {
-            if !new.iter().any(|cell| cell.scenario == scenario.name) {
-                problems.push(format!("{column}: {} was not run", scenario.name));
-            }
-        }
+        problems.extend(missing(column, &wanted, &new));
         // Read late: another run may have added its column meanwhile.
         let mut board = Board::read()?;
         for cell in &new {
             println!("{cell}");
-            match board.cells.iter().find(|old| cell.is_in_place_of(old)) {
-                Some(old) if cell.is_worse_than(old) => {
-                    problems.push(format!("{cell} (was {})", old.verdict))
-                }
-                None if cell.verdict == Verdict::Wrong => problems.push(cell.to_string()),
-                _ => {}
-            }
         }
+        problems.extend(board.problems(&new));
         let n_wrong = new.iter().filter(|cell| cell.verdict == Verdict::Wrong).count();
         println!("{column}: {} cells, {n_wrong} wrong", new.len());
         if !args.check {
-            board.take(new, &known);
+            board.take(new, &play::chosen(&[], false)?);
             board.write()?;
         }
     }
@@ -146,15 +210,15 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// How a column's kernel is booted, `None` for this machine's own, and the scenarios for each way.
-fn boots<'a>(column: &str, wanted: &[&'a Scenario]) -> Vec<(Option<Boot>, Vec<&'a Scenario>)> {
+fn boots<'a>(column: &str, wanted: &'a [Scenario]) -> Vec<(Option<Boot>, Vec<&'a Scenario>)> {
     if column == HOST {
-        return vec![(None, wanted.to_vec())];
+        return vec![(None, wanted.iter().collect())];
     }
     Boot::ALL
         .into_iter()
         .map(|boot| {
             let of_boot = wanted.iter().filter(|scenario| Boot::of(scenario) == boot);
-            (Some(boot), of_boot.copied().collect::<Vec<_>>())
+            (Some(boot), of_boot.collect::<Vec<_>>())
         })
         .filter(|(_, of_boot)| !of_boot.is_empty())
         .collect()
@@ -211,12 +275,12 @@ fn on_guest(args: &Args, column: &str, boot: Boot, of_boot: &[&Scenario]) -> Res
 /// A cell for every scenario that a report speaks of.
 fn cells(column: &str, ran: &Ran, scenarios: &[&Scenario]) -> Result<Vec<Cell>> {
     let reports = Report::read_all(&ran.keep)?;
-    let page = root().join("docs/causes.md");
-    let page = fs::read_to_string(&page).with_context(|| format!("reading {}", page.display()))?;
-    let explained = Explained::of(&page);
+    let explained = Explained::of(&causes_page()?);
+    let commit = commit();
     let at = Where {
         column,
         kernel: &ran.kernel,
+        commit: &commit,
     };
     let mut cells = Vec::new();
     for scenario in scenarios {
@@ -232,4 +296,35 @@ fn cells(column: &str, ran: &Ran, scenarios: &[&Scenario]) -> Result<Vec<Cell>> 
         cells.push(cell::judge(at, scenario, report, &records, &explained));
     }
     Ok(cells)
+}
+
+/// The commit that is checked out; empty where there is none.
+fn commit() -> String {
+    let output = Command::new("git")
+        .current_dir(root())
+        .args(["rev-parse", "--short=12", "HEAD"])
+        .output();
+    match output {
+        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pages_are_made_from_the_scoreboard() {
+        let board = Board::read().unwrap();
+        let page = fs::read_to_string(root().join("docs/zoo.md")).unwrap();
+        assert!(
+            page == page::page(&board.cells),
+            "docs/zoo.md is not docs/zoo.json's"
+        );
+        let readme = fs::read_to_string(root().join("README.md")).unwrap();
+        let families = page::Families::of(&causes_page().unwrap());
+        let fresh = page::with_table(&readme, &page::by_family(&board.cells, &families)).unwrap();
+        assert!(readme == fresh, "the table in README.md is not docs/zoo.json's");
+    }
 }

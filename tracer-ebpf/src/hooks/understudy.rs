@@ -159,11 +159,12 @@ fn is_needed(n: u32, happening: Happening, is_last: impl Fn() -> bool) -> bool {
     true
 }
 
-/// A program and its understudies, one or three: all get their arguments from `$happening`, and call `$work`.
+/// A program and its understudies, one or three, each wholly inlined, since every call takes of the stack's 512 bytes: all get their arguments from `$happening`, and call `$work`.
 macro_rules! with_understudy {
     ($way:meta, $context:ty, $index:ident, $(#[$doc:meta])* $program:ident, [$($understudy:ident),+], $happening:expr, $work:expr) => {
         $(#[$doc])*
         #[$way]
+        #[inline(always)]
         pub fn $program(ctx: $context) -> i32 {
             $crate::hooks::understudy::play(tracer_ebpf::understudy::$index, $happening(&ctx));
             $work(&ctx);
@@ -184,6 +185,7 @@ macro_rules! with_understudy {
     };
     (@one $way:meta, $context:ty, $index:ident, $understudy:ident, $is_needed:ident, $happening:expr, $work:expr) => {
         #[$way]
+        #[inline(always)]
         pub fn $understudy(ctx: $context) -> i32 {
             if $crate::hooks::understudy::$is_needed(tracer_ebpf::understudy::$index, $happening(&ctx)) {
                 $work(&ctx);

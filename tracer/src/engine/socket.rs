@@ -526,6 +526,8 @@ pub fn has_no_port(exchange: &Exchange) -> bool {
         && matches!(exchange.peer, Peer::Tcp(_))
         && exchange.local.is_none_or(|local| local.port() == 0)
         && exchange.error.is_none()
+        // How it ended was not seen.
+        && exchange.end != EndKind::Presumed
 }
 
 fn phase(exchange: &Exchange, heard: Heard<'_>, outcome: Outcome) -> Phase {

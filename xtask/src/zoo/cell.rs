@@ -59,7 +59,7 @@ pub struct Cell {
     pub column: String,
     /// `host`, or the guest's kernel as `uname -r` says.
     pub kernel: String,
-    /// Where the peer is.
+    /// Where the peer is: `cargo xtask zoo --kernel COLUMN SCENARIO@PLACEMENT` where it is not the scenario's first.
     pub placement: String,
     /// How it was called.
     pub verdict: Verdict,
@@ -71,12 +71,20 @@ pub struct Cell {
     pub hooks: Vec<String>,
     /// What was not as expected, or why it was not run.
     pub why: Option<String>,
+    /// The commit that was checked out.
+    #[serde(default)]
+    pub commit: String,
 }
 
 impl Cell {
-    /// Same scenario, same kernel.
+    /// Same scenario, same placement, same kernel.
     pub fn is_in_place_of(&self, other: &Self) -> bool {
-        self.scenario == other.scenario && self.column == other.column
+        (&self.scenario, &self.placement, &self.column) == (&other.scenario, &other.placement, &other.column)
+    }
+
+    /// Whether it is what came of this scenario.
+    pub fn is_of(&self, scenario: &Scenario) -> bool {
+        (self.scenario.as_str(), self.placement.as_str()) == (scenario.file(), scenario.placement.name())
     }
 
     /// Less is right than before; a cell that cannot be run any more is worse, too.
@@ -101,10 +109,11 @@ impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:<8} {:<5} {}",
+            "{:<8} {:<5} {}, {}",
             self.verdict.to_string(),
             self.column,
-            self.scenario
+            self.scenario,
+            self.placement
         )?;
         if self.verdict != Verdict::Right {
             write!(f, ": {}", self.named.join(", "))?;
@@ -164,6 +173,8 @@ pub struct Where<'a> {
     pub column: &'a str,
     /// The kernel.
     pub kernel: &'a str,
+    /// The commit.
+    pub commit: &'a str,
 }
 
 /// Judges what a run left behind; `records` is empty where there is no trace.
@@ -228,15 +239,16 @@ pub fn judge(
             .first()
             .map_or(HEALTHY, |expect| expect.cause.as_str())
             .to_owned(),
-        scenario: scenario.name.clone(),
+        scenario: scenario.file().to_owned(),
         column: at.column.to_owned(),
         kernel: at.kernel.to_owned(),
-        placement: placement(scenario).to_owned(),
+        placement: scenario.placement.name().to_owned(),
         verdict,
         named: named.into_iter().map(|(id, _)| id.to_owned()).collect(),
         confidence: confidence.map(str::to_owned),
         hooks: missing(records),
         why: (!why.is_empty()).then_some(why),
+        commit: at.commit.to_owned(),
     }
 }
 
@@ -251,27 +263,6 @@ fn missing(records: &[Value]) -> Vec<String> {
         .filter(|hook| hook["how"].is_null())
         .filter_map(|hook| hook["sees"].as_str().map(str::to_owned))
         .collect()
-}
-
-/// Where a scenario's peer is, as its laboratory says.
-fn placement(scenario: &Scenario) -> &'static str {
-    let lab = &scenario.lab;
-    let is_at = |what: &str| {
-        lab.names.values().any(|place| place.contains(what))
-            || lab.backends.values().any(|backend| backend.listen.contains(what))
-            || lab.programs.values().any(|program| program.listen.contains(what))
-    };
-    if !lab.strangers.is_empty() {
-        "remote host"
-    } else if lab.far {
-        "other namespace"
-    } else if is_at("unix") {
-        "unix"
-    } else if is_at("::") {
-        "loopback, IPv6"
-    } else {
-        "loopback"
-    }
 }
 
 #[cfg(test)]
@@ -313,6 +304,7 @@ mod tests {
         let at = Where {
             column: "6.1",
             kernel: "6.1.0-56-amd64",
+            commit: "c254e18",
         };
         let page = "### backend-died\n\n- **Explains**: [closed-without-response](#closed-without-response), [x](#x)\n";
         judge(at, scenario, report, records, &Explained::of(page))

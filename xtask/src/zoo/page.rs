@@ -1,6 +1,11 @@
 //! The scoreboard as a page.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
+
+use anyhow::{Context as _, Result};
 
 use super::cell::{Cell, Verdict};
 use crate::vm;
@@ -12,7 +17,6 @@ pub fn columns() -> Vec<&'static str> {
 
 /// The page.
 pub fn page(cells: &[Cell]) -> String {
-    let columns = columns();
     let mut out = String::from(
         "<!-- Made by `cargo xtask zoo`; run it again rather than change it. -->\n# What is named right, kernel by kernel\n\n\
          Each row is a fault that was made for real (tests/scenarios), each column a kernel: `host` is the machine that \
@@ -21,20 +25,16 @@ pub fn page(cells: &[Cell]) -> String {
          **unseen**: missing from the trace. **wrong**: another name. *not run*: the fault cannot be made there. Empty: \
          not measured yet. What was named, and what the kernel lacked: zoo.json.\n\n",
     );
-    let mut rows: BTreeMap<(&str, &str), BTreeMap<&str, &Cell>> = BTreeMap::new();
+    let mut rows: BTreeMap<(&str, &str, &str), BTreeMap<&str, &Cell>> = BTreeMap::new();
     for cell in cells {
-        rows.entry((&cell.cause, &cell.scenario))
+        rows.entry((&cell.cause, &cell.scenario, &cell.placement))
             .or_default()
             .insert(&cell.column, cell);
     }
-    let measured: Vec<&str> = columns
-        .into_iter()
-        .filter(|column| cells.iter().any(|cell| cell.column == *column))
-        .collect();
+    let measured = measured(cells);
     let _ = writeln!(out, "| cause | scenario | placement | {} |", measured.join(" | "));
     let _ = writeln!(out, "|---|---|---|{}", "---|".repeat(measured.len()));
-    for ((cause, scenario), row) in &rows {
-        let placement = row.values().next().map_or("", |cell| cell.placement.as_str());
+    for ((cause, scenario, placement), row) in &rows {
         let said: Vec<String> = measured
             .iter()
             .map(|column| said(row.get(column).copied()))
@@ -55,15 +55,115 @@ pub fn page(cells: &[Cell]) -> String {
         };
         let _ = writeln!(
             out,
-            "- {column}: {} right, {} unknown, {} unseen, {} wrong, {} not run",
+            "- {column}: {} right, {} unknown, {} unseen, {} wrong, {} not run; {}",
             of(Verdict::Right),
             of(Verdict::Unknown),
             of(Verdict::Unseen),
             of(Verdict::Wrong),
-            of(Verdict::NotRun)
+            of(Verdict::NotRun),
+            made(cells, column)
         );
     }
     out
+}
+
+/// The columns that have cells.
+fn measured(cells: &[Cell]) -> Vec<&'static str> {
+    columns()
+        .into_iter()
+        .filter(|column| cells.iter().any(|cell| cell.column == *column))
+        .collect()
+}
+
+/// Which kernels a column's cells come from, and which commits.
+fn made(cells: &[Cell], column: &str) -> String {
+    let of = |what: fn(&Cell) -> &str| {
+        let all: BTreeSet<&str> = cells
+            .iter()
+            .filter(|cell| cell.column == column)
+            .map(what)
+            .filter(|text| !text.is_empty() && *text != column)
+            .collect();
+        all.into_iter().collect::<Vec<_>>().join(", ")
+    };
+    let (kernels, commits) = (of(|cell| &cell.kernel), of(|cell| &cell.commit));
+    let from = match commits.as_str() {
+        "" => "before cells said from which commit".to_owned(),
+        commits => format!("from {commits}"),
+    };
+    if kernels.is_empty() {
+        from
+    } else {
+        format!("{kernels}; {from}")
+    }
+}
+
+/// Which family each cause belongs to, in the order of the page of causes.
+#[derive(Debug, Default)]
+pub struct Families(Vec<(String, Vec<String>)>);
+
+impl Families {
+    /// Reads the page of causes.
+    pub fn of(page: &str) -> Self {
+        let mut families: Vec<(String, Vec<String>)> = Vec::new();
+        for line in page.lines() {
+            if let Some(name) = line.strip_prefix("## ") {
+                families.push((name.to_owned(), Vec::new()));
+            } else if let (Some(cause), Some((_, causes))) = (line.strip_prefix("### "), families.last_mut())
+            {
+                causes.push(cause.to_owned());
+            }
+        }
+        families.push(("nothing fails".to_owned(), vec![super::cell::HEALTHY.to_owned()]));
+        families.retain(|(_, causes)| !causes.is_empty());
+        Self(families)
+    }
+}
+
+/// What is named right, family by family and kernel by kernel.
+pub fn by_family(cells: &[Cell], families: &Families) -> String {
+    let measured = measured(cells);
+    let mut out = format!("| of faults made for real | {} |\n", measured.join(" | "));
+    let _ = writeln!(out, "| --- |{}", " --- |".repeat(measured.len()));
+    for (family, causes) in &families.0 {
+        let of_family = |cell: &&Cell| causes.contains(&cell.cause);
+        if !cells.iter().any(|cell| of_family(&cell)) {
+            continue;
+        }
+        let counts: Vec<String> = measured
+            .iter()
+            .map(|column| {
+                let run: Vec<&Cell> = cells
+                    .iter()
+                    .filter(|cell| cell.column == *column && cell.verdict != Verdict::NotRun)
+                    .filter(of_family)
+                    .collect();
+                let right = run.iter().filter(|cell| cell.verdict == Verdict::Right).count();
+                let wrong = run.iter().filter(|cell| cell.verdict == Verdict::Wrong).count();
+                match (run.len(), wrong) {
+                    (0, _) => String::new(),
+                    (n, 0) => format!("{right} of {n}"),
+                    (n, wrong) => format!("{right} of {n}, **{wrong} wrong**"),
+                }
+            })
+            .collect();
+        let _ = writeln!(out, "| {family} | {} |", counts.join(" | "));
+    }
+    out
+}
+
+const TABLE_BEGIN: &str = "<!-- made by `cargo xtask zoo` -->\n";
+const TABLE_END: &str = "<!-- end -->\n";
+
+/// A text with the table between its marks made anew.
+pub fn with_table(text: &str, table: &str) -> Result<String> {
+    let (before, rest) = text
+        .split_once(TABLE_BEGIN)
+        .context("README.md has lost the mark before the table of kernels")?;
+    let (_, after) = rest
+        .split_once(TABLE_END)
+        .context("README.md has lost the mark behind the table of kernels")?;
+    Ok(format!("{before}{TABLE_BEGIN}{table}{TABLE_END}{after}"))
 }
 
 fn said(cell: Option<&Cell>) -> String {
