@@ -55,11 +55,11 @@ pub fn answer(question: &Question) -> Answer {
         ),
         Question::Translation {
             pid,
-            source,
             destination,
+            source,
         } => (
             netns::run_in(*pid, {
-                let (source, destination) = (*source, *destination);
+                let (source, destination) = (source.0, *destination);
                 move || conntrack::look_up(source, destination)
             }),
             *pid,

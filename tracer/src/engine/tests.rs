@@ -1616,6 +1616,60 @@ fn without_nginx_s_voice_a_denial_is_likely() {
 }
 
 #[test]
+fn a_translated_address_is_no_far_host_s() {
+    let named = |exchange: Exchange, real: Option<&str>| {
+        let mut lab = Lab::with_hooks(&["nginx-log"]);
+        lab.end(exchange);
+        lab.answer(Answer::Translation {
+            destination: real.map(|real| real.parse().expect("an address")),
+        });
+        verdict(&lab.only()).0
+    };
+    let silent = || Exchange {
+        syn_retransmits: 2,
+        ..connect(FAR, ms(3))
+    };
+    // 10.0.0.1 is one of this host's.
+    assert_eq!(named(refused(FAR), Some("10.0.0.1:3000")), "unknown");
+    assert_eq!(named(silent(), Some("10.0.0.1:3000")), "unknown");
+    for real in [None, Some(FAR), Some("192.0.2.8:3000")] {
+        assert_eq!(named(refused(FAR), real), "refused-remotely");
+        assert_eq!(named(silent(), real), "syn-unanswered");
+    }
+
+    // Seen to be refused at the address that it was translated to, which is where a listener had died.
+    let Event::ResetSent {
+        at,
+        netns,
+        tuple,
+        reason,
+        by,
+    } = no_socket(FAR)
+    else {
+        unreachable!("it is a reset");
+    };
+    let mut lab = Lab::new();
+    lab.see(listener_closed(
+        ms(-300),
+        "10.0.0.1:3000",
+        ending(4242, "node", Exit::Signal(9)),
+    ));
+    lab.see(Event::ResetSent {
+        at,
+        netns,
+        tuple: Tuple {
+            destination: "10.0.0.1:3000".parse().expect("an address"),
+            ..tuple
+        },
+        reason,
+        by,
+    });
+    lab.end(refused(FAR));
+    let attempt = lab.only();
+    assert_eq!(verdict(&attempt).0, "listener-died");
+}
+
+#[test]
 fn exhausted_ports_are_one_attempt_from_line_and_socket() {
     let mut lab = Lab::new();
     lab.see(Event::Line(at_once(APP, 99)));

@@ -14,8 +14,8 @@ use crate::{
         text::{between, ended, process, signal_name, span},
     },
     event::{
-        Answer, Backend, Errno, Exchange, Exit, Ktime, Listener, Netns, Peer, Question, ResetBy, Task,
-        UnixPath,
+        Answer, Backend, Errno, Exchange, Exit, ForInstance, Ktime, Listener, Netns, Peer, Question, ResetBy,
+        Task, UnixPath,
     },
     model::{Evidence, Phase},
 };
@@ -149,8 +149,8 @@ pub fn translated(subject: &Subject<'_>, exchange: &Exchange, around: &Surroundi
     };
     let question = Question::Translation {
         pid: subject.attempt.worker,
-        source,
         destination: *destination,
+        source: ForInstance(source),
     };
     match around.answer(&question, subject.attempt.ended_at) {
         None if subject.may_wait => Translated::Ask(question),
@@ -163,7 +163,7 @@ pub fn translated(subject: &Subject<'_>, exchange: &Exchange, around: &Surroundi
 
 /// The translation as evidence.
 pub fn translation_fact(exchange: &Exchange, real: SocketAddr, at: Ktime) -> Evidence {
-    let text = format!("{} was translated to {real} on this host", exchange.peer);
+    let text = format!("{} is translated to {real} on this host", exchange.peer);
     fact(at, "netfilter", text).text("destination", real.to_string())
 }
 

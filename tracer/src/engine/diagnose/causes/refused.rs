@@ -339,7 +339,7 @@ fn refused_remotely(subject: &Subject<'_>, around: &Surroundings) -> Check {
         Translated::To(_, Locality::ThisHost) => return Check::No,
         Translated::To(real, Locality::Elsewhere | Locality::Unknown) => {
             evidence.push(translation_fact(exchange, real, at));
-            format!("{real}, to which {} was translated,", exchange.peer)
+            format!("{real}, to which {} is translated,", exchange.peer)
         }
         Translated::No => exchange.peer.to_string(),
     };
