@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     play::{root, target_folder},
-    setup, zoo,
+    setup, vm, zoo,
 };
 
 /// The kernel of the guest that every run has: functions can be watched there, which this machine's kernel may refuse, and
@@ -133,11 +133,14 @@ pub fn run(args: &Args) -> Result<()> {
 /// No cell of this machine's column may be worse than the committed one, nor any of those that a guest runs.
 fn check_scoreboard(args: &Args, played: &Path, count: &mut Count) {
     let why_not = if !nix::unistd::Uid::effective().is_root() {
-        Some("needs root")
+        Some("needs root".to_owned())
     } else if args.no_guest {
-        Some("left out with --no-guest")
+        Some("left out with --no-guest".to_owned())
     } else {
-        None
+        // An archive that does not answer is not the tree's fault; a guest that boots and goes wrong is.
+        vm::get_ready(PINNED)
+            .err()
+            .map(|error| format!("the guest cannot be had: {error:#}"))
     };
     println!("\n$ cargo xtask zoo --check --kernel host");
     if played.exists() {

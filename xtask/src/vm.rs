@@ -117,6 +117,13 @@ impl Boot {
     }
 }
 
+/// Gets everything that a kernel's guest needs.
+pub fn get_ready(kernel: &str) -> Result<()> {
+    let known = Known::by_name(kernel).with_context(|| format!("no kernel is called {kernel}"))?;
+    setup::for_vm()?;
+    kernels::fetch(known, false).map(drop)
+}
+
 /// What a guest left behind.
 pub struct Left {
     /// Its kernel, as `uname -r` says.

@@ -336,8 +336,15 @@ fn lower_by_losses(subject: &Subject<'_>, around: &Surroundings, standing: &mut 
     if losses.is_empty() {
         return;
     }
+    // What neither nginx nor the kernel complained of may have succeeded, with the record of its answer among the lost ones.
+    let is_complaint = attempt.nginx_says.is_some() || attempt.errno.is_some() || !around.sees("nginx-log");
+    let most = if is_complaint {
+        Confidence::Likely
+    } else {
+        Confidence::Possible
+    };
     for (_, stand) in standing.iter_mut() {
-        stand.confidence = stand.confidence.min(Confidence::Likely);
+        stand.confidence = stand.confidence.min(most);
         stand
             .unseen
             .push("records were lost around this attempt; what they said is not known".to_owned());

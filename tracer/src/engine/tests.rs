@@ -2440,6 +2440,18 @@ fn a_loss_lowers_what_is_said() {
         (summary.lost.get(&LossClass::Ring), summary.complete),
         (Some(&3), false)
     );
+
+    // An answer whose record was lost looks like none; nginx did not complain.
+    let mut lab = Lab::new();
+    lab.tell(
+        ms(0),
+        Input::Lost {
+            class: LossClass::Probe,
+            count: 1,
+        },
+    );
+    lab.end(closed(sent(FAR, ms(20)), ms(10)));
+    assert_eq!(verdict(&lab.only()).0, "unknown");
 }
 
 #[test]
