@@ -306,6 +306,8 @@ fn guest_script(command: &str) -> String {
          ip link set lo up\n\
          export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb\n\
          export {variable}={SLOWNESS} {selinux}=1\n\
+         mkdir -p {root}\n\
+         mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,ro,cache=loose workspace {root}\n\
          cd {root}\n\
          echo '{BEGIN}'\n\
          sh -c {command}\n\
@@ -399,6 +401,8 @@ fn qemu(args: &Args, kernel: &Kernel, initramfs: &Path, results: &Path) -> Comma
             ),
         ])
         .args(["-virtfs", &share(Path::new("/"), "host", ",readonly=on")])
+        // By itself, since it may lie where the guest has a file system of its own.
+        .args(["-virtfs", &share(&root(), "workspace", ",readonly=on")])
         .args(["-virtfs", &share(&kernel.modules, "modules", ",readonly=on")])
         .args(["-virtfs", &share(results, "results", "")]);
     qemu
