@@ -16,6 +16,7 @@ pub mod event;
 pub mod host;
 pub mod kernel;
 pub mod lines;
+pub mod measured;
 pub mod model;
 pub mod nginx;
 pub mod outputs;

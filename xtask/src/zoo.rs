@@ -103,13 +103,26 @@ impl Board {
 
     /// Writes what is made from it.
     fn write_pages(&self) -> Result<()> {
+        for (path, fresh) in self.pages()? {
+            fs::write(&path, fresh).with_context(|| format!("writing {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The files that are made from it, or hold a part that is.
+    fn pages(&self) -> Result<Vec<(PathBuf, String)>> {
         let families = page::Families::of(&causes_page()?);
-        let page = root().join("docs/zoo.md");
-        fs::write(&page, page::page(&self.cells)).with_context(|| format!("writing {}", page.display()))?;
+        let rows = page::rows(&self.cells, &families);
         let readme = root().join("README.md");
         let text = fs::read_to_string(&readme).with_context(|| format!("reading {}", readme.display()))?;
-        let fresh = page::with_table(&text, &page::by_family(&self.cells, &families))?;
-        fs::write(&readme, fresh).with_context(|| format!("writing {}", readme.display()))
+        Ok(vec![
+            (root().join("docs/zoo.md"), page::page(&self.cells)),
+            (readme, page::with_table(&text, &page::by_family(&rows))?),
+            (
+                root().join("tracer/src/measured.json"),
+                serde_json::to_string_pretty(&rows)? + "\n",
+            ),
+        ])
     }
 
     /// What is wrong with new cells: wrong, or worse than they were.
@@ -316,15 +329,9 @@ mod tests {
 
     #[test]
     fn the_pages_are_made_from_the_scoreboard() {
-        let board = Board::read().unwrap();
-        let page = fs::read_to_string(root().join("docs/zoo.md")).unwrap();
-        assert!(
-            page == page::page(&board.cells),
-            "docs/zoo.md is not docs/zoo.json's"
-        );
-        let readme = fs::read_to_string(root().join("README.md")).unwrap();
-        let families = page::Families::of(&causes_page().unwrap());
-        let fresh = page::with_table(&readme, &page::by_family(&board.cells, &families)).unwrap();
-        assert!(readme == fresh, "the table in README.md is not docs/zoo.json's");
+        for (path, fresh) in Board::read().unwrap().pages().unwrap() {
+            let there = fs::read_to_string(&path).unwrap();
+            assert!(there == fresh, "{} is not docs/zoo.json's", path.display());
+        }
     }
 }

@@ -9,6 +9,7 @@ use super::{Status, Stop, attach::target, print};
 use crate::{
     cli::CheckArgs,
     kernel::{self, Kernel, KernelOptions, plan::PLAN},
+    measured::{self, Measured},
     model::HookStatus,
     nginx::{
         config,
@@ -55,6 +56,7 @@ pub fn run(args: &CheckArgs) -> Result<Status, Stop> {
             "kernel": origin.kernel,
             "problem": problem,
             "hooks": hooks,
+            "measured": problem.is_none().then(|| measured(&origin, hooks)).flatten(),
             "nginx": instances.iter().map(|(found, config)| json!({
                 "instance": found.instance, "config": config,
             })).collect::<Vec<_>>(),
@@ -83,6 +85,12 @@ fn hooks(found: &[Found]) -> anyhow::Result<Vec<HookStatus>> {
         ..KernelOptions::default()
     })?;
     Ok(kernel.status().to_vec())
+}
+
+/// What was measured on a kernel like this one.
+fn measured(origin: &Origin, hooks: &[HookStatus]) -> Option<Measured> {
+    let missing = hooks.iter().filter(|hook| hook.how.is_none());
+    measured::row(&origin.kernel, &missing.map(|hook| hook.sees.clone()).collect())
 }
 
 fn text(
@@ -126,6 +134,11 @@ fn text(
                     }
                 }
             }
+            text.push('\n');
+            text.push_str(&match measured(origin, hooks) {
+                Some(measured) => measured.to_string(),
+                None => "not measured: no kernel of the scoreboard (docs/zoo.md) shows the same\n".to_owned(),
+            });
         }
     }
     if !kernel::has_programs() {

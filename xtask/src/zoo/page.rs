@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use serde::Serialize;
 
 use super::cell::{Cell, Verdict};
 use crate::vm;
@@ -120,34 +121,87 @@ impl Families {
     }
 }
 
+/// A kernel's row as `tracer check` shows it; its other half is `Row` in tracer/src/measured.rs.
+#[derive(Debug, Serialize)]
+pub struct Row<'a> {
+    column: &'a str,
+    kernels: BTreeSet<&'a str>,
+    /// Hooks that kernel lacks.
+    without: BTreeSet<&'a str>,
+    families: Vec<Family<'a>>,
+    /// What is not named right, and as what.
+    not_right: Vec<String>,
+}
+
+/// How a family of causes fares on one kernel.
+#[derive(Debug, Serialize)]
+struct Family<'a> {
+    family: &'a str,
+    right: usize,
+    run: usize,
+    wrong: usize,
+}
+
+/// The kernels' rows, the families in the same order in each.
+pub fn rows<'a>(cells: &'a [Cell], families: &'a Families) -> Vec<Row<'a>> {
+    measured(cells)
+        .into_iter()
+        .map(|column| {
+            let run: Vec<&Cell> = cells
+                .iter()
+                .filter(|cell| cell.column == column && cell.verdict != Verdict::NotRun)
+                .collect();
+            Row {
+                column,
+                kernels: run.iter().map(|cell| cell.kernel.as_str()).collect(),
+                without: run
+                    .iter()
+                    .flat_map(|cell| cell.hooks.iter().map(String::as_str))
+                    .collect(),
+                families: families
+                    .0
+                    .iter()
+                    .map(|(family, causes)| {
+                        let of_family = run.iter().filter(|cell| causes.contains(&cell.cause));
+                        let n = |verdict| of_family.clone().filter(|cell| cell.verdict == verdict).count();
+                        Family {
+                            family,
+                            right: n(Verdict::Right),
+                            run: of_family.clone().count(),
+                            wrong: n(Verdict::Wrong),
+                        }
+                    })
+                    .collect(),
+                not_right: run
+                    .iter()
+                    .filter(|cell| cell.verdict != Verdict::Right)
+                    .map(|cell| format!("{}, {}: {}", cell.scenario, cell.placement, said(Some(cell))))
+                    .collect(),
+            }
+        })
+        .collect()
+}
+
 /// What is named right, family by family and kernel by kernel.
-pub fn by_family(cells: &[Cell], families: &Families) -> String {
-    let measured = measured(cells);
-    let mut out = format!("| of faults made for real | {} |\n", measured.join(" | "));
-    let _ = writeln!(out, "| --- |{}", " --- |".repeat(measured.len()));
-    for (family, causes) in &families.0 {
-        let of_family = |cell: &&Cell| causes.contains(&cell.cause);
-        if !cells.iter().any(|cell| of_family(&cell)) {
+pub fn by_family(rows: &[Row<'_>]) -> String {
+    let columns: Vec<&str> = rows.iter().map(|row| row.column).collect();
+    let mut out = format!("| of faults made for real | {} |\n", columns.join(" | "));
+    let _ = writeln!(out, "| --- |{}", " --- |".repeat(columns.len()));
+    let n_families = rows.first().map_or(0, |row| row.families.len());
+    for at in 0..n_families {
+        let of_family: Vec<&Family<'_>> = rows.iter().map(|row| &row.families[at]).collect();
+        if of_family.iter().all(|family| family.run == 0) {
             continue;
         }
-        let counts: Vec<String> = measured
+        let counts: Vec<String> = of_family
             .iter()
-            .map(|column| {
-                let run: Vec<&Cell> = cells
-                    .iter()
-                    .filter(|cell| cell.column == *column && cell.verdict != Verdict::NotRun)
-                    .filter(of_family)
-                    .collect();
-                let right = run.iter().filter(|cell| cell.verdict == Verdict::Right).count();
-                let wrong = run.iter().filter(|cell| cell.verdict == Verdict::Wrong).count();
-                match (run.len(), wrong) {
-                    (0, _) => String::new(),
-                    (n, 0) => format!("{right} of {n}"),
-                    (n, wrong) => format!("{right} of {n}, **{wrong} wrong**"),
-                }
+            .map(|family| match (family.run, family.wrong) {
+                (0, _) => String::new(),
+                (n, 0) => format!("{} of {n}", family.right),
+                (n, wrong) => format!("{} of {n}, **{wrong} wrong**", family.right),
             })
             .collect();
-        let _ = writeln!(out, "| {family} | {} |", counts.join(" | "));
+        let _ = writeln!(out, "| {} | {} |", of_family[0].family, counts.join(" | "));
     }
     out
 }
