@@ -14,6 +14,7 @@ use xtask::{
         Scenario,
         report::Report,
         run::{Outcome, Setup, find_nginx},
+        together,
     },
 };
 
@@ -34,6 +35,9 @@ pub struct Args {
     /// How many at the same time.
     #[arg(long, default_value_t = 4)]
     jobs: usize,
+    /// So many with one tracer, each beside the others, in place of a tracer for each.
+    #[arg(long, default_value_t = 1, conflicts_with = "without_tracer")]
+    together: usize,
     /// Only where their laboratory says first, not also in their other placements.
     #[arg(long)]
     first_placement: bool,
@@ -51,6 +55,7 @@ impl Args {
             tracer: Some(build_tracer(true)?),
             keep: Some(keep),
             jobs,
+            together: 1,
             first_placement: false,
             arguments: Vec::new(),
         })
@@ -75,36 +80,75 @@ pub fn run(args: &Args) -> Result<()> {
         "no scenario is called so: see tests/scenarios"
     );
     let nginx = find_nginx()?;
-    let next = AtomicUsize::new(0);
+    let setup = |scenario: &Scenario| Setup {
+        tracer: tracer.clone(),
+        nginx: nginx.clone(),
+        keep: keep.join(&scenario.name),
+        arguments: args.arguments.clone(),
+    };
     let wrong = AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..args.jobs {
-            scope.spawn(|| {
-                while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let setup = Setup {
-                        tracer: tracer.clone(),
-                        nginx: nginx.clone(),
-                        keep: keep.join(&scenario.name),
-                        arguments: args.arguments.clone(),
-                    };
-                    let outcome = xtask::scenario::run::run(&run, scenario, &setup);
-                    if let Err(error) = Report::of(&scenario.name, &outcome).write(&keep) {
-                        eprintln!("{error:#}");
-                    }
-                    let (report, is_wrong) = report(scenario, &setup, outcome);
-                    print!("{report}");
-                    // A reader behind a pipe follows as it goes.
-                    let _ = std::io::Write::flush(&mut std::io::stdout());
-                    wrong.fetch_add(usize::from(is_wrong), Ordering::Relaxed);
+    let tell = |scenario: &Scenario, setup: &Setup, outcome: Result<Outcome>| {
+        if let Err(error) = Report::of(&scenario.name, &outcome).write(&keep) {
+            eprintln!("{error:#}");
+        }
+        let (report, is_wrong) = report(scenario, setup, outcome);
+        print!("{report}");
+        // A reader behind a pipe follows as it goes.
+        let _ = std::io::Write::flush(&mut std::io::stdout());
+        wrong.fetch_add(usize::from(is_wrong), Ordering::Relaxed);
+    };
+    match &tracer {
+        Some(tracer) if args.together > 1 => {
+            for (number, group) in groups(&scenarios, args.together).into_iter().enumerate() {
+                let group: Vec<_> = group
+                    .into_iter()
+                    .map(|scenario| (scenario, setup(scenario)))
+                    .collect();
+                let folder = keep.join(format!("together-{}", number + 1));
+                let outcomes = together::run(&run, tracer, &group, &folder, args.jobs);
+                for ((scenario, setup), outcome) in group.iter().zip(outcomes) {
+                    tell(scenario, setup, outcome);
+                }
+            }
+        }
+        _ => {
+            let next = AtomicUsize::new(0);
+            std::thread::scope(|scope| {
+                for _ in 0..args.jobs {
+                    scope.spawn(|| {
+                        while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
+                            let setup = setup(scenario);
+                            tell(
+                                scenario,
+                                &setup,
+                                xtask::scenario::run::run(&run, scenario, &setup),
+                            );
+                        }
+                    });
                 }
             });
         }
-    });
+    }
     let wrong = wrong.into_inner();
     if wrong > 0 {
         bail!("{wrong} of {} scenarios are wrong", scenarios.len());
     }
     Ok(())
+}
+
+/// Parts the scenarios into groups of at most so many that can have one tracer.
+fn groups(scenarios: &[Scenario], together: usize) -> Vec<Vec<&Scenario>> {
+    let mut groups: Vec<Vec<&Scenario>> = Vec::new();
+    for scenario in scenarios {
+        let fits = |group: &&mut Vec<&Scenario>| {
+            group.len() < together && group.iter().all(|other| together::fit(scenario, other))
+        };
+        match groups.iter_mut().find(fits) {
+            Some(group) => group.push(scenario),
+            None => groups.push(vec![scenario]),
+        }
+    }
+    groups
 }
 
 /// The scenarios that are called so, all when no name is given, each in all its placements or in its first one and those

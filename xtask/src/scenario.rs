@@ -7,6 +7,7 @@ mod program;
 pub mod report;
 pub mod run;
 pub mod stage;
+pub mod together;
 
 use std::{
     collections::BTreeMap,

@@ -1,10 +1,13 @@
 //! A tracer at work: started, waited for, stopped; its trace read as any other program would read it.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
+    io::{BufRead as _, BufReader, Seek as _, SeekFrom},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -27,6 +30,14 @@ pub struct Tracer {
     child: Child,
     folder: PathBuf,
     started: Instant,
+    read: Mutex<ReadSoFar>,
+}
+
+/// What of a growing trace was read: every record but the attempts that succeeded, of which there are many.
+#[derive(Debug, Default)]
+struct ReadSoFar {
+    bytes: u64,
+    records: Vec<Value>,
 }
 
 impl Tracer {
@@ -61,6 +72,7 @@ impl Tracer {
             child: run.spawn(&mut command)?,
             folder: folder.to_owned(),
             started,
+            read: Mutex::default(),
         })
     }
 
@@ -108,6 +120,39 @@ impl Tracer {
     /// The records in its trace so far; a torn last line is left out.
     pub fn records(&self) -> Result<Vec<Value>> {
         records(&self.folder.join("trace.jsonl"))
+    }
+
+    /// How many attempts in its trace so far did not succeed, of one nginx's when its master is given.
+    pub fn n_not_ok(&self, master: Option<u32>) -> Result<usize> {
+        let read = self.read_on()?;
+        let is_wanted = of_instance(&read.records, master);
+        Ok(not_ok(&read.records).filter(|attempt| is_wanted(attempt)).count())
+    }
+
+    /// Takes in the lines that were written since the last look.
+    fn read_on(&self) -> Result<MutexGuard<'_, ReadSoFar>> {
+        let path = self.folder.join("trace.jsonl");
+        let mut so_far = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = &mut *so_far;
+        let mut file = File::open(&path).with_context(|| format!("reading {}", path.display()))?;
+        file.seek(SeekFrom::Start(read.bytes))?;
+        let mut file = BufReader::new(file);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let n = file
+                .read_until(b'\n', &mut line)
+                .with_context(|| format!("reading {}", path.display()))?;
+            if !line.ends_with(b"\n") {
+                return Ok(so_far);
+            }
+            let in_line = || format!("in {}: {}", path.display(), String::from_utf8_lossy(&line));
+            let record: Value = serde_json::from_slice(&line).with_context(in_line)?;
+            read.bytes += u64::try_from(n)?;
+            if record["type"] != "attempt" || record["outcome"] != "ok" {
+                read.records.push(record);
+            }
+        }
     }
 
     /// Sends it a signal.
@@ -199,6 +244,32 @@ pub fn records(path: &Path) -> Result<Vec<Value>> {
 /// The records of one type.
 pub fn of_type<'a>(records: &'a [Value], kind: &str) -> impl Iterator<Item = &'a Value> {
     records.iter().filter(move |record| record["type"] == kind)
+}
+
+/// Whether a record of this trace concerns an nginx, known by its master (or its only process): every record but the
+/// attempts of others. Without a master every record does.
+pub fn of_instance(records: &[Value], master: Option<u32>) -> impl Fn(&Value) -> bool {
+    let workers: Option<HashSet<u64>> = master.map(|master| {
+        let first = of_type(records, "session").take(1);
+        let at_first = first
+            .flat_map(|session| session["nginx"].as_array().into_iter().flatten())
+            .filter(|nginx| nginx["pid"] == master)
+            .flat_map(|nginx| nginx["workers"].as_array().into_iter().flatten());
+        let later = of_type(records, "event")
+            .filter(|event| event["kind"] == "worker-start" && event["master"] == master)
+            .map(|event| &event["pid"]);
+        let workers = at_first.chain(later).filter_map(Value::as_u64);
+        workers.chain([u64::from(master)]).collect()
+    });
+    move |record| {
+        let is_anothers = |workers: &HashSet<u64>| {
+            record["type"] == "attempt"
+                && record["worker"]
+                    .as_u64()
+                    .is_none_or(|pid| !workers.contains(&pid))
+        };
+        !workers.as_ref().is_some_and(is_anothers)
+    }
 }
 
 /// The attempts that did not succeed.

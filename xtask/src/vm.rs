@@ -34,6 +34,10 @@ const MODULES: &[&str] = &["virtio_pci", "9pnet_virtio", "9p", "overlay"];
 const SILENCE: Duration = Duration::from_secs(900);
 /// How many times slower than this machine the emulated one is, for deadlines.
 const SLOWNESS: u32 = 8;
+/// How many scenarios of a guest share a tracer: loading its programs takes longer there than all the rest.
+const TOGETHER: usize = 8;
+/// How many of them are played at the same time.
+const JOBS: usize = 2;
 /// What the guest prints when it begins with what it was booted for; before it the firmware talks.
 const BEGIN: &str = "vm: begin";
 /// How many last lines of the console an error shows.
@@ -52,9 +56,12 @@ pub struct Args {
     /// A shell for a person.
     #[arg(long, conflicts_with = "names")]
     shell: bool,
-    /// Scenarios at the same time; the guest has one processor.
-    #[arg(long, default_value_t = 1)]
+    /// Scenarios played at the same time; the guest has one processor, but much of a scenario is waiting.
+    #[arg(long, default_value_t = JOBS)]
     jobs: usize,
+    /// Scenarios with one tracer.
+    #[arg(long, default_value_t = TOGETHER)]
+    together: usize,
     /// The guest's memory in MiB.
     #[arg(long, default_value_t = 3072)]
     memory: u32,
@@ -74,7 +81,8 @@ impl Args {
             names: Vec::new(),
             command: None,
             shell: false,
-            jobs: 1,
+            jobs: JOBS,
+            together: TOGETHER,
             memory: 3072,
             append: String::new(),
             refresh: false,
@@ -266,7 +274,7 @@ fn command(args: &Args) -> String {
             let mut words = vec![
                 "/vm/bin/xtask scenario --tracer /vm/bin/tracer --keep /vm/scenarios --first-placement"
                     .to_owned(),
-                format!("--jobs {}", args.jobs),
+                format!("--jobs {} --together {}", args.jobs, args.together),
             ];
             words.extend(args.names.iter().map(|name| quoted(name)));
             words.join(" ")

@@ -30,10 +30,9 @@ pub struct Seen<'a> {
 /// Puts a scenario's names into a text.
 type Fill<'a> = &'a dyn Fn(&str) -> Result<String>;
 
-/// What is wrong with a trace; empty: nothing.
+/// What is wrong with the attempts in a trace; empty: nothing. The trace as such: see [`frame`].
 pub fn judge(scenario: &Scenario, fill: Fill<'_>, seen: &Seen<'_>) -> Result<Vec<String>> {
-    let mut problems = frame(seen.records);
-    problems.extend(expectations(scenario, fill, seen.records)?);
+    let mut problems = expectations(scenario, fill, seen.records)?;
     problems.extend(successes(scenario, fill, seen.records)?);
     problems.extend(lines(seen));
     problems.extend(healthy(seen));

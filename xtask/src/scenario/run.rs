@@ -7,11 +7,16 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
 
 use super::{Scenario, Step, error_log, judge, stage, stage::Stage};
 use crate::{
-    lab::{Run, client::LoadReport, slowness, wait_for},
-    traced::{self, RECORDING, Tracer, not_ok},
+    lab::{
+        Run,
+        client::{Load, LoadReport},
+        slowness, wait_for,
+    },
+    traced::{self, RECORDING, Tracer},
 };
 
 /// How long a failed attempt may take from the fault to the trace; neighbours need three seconds to be given up.
@@ -43,13 +48,22 @@ pub enum Outcome {
 
 /// Runs a scenario in a laboratory.
 pub fn run(run: &Run, scenario: &Scenario, setup: &Setup) -> Result<Outcome> {
-    for need in &scenario.needs {
-        if let Err(lacks) = stage::missing(*need) {
-            return Ok(Outcome::Skipped(lacks.to_owned()));
-        }
+    if let Some(lacks) = lacks(scenario) {
+        return Ok(Outcome::Skipped(lacks));
     }
     let mut stage = Stage::set(run, scenario, &setup.nginx)?;
     let played = play(run, scenario, setup, &mut stage);
+    concluded(stage, setup, played)
+}
+
+/// What this machine lacks for a scenario.
+pub(super) fn lacks(scenario: &Scenario) -> Option<String> {
+    let mut needs = scenario.needs.iter();
+    needs.find_map(|need| stage::missing(*need).err().map(str::to_owned))
+}
+
+/// Keeps what a scenario left behind and says how it went.
+pub(super) fn concluded(mut stage: Stage, setup: &Setup, played: Result<Vec<String>>) -> Result<Outcome> {
     // Enforcing, it may also keep the laboratory from its own files.
     stage.selinux = None;
     let names = serde_json::to_string_pretty(stage.names())?;
@@ -66,19 +80,7 @@ pub fn run(run: &Run, scenario: &Scenario, setup: &Setup) -> Result<Outcome> {
 
 fn play(run: &Run, scenario: &Scenario, setup: &Setup, stage: &mut Stage) -> Result<Vec<String>> {
     let lab = &scenario.lab;
-    for step in &lab.before {
-        stage
-            .take(run, step)
-            .with_context(|| format!("before the fault: {step:?}"))?;
-    }
-    // A slow machine is as busy with fewer.
-    let clients = lab.load.div_ceil(usize::try_from(slowness())?);
-    let load = stage.load(clients, lab.load_keeps)?;
-    let wanted = u64::try_from(clients)?;
-    wait_for("healthy traffic", VERDICT_PATIENCE, || match load.answered() {
-        n if n >= wanted => Ok(()),
-        n => Err(format!("{n} requests answered")),
-    })?;
+    let (load, clients) = begin(run, scenario, stage, 1)?;
     let tracer = setup
         .tracer
         .as_ref()
@@ -88,10 +90,73 @@ fn play(run: &Run, scenario: &Scenario, setup: &Setup, stage: &mut Stage) -> Res
             Tracer::attach(run, program, &pid, &arguments, &stage.folder)
         })
         .transpose()?;
+    let healthy = take_steps(run, scenario, stage, load, |wanted| match &tracer {
+        Some(tracer) => await_failures(tracer, wanted, None),
+        None => Ok(()),
+    })?;
+    let Some(tracer) = tracer else {
+        let mut problems = healthy.problems;
+        let log = stage.nginx.error_log();
+        problems.extend(judge::judge_log(
+            scenario,
+            &|text| stage.names().fill(text),
+            &log,
+        )?);
+        return Ok(problems);
+    };
+    let records = tracer.stop()?;
+    let mut problems = judge::frame(&records);
+    if let Some(program) = &setup.tracer {
+        problems.extend(replay_differs(program, &stage.folder, &records)?);
+    }
+    problems.extend(judged(scenario, stage, &records, healthy, clients)?);
+    Ok(problems)
+}
+
+/// Does what comes before the fault, and begins with healthy traffic: how many clients make it.
+pub(super) fn begin(
+    run: &Run,
+    scenario: &Scenario,
+    stage: &mut Stage,
+    together: usize,
+) -> Result<(Load, usize)> {
+    let lab = &scenario.lab;
+    for step in &lab.before {
+        stage
+            .take(run, step)
+            .with_context(|| format!("before the fault: {step:?}"))?;
+    }
+    // A slow machine is as busy with fewer, but some keep their connections and some do not.
+    let slowness = usize::try_from(slowness())?;
+    let clients = lab.load.div_ceil(slowness * together).max(lab.load.min(2));
+    let load = stage.load(clients, lab.load_keeps)?;
+    let wanted = u64::try_from(clients)?;
+    wait_for("healthy traffic", VERDICT_PATIENCE, || match load.answered() {
+        n if n >= wanted => Ok(()),
+        n => Err(format!("{n} requests answered")),
+    })?;
+    Ok((load, clients))
+}
+
+/// What became of healthy traffic while the tracer watched.
+pub(super) struct Healthy {
+    answered: u64,
+    problems: Vec<String>,
+}
+
+/// Takes a scenario's steps, waits for its failures and ends healthy traffic.
+pub(super) fn take_steps(
+    run: &Run,
+    scenario: &Scenario,
+    stage: &mut Stage,
+    load: Load,
+    await_failures: impl Fn(usize) -> Result<()>,
+) -> Result<Healthy> {
+    let lab = &scenario.lab;
     let answered_before = load.answered();
     for step in &lab.steps {
-        match (step, &tracer) {
-            (Step::AwaitFailures(n), Some(tracer)) => await_failures(tracer, *n)?,
+        match step {
+            Step::AwaitFailures(n) => await_failures(*n)?,
             _ => stage
                 .take(run, step)
                 .with_context(|| format!("while doing {step:?}"))?,
@@ -102,58 +167,55 @@ fn play(run: &Run, scenario: &Scenario, setup: &Setup, stage: &mut Stage) -> Res
         .iter()
         .map(|expect| expect.attempts.unwrap_or(usize::from(!expect.optional)))
         .sum();
-    if let Some(tracer) = &tracer {
-        await_failures(tracer, expected)?;
-    }
+    await_failures(expected)?;
     let LoadReport { answered, failed } = load.stop();
-    let mut problems: Vec<String> = failed
-        .into_iter()
-        .filter(|_| !lab.load_suffers)
-        .map(|problem| format!("healthy traffic: {problem}"))
-        .collect();
-    let log = stage.nginx.error_log();
-    match tracer {
-        Some(tracer) => {
-            let records = tracer.stop()?;
-            if let Some(program) = &setup.tracer {
-                let recording = stage.folder.join(RECORDING);
-                let replayed = traced::replay(program, &recording, &stage.folder.join("replayed.jsonl"))?;
-                problems.extend(
-                    traced::first_difference(&records, &replayed)
-                        .map(|difference| format!("live and replay differ: {difference}")),
-                );
-            }
-            let seen = judge::Seen {
-                records: &records,
-                error_log: &log,
-                healthy: answered.saturating_sub(answered_before),
-                clients,
-                inner_pids: &stage.nginx.inner_pids(),
-            };
-            problems.extend(judge::judge(scenario, &|text| stage.names().fill(text), &seen)?);
-        }
-        None => problems.extend(judge::judge_log(
-            scenario,
-            &|text| stage.names().fill(text),
-            &log,
-        )?),
-    }
+    Ok(Healthy {
+        answered: answered.saturating_sub(answered_before),
+        problems: failed
+            .into_iter()
+            .filter(|_| !lab.load_suffers)
+            .map(|problem| format!("healthy traffic: {problem}"))
+            .collect(),
+    })
+}
+
+/// What is wrong with the attempts of a scenario's nginx.
+pub(super) fn judged(
+    scenario: &Scenario,
+    stage: &Stage,
+    records: &[Value],
+    healthy: Healthy,
+    clients: usize,
+) -> Result<Vec<String>> {
+    let mut problems = healthy.problems;
+    let seen = judge::Seen {
+        records,
+        error_log: &stage.nginx.error_log(),
+        healthy: healthy.answered,
+        clients,
+        inner_pids: &stage.nginx.inner_pids(),
+    };
+    problems.extend(judge::judge(scenario, &|text| stage.names().fill(text), &seen)?);
     Ok(problems)
 }
 
-/// Waits until so many attempts that did not succeed are in the trace.
-fn await_failures(tracer: &Tracer, wanted: usize) -> Result<()> {
+pub(super) fn replay_differs(program: &Path, folder: &Path, records: &[Value]) -> Result<Option<String>> {
+    let replayed = traced::replay(program, &folder.join(RECORDING), &folder.join("replayed.jsonl"))?;
+    Ok(traced::first_difference(records, &replayed)
+        .map(|difference| format!("live and replay differ: {difference}")))
+}
+
+/// Waits until so many attempts that did not succeed are in the trace, of one nginx's when its master is given.
+pub(super) fn await_failures(tracer: &Tracer, wanted: usize, master: Option<u32>) -> Result<()> {
     wait_for(
         format!("{wanted} failed attempts in the trace"),
         VERDICT_PATIENCE,
-        || match tracer.records() {
-            Ok(records) => match not_ok(&records).count() {
-                n if n >= wanted => Ok(()),
-                n => Err(format!(
-                    "{n} failed attempts; the tracer said `{}`",
-                    tracer.said().trim()
-                )),
-            },
+        || match tracer.n_not_ok(master) {
+            Ok(n) if n >= wanted => Ok(()),
+            Ok(n) => Err(format!(
+                "{n} failed attempts; the tracer said `{}`",
+                tracer.said().trim()
+            )),
             Err(error) => Err(format!("{error:#}")),
         },
     )

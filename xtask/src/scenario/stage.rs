@@ -21,6 +21,7 @@ use crate::lab::{
     netns::{BEHIND_ROUTER, FAR, FAR6, NEAR, NEAR6, Netns, SERVICE},
     nginx::{Nginx, Start},
     selinux::{self, Selinux},
+    slowness,
     stranger::{ROUTER, Strangers},
 };
 
@@ -28,7 +29,7 @@ use crate::lab::{
 pub const HEALTHY: &str = "healthy";
 /// The healthy upstream without kept connections.
 pub const HEALTHY_NEW: &str = "healthy-new";
-/// How long the healthy backend takes: so many clients times ten requests a second.
+/// How long the healthy backend takes, more on a slow machine: so many clients times ten requests a second.
 const HEALTHY_DELAY_MS: u64 = 100;
 
 /// A stage; everything on it goes when it is dropped, nginx before the namespaces.
@@ -258,7 +259,7 @@ impl Stage {
             datagram: false,
             preforks: false,
             does: Behaviour::Answer(Answer {
-                delay_ms: HEALTHY_DELAY_MS,
+                delay_ms: HEALTHY_DELAY_MS * u64::from(slowness()),
                 ..Answer::default()
             }),
             reports: false,

@@ -1,0 +1,182 @@
+//! Scenarios beside each other, with one tracer that watches the nginx of each: on an emulated machine loading the
+//! programs takes longer than all the rest.
+
+use std::{fs, path::Path, sync::Mutex};
+
+use anyhow::{Context as _, Result, anyhow};
+use serde_json::Value;
+
+use super::{
+    Need, Scenario, judge,
+    run::{
+        Healthy, Outcome, Setup, await_failures, begin, concluded, judged, lacks, replay_differs, take_steps,
+    },
+    stage::Stage,
+};
+use crate::{
+    lab::{Run, client::Load},
+    traced::{Tracer, of_instance},
+};
+
+/// Whether two scenarios can have one tracer.
+#[must_use]
+pub fn fit(one: &Scenario, other: &Scenario) -> bool {
+    // Enforcing, SELinux also concerns the neighbours.
+    let alone = [one, other]
+        .iter()
+        .any(|scenario| scenario.needs.contains(&Need::Selinux));
+    !alone && one.lab.arguments == other.lab.arguments
+}
+
+/// A scenario whose nginx waits for the tracer.
+struct Staged<'a> {
+    scenario: &'a Scenario,
+    setup: &'a Setup,
+    stage: Stage,
+    clients: usize,
+    played: Played,
+}
+
+/// How far it is.
+enum Played {
+    Begun(Load),
+    Done(Healthy),
+    Failed(anyhow::Error),
+}
+
+/// Runs scenarios of which each fits the first; `jobs` of them are played at the same time, and what the tracer itself
+/// writes goes into `folder`. One outcome for each, in their order.
+pub fn run(
+    run: &Run,
+    program: &Path,
+    scenarios: &[(&Scenario, Setup)],
+    folder: &Path,
+    jobs: usize,
+) -> Vec<Result<Outcome>> {
+    let together = scenarios.len();
+    let staged = in_parallel(scenarios.iter().collect(), jobs, |(scenario, setup)| {
+        if let Some(lacks) = lacks(scenario) {
+            return Ok(Err(Outcome::Skipped(lacks)));
+        }
+        let mut stage = Stage::set(run, scenario, &setup.nginx)?;
+        let (clients, played) = match begin(run, scenario, &mut stage, together) {
+            Ok((load, clients)) => (clients, Played::Begun(load)),
+            Err(error) => (0, Played::Failed(error)),
+        };
+        Ok(Ok(Staged {
+            scenario,
+            setup,
+            stage,
+            clients,
+            played,
+        }))
+    });
+    let arguments = scenarios
+        .first()
+        .map(|(scenario, setup)| [&setup.arguments[..], &scenario.lab.arguments].concat())
+        .unwrap_or_default();
+    let tracer = fs::create_dir_all(folder)
+        .with_context(|| format!("making {}", folder.display()))
+        .and_then(|()| Tracer::attach(run, program, "nginx", &arguments, folder));
+    let staged = in_parallel(staged, jobs, |staged: Result<Result<Staged<'_>, Outcome>>| {
+        Ok(staged?.map(|staged| staged.play(run, tracer.as_ref())))
+    });
+    let traced = tracer.and_then(|tracer| {
+        let records = tracer.stop()?;
+        let mut problems = judge::frame(&records);
+        problems.extend(replay_differs(program, folder, &records)?);
+        Ok((records, problems))
+    });
+    staged
+        .into_iter()
+        .map(|staged: Result<Result<Staged<'_>, Outcome>>| match staged? {
+            Ok(staged) => staged.concluded(folder, traced.as_ref()),
+            Err(outcome) => Ok(outcome),
+        })
+        .collect()
+}
+
+impl Staged<'_> {
+    fn master(&self) -> u32 {
+        self.stage.nginx.pid()
+    }
+
+    fn play(mut self, run: &Run, tracer: Result<&Tracer, &anyhow::Error>) -> Self {
+        let master = Some(self.master());
+        let Played::Begun(load) = self.played else {
+            return self;
+        };
+        let played = tracer.map_err(|error| anyhow!("{error:#}")).and_then(|tracer| {
+            take_steps(run, self.scenario, &mut self.stage, load, |wanted| {
+                await_failures(tracer, wanted, master)
+            })
+        });
+        self.played = match played {
+            Ok(healthy) => Played::Done(healthy),
+            Err(error) => Played::Failed(error),
+        };
+        self
+    }
+
+    fn concluded(
+        self,
+        folder: &Path,
+        traced: Result<&(Vec<Value>, Vec<String>), &anyhow::Error>,
+    ) -> Result<Outcome> {
+        let master = self.master();
+        let played = traced
+            .map_err(|error| anyhow!("{error:#}"))
+            .and_then(|(records, problems)| {
+                let is_its = of_instance(records, Some(master));
+                let records: Vec<Value> = records.iter().filter(|record| is_its(record)).cloned().collect();
+                hand_over(folder, &self.stage.folder, &records)?;
+                let healthy = match self.played {
+                    Played::Done(healthy) => healthy,
+                    Played::Failed(error) => return Err(error),
+                    Played::Begun(_) => return Err(anyhow!("it was not played")),
+                };
+                let mut problems = problems.clone();
+                problems.extend(judged(
+                    self.scenario,
+                    &self.stage,
+                    &records,
+                    healthy,
+                    self.clients,
+                )?);
+                Ok(problems)
+            });
+        concluded(self.stage, self.setup, played)
+    }
+}
+
+/// Gives a scenario its part of the trace, and what else the tracer left, whole.
+fn hand_over(from: &Path, to: &Path, records: &[Value]) -> Result<()> {
+    let mut trace = String::new();
+    for record in records {
+        trace.push_str(&record.to_string());
+        trace.push('\n');
+    }
+    fs::write(to.join("trace.jsonl"), trace).context("writing a scenario's part of the trace")?;
+    for name in [crate::traced::RECORDING, "tracer.stdout", "tracer.stderr"] {
+        fs::copy(from.join(name), to.join(name)).with_context(|| format!("keeping {name}"))?;
+    }
+    Ok(())
+}
+
+/// Works on every item, `jobs` at the same time; the results in the items' order.
+fn in_parallel<T: Send, R: Send>(items: Vec<T>, jobs: usize, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+    let mut done: Vec<Option<R>> = items.iter().map(|_| None).collect();
+    let left = Mutex::new(items.into_iter().zip(&mut done));
+    let next = || left.lock().ok()?.next();
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while let Some((item, done)) = next() {
+                    *done = Some(work(item));
+                }
+            });
+        }
+    });
+    drop(left);
+    done.into_iter().flatten().collect()
+}
