@@ -11,6 +11,7 @@ mod follow;
 mod ground;
 mod hunts;
 mod input;
+mod packaged;
 mod referee;
 mod regressions;
 mod replay;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
     trials.extend(deaf::trials(&ground));
     trials.extend(input::trials(&ground));
     trials.extend(scenarios::trials(&ground));
+    trials.extend(packaged::trials(&ground));
     trials.extend(regressions::trials(&ground));
     trials.extend(follow::trials(&ground));
     trials.extend(demo::trials(&ground));

@@ -24,8 +24,8 @@ use self::{
 };
 use crate::{
     event::{
-        Backend, ConnId, EndKind, Errno, Event, Exchange, ExchangeId, Input, Ktime, Limits, Line, LineId,
-        LogLine, LossClass, Output, Peer, Pid, Question, RetryOf,
+        Backend, Balancing, ConnId, EndKind, Errno, Event, Exchange, ExchangeId, Input, Ktime, Limits, Line,
+        LineId, LogLine, LossClass, Output, Peer, Pid, Question, RetryOf,
     },
     model::{Attempt, NoteEvent, Outcome, Phase, Request},
 };
@@ -148,6 +148,8 @@ struct ClientTry {
     number: u64,
     n: u32,
     at: Ktime,
+    /// nginx had no peer left: what comes next is another request's.
+    is_last: bool,
     upstream: Option<String>,
     upstreams: Vec<String>,
 }
@@ -191,7 +193,9 @@ struct Pending {
     /// The names that its peer may come from.
     resolved: Resolved,
     /// The peers of its upstream, for an attempt without a peer.
-    upstream_peers: BTreeSet<Peer>,
+    upstream_peers: BTreeMap<Peer, Option<Balancing>>,
+    /// Those that share a `zone` with its worker.
+    siblings: Option<(Pid, Ktime)>,
     deadline: Ktime,
     /// How often the clock ticked since: a tracer that was starved reads its sources late, and all at once.
     ticks: u8,
@@ -757,7 +761,8 @@ impl Engine {
             client_left,
             limits,
             resolved: Resolved::default(),
-            upstream_peers: BTreeSet::new(),
+            upstream_peers: BTreeMap::new(),
+            siblings: None,
             deadline,
             ticks: 0,
             asked: Vec::new(),
@@ -1144,7 +1149,7 @@ impl Engine {
         });
         let before = connection
             .and_then(|connection| self.clients.last(&(worker, connection)).cloned())
-            .filter(|before| at.since(before.at) <= HANDLER);
+            .filter(|before| !before.is_last && at.since(before.at) <= HANDLER);
         if let Some(peer) = &peer {
             self.remember_place(peer);
         }
@@ -1210,7 +1215,8 @@ impl Engine {
             client_left: None,
             limits: names.limits,
             resolved: Resolved::default(),
-            upstream_peers: BTreeSet::new(),
+            upstream_peers: BTreeMap::new(),
+            siblings: None,
             deadline: self.deadline(at),
             ticks: 0,
             asked: Vec::new(),
@@ -1357,7 +1363,9 @@ impl Engine {
             attempt.retry = line
                 .connection
                 .and_then(|connection| self.clients.last(&(line.worker, connection)))
-                .filter(|before| line.at.since(before.at) <= HANDLER && before.number != number)
+                .filter(|before| {
+                    !before.is_last && line.at.since(before.at) <= HANDLER && before.number != number
+                })
                 .map(|before| (before.number, before.n.saturating_add(1)));
         }
         attempt.nginx_says = Some(said.text.clone());
@@ -1367,6 +1375,7 @@ impl Engine {
                 number,
                 n,
                 at: line.at,
+                is_last: attempt.outcome == Outcome::NoLiveUpstreams,
                 upstream: attempt.upstream.clone(),
                 upstreams: attempt.upstreams.clone(),
             };
@@ -1493,6 +1502,7 @@ impl Engine {
             && let Some(upstream) = &pending.attempt.upstream
         {
             pending.upstream_peers = self.configurations.peers_of(pending.attempt.worker, upstream);
+            pending.siblings = self.configurations.siblings(pending.attempt.worker);
         }
     }
 
@@ -1519,6 +1529,7 @@ impl Engine {
                     number,
                     n: attempt.retry.map_or(1, |(_, n)| n),
                     at: line.at,
+                    is_last: attempt.outcome == Outcome::NoLiveUpstreams,
                     upstream: attempt.upstream.clone(),
                     upstreams: attempt.upstreams.clone(),
                 };
@@ -1731,8 +1742,11 @@ impl Engine {
                 attempt: attempt.number,
                 at: attempt.ended_at,
                 worker: attempt.worker,
+                siblings: self.configurations.siblings(attempt.worker),
                 peer: peer.clone(),
                 cause: cause.id,
+                retry_of: attempt.retry.map(|(number, _)| number),
+                is_counted: is_counted(&attempt),
             };
             self.around.failed(&attempt.upstreams, &failure);
         }
@@ -1851,6 +1865,7 @@ impl Pending {
             limits: &self.limits,
             resolved: &self.resolved,
             upstream_peers: &self.upstream_peers,
+            siblings: self.siblings,
             may_wait,
         }
     }
@@ -1904,6 +1919,22 @@ impl Pending {
             | Meaning::Nothing => false,
         }
     }
+}
+
+/// Whether nginx's balancer counts it as a failure of the peer: it does not once it passes on the answer, nor when it had
+/// no socket to try with.
+fn is_counted(attempt: &Attempt) -> bool {
+    attempt.nginx_says.as_deref().is_none_or(|says| {
+        let is_late = [
+            "while reading upstream",
+            "while sending to client",
+            "while proxying upgraded connection",
+        ]
+        .iter()
+        .any(|phase| says.ends_with(phase));
+        let is_own = says.starts_with("bind(") || says.starts_with("socket()");
+        !is_late && !is_own
+    })
 }
 
 fn find_retry(tries: &Keyed<Origin, (u64, u32)>, of: Option<RetryOf>) -> Option<(u64, u32)> {

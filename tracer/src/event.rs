@@ -578,6 +578,22 @@ pub struct ConfiguredPeer {
     pub upgrades: bool,
     /// Timeouts and balancing that apply, where they are certain.
     pub limits: Limits,
+    /// When nginx stops trying it; `None` in recordings that do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balancing: Option<Balancing>,
+}
+
+/// What makes nginx's balancer leave a peer out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balancing {
+    /// `max_fails`: so many failures disable it; 0: none ever does, as where it is its upstream's only peer.
+    pub max_fails: u32,
+    /// `fail_timeout`.
+    pub fail_timeout_ms: u64,
+    /// `max_conns`; 0: no limit.
+    pub max_conns: u32,
+    /// The upstream has a `zone`: its workers count together.
+    pub is_shared: bool,
 }
 
 /// A host name that nginx resolves when it reads its configuration, and keeps the addresses of until it does so again.

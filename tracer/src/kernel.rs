@@ -50,9 +50,33 @@ pub struct KernelOptions {
     /// Only what nginx's own processes execute can become one of them.
     pub by_parentage: bool,
     /// Executables whose log function is heard, as paths that lead to the right inode (`/proc/PID/exe`).
-    pub executables: Vec<PathBuf>,
+    pub executables: Vec<(PathBuf, Voice)>,
     /// The programs speak of themselves.
     pub verbose: bool,
+}
+
+/// Which form an executable's log function has: forks have changed it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Voice {
+    /// nginx's, and that of most others.
+    #[default]
+    Nginx,
+    /// freenginx's since 1.27.2.
+    Freenginx,
+    /// Angie's since 1.12.
+    Angie,
+}
+
+impl Voice {
+    const ALL: [Self; 3] = [Self::Nginx, Self::Freenginx, Self::Angie];
+
+    fn program(self) -> &'static str {
+        match self {
+            Self::Nginx => "nginx_logs",
+            Self::Freenginx => "freenginx_logs",
+            Self::Angie => "angie_logs",
+        }
+    }
 }
 
 /// The loaded and attached programs; dropping it detaches and unloads everything.
@@ -245,7 +269,12 @@ impl Kernel {
         Ok(is_preemptible)
     }
 
-    fn attach_hook(&mut self, hook: &Hook, btf: &Btf, executables: &[PathBuf]) -> Result<String, String> {
+    fn attach_hook(
+        &mut self,
+        hook: &Hook,
+        btf: &Btf,
+        executables: &[(PathBuf, Voice)],
+    ) -> Result<String, String> {
         let mut whys: Vec<String> = Vec::new();
         for way in hook.ways {
             match self.attach_way(way, btf, executables) {
@@ -264,7 +293,7 @@ impl Kernel {
         &mut self,
         way: &'static [(&'static str, Attach)],
         btf: &Btf,
-        executables: &[PathBuf],
+        executables: &[(PathBuf, Voice)],
     ) -> Result<(), String> {
         for (_, attach) in way {
             if let Attach::Tracepoint(name) = attach
@@ -304,7 +333,7 @@ impl Kernel {
         name: &str,
         attach: Attach,
         btf: &Btf,
-        executables: &[PathBuf],
+        executables: &[(PathBuf, Voice)],
     ) -> Result<()> {
         let program = self
             .ebpf
@@ -338,13 +367,14 @@ impl Kernel {
                 program.detach(link)?;
             }
             Attach::Uprobe(function) => {
-                let program: &mut UProbe = program.try_into()?;
-                program.load()?;
+                for voice in Voice::ALL {
+                    self.voice(voice)?.load()?;
+                }
                 self.uprobe_loaded = true;
                 let mut last = None;
                 let mut any = executables.is_empty();
-                for executable in executables {
-                    match hear_program(program, function, executable) {
+                for (executable, voice) in executables {
+                    match hear_program(self.voice(*voice)?, function, executable) {
                         Ok(()) => {
                             self.heard.insert(executable.clone());
                             any = true;
@@ -384,16 +414,20 @@ impl Kernel {
     ///
     /// # Errors
     /// The uprobe is not loaded, or the executable does not export the function.
-    pub fn hear(&mut self, executable: &std::path::Path) -> Result<()> {
+    pub fn hear(&mut self, executable: &std::path::Path, voice: Voice) -> Result<()> {
         if !self.uprobe_loaded {
             bail!("nginx-log is not attached");
         }
-        let program: &mut UProbe = self
+        hear_program(self.voice(voice)?, "ngx_log_error_core", executable)
+    }
+
+    fn voice(&mut self, voice: Voice) -> Result<&mut UProbe> {
+        let name = voice.program();
+        let program = self
             .ebpf
-            .program_mut("nginx_logs")
-            .context("no program nginx_logs in the object")?
-            .try_into()?;
-        hear_program(program, "ngx_log_error_core", executable)
+            .program_mut(name)
+            .with_context(|| format!("no program {name} in the object"))?;
+        Ok(program.try_into()?)
     }
 
     /// The ring of records.

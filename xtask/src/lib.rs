@@ -12,6 +12,8 @@ pub mod traced;
 
 use std::{env, fs, path::PathBuf};
 
+use anyhow::{Context as _, Result};
+
 /// A program on PATH or in the administrator's folders; `php-fpm` also finds `php-fpm8.2`.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
@@ -32,4 +34,15 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
                 is_version.then(|| entry.path())
             })
         })
+}
+
+/// Where this project keeps what it fetches or makes for this user.
+pub fn data_folder() -> Result<PathBuf> {
+    let base = match env::var_os("XDG_DATA_HOME") {
+        Some(base) => PathBuf::from(base),
+        None => env::home_dir()
+            .context("no home folder: set HOME or XDG_DATA_HOME")?
+            .join(".local/share"),
+    };
+    Ok(base.join("tracer"))
 }

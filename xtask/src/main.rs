@@ -1,5 +1,6 @@
 //! The project's own automation: one verb per file.
 
+mod apt;
 mod bench;
 mod demo;
 mod docs;

@@ -2,14 +2,14 @@
 
 use std::{
     fmt::Write as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use xtask::{
-    lab::Run,
+    lab::{Run, nginx::packaged::Packaged},
     scenario::{
         Scenario,
         report::Report,
@@ -29,6 +29,10 @@ pub struct Args {
     /// The tracer to use; without it, one is built.
     #[arg(long, conflicts_with = "without_tracer")]
     tracer: Option<PathBuf>,
+    /// The nginx to use: an executable, or one of Debian's suites that `cargo xtask setup` has fetched it from
+    /// (`trixie`, `sid`); without it, the one on PATH.
+    #[arg(long)]
+    nginx: Option<PathBuf>,
     /// Where traces, recordings and logs are kept; without it, target/scenarios.
     #[arg(long)]
     keep: Option<PathBuf>,
@@ -53,6 +57,7 @@ impl Args {
             names,
             without_tracer: false,
             tracer: Some(build_tracer(true)?),
+            nginx: None,
             keep: Some(keep),
             jobs,
             together: 1,
@@ -79,7 +84,10 @@ pub fn run(args: &Args) -> Result<()> {
         !scenarios.is_empty(),
         "no scenario is called so: see tests/scenarios"
     );
-    let nginx = find_nginx()?;
+    let nginx = match &args.nginx {
+        Some(nginx) => other_nginx(nginx)?,
+        None => find_nginx()?,
+    };
     let setup = |scenario: &Scenario| Setup {
         tracer: tracer.clone(),
         nginx: nginx.clone(),
@@ -149,6 +157,16 @@ fn groups(scenarios: &[Scenario], together: usize) -> Vec<Vec<&Scenario>> {
         }
     }
     groups
+}
+
+/// An nginx that is asked for: a suite's, or an executable.
+fn other_nginx(asked: &Path) -> Result<PathBuf> {
+    match asked.to_str().and_then(Packaged::by_suite) {
+        Some(packaged) => packaged.find().map_err(anyhow::Error::msg),
+        None => asked
+            .canonicalize()
+            .with_context(|| format!("looking for nginx at {}", asked.display())),
+    }
 }
 
 /// The scenarios that are called so, all when no name is given, each in all its placements or in its first one and those

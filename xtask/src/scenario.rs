@@ -229,6 +229,9 @@ pub struct Nginx {
     /// Files of /etc that only this nginx sees, by name; they lie in the folder `etc` of the scenario's own folder.
     #[serde(default)]
     pub etc: BTreeMap<String, String>,
+    /// Put behind the TCP address it listens on: `reuseport`.
+    #[serde(default)]
+    pub listen: String,
     /// How many workers.
     #[serde(default = "two")]
     pub workers: usize,
@@ -582,6 +585,9 @@ pub struct Succeeds {
     /// How many of them on a connection that had been used before.
     #[serde(default)]
     pub reused: Option<usize>,
+    /// How many of them after a failed attempt of the same request.
+    #[serde(default)]
+    pub retries: Option<usize>,
 }
 
 impl Scenario {

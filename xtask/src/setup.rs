@@ -11,7 +11,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum;
-use xtask::find_program;
+use xtask::{data_folder, find_program, lab::nginx::packaged};
+
+use crate::apt::Apt;
 
 /// The toolchain's name: `tracer/build.rs` looks for it.
 const TOOLCHAIN: &str = "bpf";
@@ -184,6 +186,12 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
     if args.check {
+        for packaged in packaged::ALL {
+            match packaged.find() {
+                Ok(_) => println!("there    nginx of Debian's {}", packaged.suite),
+                Err(why) => println!("missing  {why}"),
+            }
+        }
         match working_toolchain() {
             Ok(name) => println!("there    BPF toolchain `{name}`"),
             Err(why) => println!("missing  BPF toolchain: {why}"),
@@ -191,9 +199,38 @@ pub fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     apt_install(&missing)?;
+    other_nginxes();
     bpf_toolchain(args.bpf)?;
     println!("ready");
     Ok(())
+}
+
+/// Fetches the nginx of other suites; nothing but their own tests needs them.
+fn other_nginxes() {
+    for packaged in packaged::ALL {
+        let there = match packaged.find() {
+            Ok(_) => Ok(()),
+            Err(why) => {
+                println!("missing  {why}");
+                fetch_nginx(packaged)
+            }
+        };
+        match there {
+            Ok(()) => println!("there    nginx of Debian's {}", packaged.suite),
+            Err(error) => println!("         its tests will be skipped: {error:#}"),
+        }
+    }
+}
+
+/// Fetches a suite's nginx with the libraries it was built with.
+fn fetch_nginx(packaged: &packaged::Packaged) -> Result<()> {
+    let folder = packaged.folder()?;
+    if folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("emptying {}", folder.display()))?;
+    }
+    // A version that is a little older shows as much.
+    let root = Apt::of(packaged.suite, false, &folder)?.unpack(packaged::PACKAGES)?;
+    packaged.accept(&root)
 }
 
 /// Makes sure that there is a toolchain for BPF.
@@ -457,17 +494,6 @@ pub fn is_root() -> bool {
 
 fn on_path(program: &str) -> bool {
     find_program(program).is_some()
-}
-
-/// Where this project keeps what it fetches or makes for this user.
-pub fn data_folder() -> Result<PathBuf> {
-    let base = match env::var_os("XDG_DATA_HOME") {
-        Some(base) => PathBuf::from(base),
-        None => env::home_dir()
-            .context("no home folder: set HOME or XDG_DATA_HOME")?
-            .join(".local/share"),
-    };
-    Ok(base.join("tracer"))
 }
 
 /// Makes `at` a link to `target`, whatever it was before.

@@ -22,11 +22,30 @@ const WARN: u64 = 5;
 /// 1.31. `ngx_log_t`: level, file, connection (16), disk_full_time, handler, data, writer, wdata, action (64).
 #[uprobe]
 pub fn nginx_logs(ctx: ProbeContext) -> u32 {
+    hear::<2, 64>(&ctx)
+}
+
+/// The same in freenginx since 1.27.2, whose `ngx_log_t` has no disk_full_time: action (56).
+#[uprobe]
+pub fn freenginx_logs(ctx: ProbeContext) -> u32 {
+    hear::<2, 56>(&ctx)
+}
+
+/// `void ngx_log_error_core(ngx_uint_t level, ngx_log_t *log, const char *filename, ngx_err_t err, const char *fmt, ...)`,
+/// Angie since 1.12. `ngx_log_t`: level, file, connection (16), …, action (64).
+#[uprobe]
+pub fn angie_logs(ctx: ProbeContext) -> u32 {
+    hear::<3, 64>(&ctx)
+}
+
+/// `ERR` is the number of the argument `err`, `ACTION` the place of `action` in `ngx_log_t`.
+#[inline(always)]
+fn hear<const ERR: usize, const ACTION: u64>(ctx: &ProbeContext) -> u32 {
     let (Some(level), Some(log), Some(errno), Some(format)) = (
         ctx.arg::<u64>(0),
         ctx.arg::<u64>(1),
-        ctx.arg::<u64>(2),
-        ctx.arg::<u64>(3),
+        ctx.arg::<u64>(ERR),
+        ctx.arg::<u64>(ERR + 1),
     ) else {
         return 0;
     };
@@ -36,7 +55,7 @@ pub fn nginx_logs(ctx: ProbeContext) -> u32 {
     let pid = current_pid();
     let Some(owner) = worker(pid) else { return 0 };
     let at = now();
-    say!(&ctx, "nginx {} logs at level {}", pid, level);
+    say!(ctx, "nginx {} logs at level {}", pid, level);
     // SAFETY: the helper checks the address.
     let connection = unsafe { bpf_probe_read_user((log + 16) as *const u64) }.unwrap_or(0);
     // A line without a connection (a syslog that hears nothing) may be written while another is: it ends nothing.
@@ -62,7 +81,7 @@ pub fn nginx_logs(ctx: ProbeContext) -> u32 {
         (*line).route_errno = owner.route_errno;
         (*line).route_daddr = owner.route_daddr;
         let _ = bpf_probe_read_user_str_bytes(format as *const u8, &mut (*line).format);
-        let action: u64 = bpf_probe_read_user((log + 64) as *const u64).unwrap_or(0);
+        let action: u64 = bpf_probe_read_user((log + ACTION) as *const u64).unwrap_or(0);
         if action != 0 {
             let _ = bpf_probe_read_user_str_bytes(action as *const u8, &mut (*line).action);
         }
@@ -74,7 +93,7 @@ pub fn nginx_logs(ctx: ProbeContext) -> u32 {
         } else {
             Says::Other
         };
-        let text = argument(&ctx, &(*line).format);
+        let text = argument(ctx, &(*line).format, ERR + 2);
         if let Some((data, len)) = text {
             let len = if len > 127 { 127 } else { len };
             // The verifier needs the bound as a mask.
@@ -102,7 +121,7 @@ fn is_refusal(format: &[u8; 64]) -> bool {
 
 /// The first text argument: a `%V` takes a pointer to `{len, data}`, a `%*s` the length and the text.
 #[inline(always)]
-fn argument(ctx: &ProbeContext, format: &[u8; 64]) -> Option<(u64, u64)> {
+fn argument(ctx: &ProbeContext, format: &[u8; 64], first: usize) -> Option<(u64, u64)> {
     let mut at = 64usize;
     for i in 0..60 {
         if at == 64 && format[i] == b'%' {
@@ -112,19 +131,20 @@ fn argument(ctx: &ProbeContext, format: &[u8; 64]) -> Option<(u64, u64)> {
     if at >= 60 {
         return None;
     }
-    let first: u64 = ctx.arg(4)?;
+    let value: u64 = ctx.arg(first)?;
     match format[at + 1] {
         b'V' => {
             // SAFETY: the helper checks the address.
             let (len, data) = unsafe {
                 (
-                    bpf_probe_read_user(first as *const u64).ok()?,
-                    bpf_probe_read_user((first + 8) as *const u64).ok()?,
+                    bpf_probe_read_user(value as *const u64).ok()?,
+                    bpf_probe_read_user((value + 8) as *const u64).ok()?,
                 )
             };
             Some((data, len))
         }
-        b'*' => Some((ctx.arg(5)?, first)),
+        // The seventh argument is on the stack: such a text is left to the log file.
+        b'*' => Some((ctx.arg(first + 1)?, value)),
         _ => None,
     }
 }

@@ -1,7 +1,7 @@
 //! `tracer check`: what works on this host, by really attaching; what is lost without the rest; what of nginx's
 //! configuration was understood.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, path::PathBuf};
 
 use serde_json::json;
 
@@ -17,6 +17,7 @@ use crate::{
     },
     privilege,
     session::Origin,
+    source::live,
 };
 
 /// Runs the command.
@@ -80,7 +81,11 @@ fn hooks(found: &[Found]) -> anyhow::Result<Vec<HookStatus>> {
     let kernel = Kernel::load(&KernelOptions {
         executables: found
             .iter()
-            .map(|found| format!("/proc/{}/exe", found.instance.pid).into())
+            .map(|found| {
+                let path = PathBuf::from(format!("/proc/{}/exe", found.instance.pid));
+                let voice = live::voice(&path);
+                (path, voice)
+            })
             .collect(),
         ..KernelOptions::default()
     })?;

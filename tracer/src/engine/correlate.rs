@@ -7,7 +7,9 @@ use std::{
 
 use crate::{
     engine::message,
-    event::{Config, ConfiguredName, ConfiguredPeer, Ktime, Limits, Line, LineId, LogLine, Peer, Pid},
+    event::{
+        Balancing, Config, ConfiguredName, ConfiguredPeer, Ktime, Limits, Line, LineId, LogLine, Peer, Pid,
+    },
 };
 
 /// What an attempt's address is called.
@@ -244,14 +246,20 @@ impl Configurations {
             .min()
     }
 
-    /// The addresses of one upstream in this worker's configuration.
-    pub fn peers_of(&self, worker: Pid, upstream: &str) -> BTreeSet<Peer> {
+    /// The addresses of one upstream in this worker's configuration, and when nginx leaves them out.
+    pub fn peers_of(&self, worker: Pid, upstream: &str) -> BTreeMap<Peer, Option<Balancing>> {
         self.generation(worker)
             .into_iter()
             .flat_map(|generation| &generation.config.peers)
             .filter(|peer| peer.upstream == upstream)
-            .map(|peer| peer.peer.clone())
+            .map(|peer| (peer.peer.clone(), peer.balancing))
             .collect()
+    }
+
+    /// The workers with which a worker shares what a `zone` holds, by their master and when it read its files.
+    pub fn siblings(&self, worker: Pid) -> Option<(Pid, Ktime)> {
+        let master = self.workers.get(&worker).map_or(worker, |(master, _)| *master);
+        Some((master, self.generation(worker)?.since))
     }
 
     /// Whether the address is a resolver of this worker's configuration.

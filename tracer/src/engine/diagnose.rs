@@ -3,7 +3,7 @@
 //! Invariant: a cause never comes from nginx's words where the kernel's evidence exists, and what could not be seen
 //! (a hook that is missing, records that were lost) lowers the confidence and is said.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::{
     engine::{
@@ -11,7 +11,7 @@ use crate::{
         message::Said,
         surroundings::{SECOND, Surroundings},
     },
-    event::{Errno, Exchange, Ktime, Limits, Line, Peer, Question},
+    event::{Balancing, Errno, Exchange, Ktime, Limits, Line, Peer, Pid, Question},
     model::{Attempt, Confidence, Evidence, FieldValue, Outcome, Phase, Verdict},
 };
 
@@ -57,8 +57,10 @@ pub struct Subject<'a> {
     pub limits: &'a Limits,
     /// The configured names that the attempt's address may come from; filled in for attempts that failed.
     pub resolved: &'a Resolved,
-    /// Every peer of the attempt's upstream, for attempts without a peer.
-    pub upstream_peers: &'a BTreeSet<Peer>,
+    /// Every peer of the attempt's upstream, and when nginx leaves it out, for attempts without a peer.
+    pub upstream_peers: &'a BTreeMap<Peer, Option<Balancing>>,
+    /// Those that share a `zone` with its worker, by master and when that read its files; likewise.
+    pub siblings: Option<(Pid, Ktime)>,
     /// More evidence may still come; later, a check has to decide with what there is.
     pub may_wait: bool,
 }

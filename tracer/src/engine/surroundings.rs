@@ -236,10 +236,16 @@ pub struct PastFailure {
     pub at: Ktime,
     /// In which worker.
     pub worker: Pid,
+    /// Those that share a `zone` with it, by master and when that read its files.
+    pub siblings: Option<(Pid, Ktime)>,
     /// At which peer.
     pub peer: Peer,
     /// With which headline.
     pub cause: &'static str,
+    /// The attempt that this one retried.
+    pub retry_of: Option<u64>,
+    /// nginx's balancer counts it against the peer.
+    pub is_counted: bool,
 }
 
 /// What SELinux denied to a worker, and what the worker did next.

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::*;
 use crate::{
     event::{
-        Answer, Config, ConfiguredPeer, ConnId, Denial, Exit, Icmp, Listener, Netns, PathComponent, ResetBy,
-        RouteError, Sock, Task, TcpState, Told, Tuple, UnixPath, UnixSocket,
+        Answer, Balancing, Config, ConfiguredPeer, ConnId, Denial, Exit, Icmp, Listener, Netns,
+        PathComponent, ResetBy, RouteError, Sock, Task, TcpState, Told, Tuple, UnixPath, UnixSocket,
     },
     model::{Confidence, Finding, HookStatus, Summary},
 };
@@ -1222,6 +1222,41 @@ fn a_keepalive_race_needs_the_end_before_the_request() {
 }
 
 #[test]
+fn a_reset_that_answers_the_request_itself_is_no_keepalive_race() {
+    // The send is told of once it is over: a rule's reset comes before that.
+    let rejected = |to: &str, backend: Option<Backend>| Exchange {
+        acked: 0,
+        backend,
+        ..reset(sent_again(to, ms(2)), us(988))
+    };
+    let rule = |to: &str| Event::Dropped {
+        at: us(989),
+        netns: HERE,
+        tuple: syn(to),
+        flags: 0x18,
+        reason: Some("NETFILTER_DROP".to_owned()),
+        location: None,
+        conn: None,
+    };
+    let open = Some(Backend {
+        read: 0,
+        first_read_at: None,
+        last_read_at: None,
+        ..reader()
+    });
+    assert_eq!(
+        named(vec![rule(APP)], rejected(APP, open.clone())),
+        ("firewall-reset", Confirmed)
+    );
+    assert_eq!(
+        named(vec![rule(FAR)], rejected(FAR, None)),
+        ("firewall-reset", Confirmed)
+    );
+    assert_eq!(named(vec![], rejected(APP, open)).0, "unknown");
+    assert_eq!(named(vec![], rejected(FAR, None)), ("reset-remotely", Confirmed));
+}
+
+#[test]
 fn what_the_backend_did_may_be_told_after_the_exchange() {
     let mut lab = Lab::new();
     let open = Backend { read: 40, ..reader() };
@@ -1740,6 +1775,12 @@ fn configured(upstream: &str, address: &str) -> ConfiguredPeer {
             read_timeout_ms: Some(60_000),
             ..Limits::default()
         },
+        balancing: Some(Balancing {
+            max_fails: 1,
+            fail_timeout_ms: 10_000,
+            max_conns: 0,
+            is_shared: false,
+        }),
     }
 }
 
@@ -1882,10 +1923,8 @@ fn lines_of_two_workers_in_the_same_nanosecond_are_two() {
     }
 }
 
-#[test]
-fn no_live_upstreams_names_the_failures_behind_it() {
-    let mut lab = Lab::new();
-    configure(&mut lab, ms(-8000), vec![configured("api", APP)]);
+/// A refusal at [`APP`], and 150 µs later, for the same client, nobody whom nginx would try.
+fn refused_then_nobody(lab: &mut Lab) -> Attempt {
     lab.see(no_socket(APP));
     lab.see(Event::Line(line(1, us(150), "connect() failed", Some(111))));
     lab.end(Exchange {
@@ -1896,14 +1935,22 @@ fn no_live_upstreams_names_the_failures_behind_it() {
         us(300),
         Input::Kernel(Event::Line(line(2, us(300), "no live upstreams", None))),
     );
-    lab.tell(ms(400), Input::Tick);
-    let attempts = lab.attempts();
-    let last = attempts.last().expect("two attempts");
+    for at in [400, 700, 1000] {
+        lab.tell(ms(at), Input::Tick);
+    }
+    (*lab.attempts().last().expect("two attempts")).clone()
+}
+
+#[test]
+fn no_live_upstreams_names_the_failures_behind_it() {
+    let mut lab = Lab::new();
+    configure(&mut lab, ms(-8000), vec![configured("api", APP)]);
+    let last = refused_then_nobody(&mut lab);
     assert_eq!(
         (last.outcome, last.peer.clone(), last.upstream.as_deref()),
         (Outcome::NoLiveUpstreams, None, Some("api"))
     );
-    assert_eq!(verdict(last), ("no-live-upstreams", Confirmed));
+    assert_eq!(verdict(&last), ("no-live-upstreams", Confirmed));
     assert!(
         last.cause
             .as_ref()
@@ -1911,6 +1958,70 @@ fn no_live_upstreams_names_the_failures_behind_it() {
         "{last:#?}"
     );
     assert_eq!(last.retry, Some((1, 2)));
+    // Nobody left was that request's end: what comes next for the client is another's.
+    for (number, at) in [(3, ms(1003)), (4, ms(1004))] {
+        let event = Event::Line(line(number, at, "no live upstreams", None));
+        lab.tell(at, Input::Kernel(event));
+    }
+    for at in [1400, 1700, 2000] {
+        lab.tell(ms(at), Input::Tick);
+    }
+    let retries: Vec<_> = lab.attempts().iter().map(|attempt| attempt.retry).collect();
+    assert_eq!(retries, [None, Some((1, 2)), None, None]);
+}
+
+#[test]
+fn a_failure_that_disables_no_peer_is_not_why_nginx_has_none() {
+    let balanced = |balancing: Balancing| {
+        let mut lab = Lab::new();
+        let only = ConfiguredPeer {
+            balancing: Some(balancing),
+            ..configured("api", APP)
+        };
+        configure(&mut lab, ms(-8000), vec![only]);
+        verdict(&refused_then_nobody(&mut lab))
+    };
+    let usual = configured("api", APP).balancing.expect("the usual balancing");
+    let cases = [
+        (usual, Confirmed),
+        (
+            Balancing {
+                max_fails: 0,
+                ..usual
+            },
+            Likely,
+        ),
+        (
+            Balancing {
+                fail_timeout_ms: 0,
+                max_conns: 1,
+                ..usual
+            },
+            Likely,
+        ),
+        (
+            Balancing {
+                max_conns: 1,
+                ..usual
+            },
+            Confirmed,
+        ),
+        (
+            Balancing {
+                max_conns: 1,
+                max_fails: 2,
+                ..usual
+            },
+            Likely,
+        ),
+    ];
+    for (balancing, confidence) in cases {
+        assert_eq!(
+            balanced(balancing),
+            ("no-live-upstreams", confidence),
+            "{balancing:?}"
+        );
+    }
 }
 
 #[test]

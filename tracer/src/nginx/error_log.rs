@@ -174,6 +174,8 @@ struct Fields<'a> {
     subrequest: Option<&'a str>,
     upstream: Option<&'a str>,
     host: Option<&'a str>,
+    /// As Angie writes since 1.12: the client and the server are quoted, and the request is a `request_line`.
+    is_angies: bool,
     /// `bytes from/to client:…` and what else stands at the end of a stream line.
     tail: Option<&'a str>,
 }
@@ -190,9 +192,19 @@ impl<'a> Fields<'a> {
             fields.upstream = Some(quoted(rest).0);
             return (message, fields);
         };
-        (fields.client, rest) = plain(rest);
+        fields.is_angies = rest.starts_with('"');
+        let unquoted = if fields.is_angies { in_quotes } else { plain };
+        (fields.client, rest) = unquoted(rest);
         if let Some(behind) = rest.strip_prefix(", server: ") {
-            (fields.server, rest) = plain(behind);
+            (fields.server, rest) = unquoted(behind);
+        }
+        if let Some(behind) = rest
+            .strip_prefix(", request_line: \"")
+            .filter(|_| fields.is_angies)
+        {
+            let value;
+            (value, rest) = request(behind);
+            fields.request = Some(value);
         }
         for (name, field) in [
             (", request: \"", &mut fields.request),
@@ -221,6 +233,12 @@ impl<'a> Fields<'a> {
 fn plain(text: &str) -> (Option<&str>, &str) {
     let end = text.find(", ").unwrap_or(text.len());
     (Some(&text[..end]), &text[end..])
+}
+
+/// A value in quotes in which none can be.
+fn in_quotes(text: &str) -> (Option<&str>, &str) {
+    let value = text.strip_prefix('"').and_then(|text| text.split_once('"'));
+    value.map_or((None, text), |(value, rest)| (Some(value), rest))
 }
 
 /// What may follow a quoted value.
@@ -338,9 +356,14 @@ fn stored_text(line: &str, rest: &str, message: &str, fields: &Fields<'_>) -> St
             _ => format!("{method} {path}"),
         }
     });
-    add("client", fields.client, "");
-    add("server", fields.server, "");
-    add("request", request.as_deref(), "\"");
+    let (quote, request_name) = if fields.is_angies {
+        ("\"", "request_line")
+    } else {
+        ("", "request")
+    };
+    add("client", fields.client, quote);
+    add("server", fields.server, quote);
+    add(request_name, request.as_deref(), "\"");
     add("subrequest", fields.subrequest.map(cut_query), "\"");
     add("upstream", fields.upstream.map(cut_query), "\"");
     add("host", fields.host.map(cut_query), "\"");
@@ -405,6 +428,20 @@ mod tests {
 
     fn check(rest: &str, expected: &str) {
         assert_eq!(shown(&format!("{HEAD}{rest}")), expected, "{rest}");
+    }
+
+    #[test]
+    fn angies_lines_are_taken_apart() {
+        let rest = "*5 connect() failed (111: Connection refused) while connecting to upstream, client: \"127.0.0.1\", \
+            server: \"\", request_line: \"GET /app?key=1 HTTP/1.1\", upstream: \"http://127.0.0.1:3000/app\", host: \"lab\"";
+        let line = parse(&format!("{HEAD}{rest}"), &context()).expect("a line");
+        assert_eq!(line.request, Some(("GET".to_owned(), "/app".to_owned())));
+        assert_eq!(line.client.as_deref(), Some("127.0.0.1"));
+        assert_eq!(
+            line.peer.map(|peer| peer.to_string()).as_deref(),
+            Some("127.0.0.1:3000")
+        );
+        assert_eq!(line.text, format!("{HEAD}{}", rest.replace("?key=1", "")));
     }
 
     #[test]

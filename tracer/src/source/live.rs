@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
@@ -16,7 +16,7 @@ use crate::{
         Netns, Peer, Pid, Question, Stamped, decode::Decoder,
     },
     host,
-    kernel::{Kernel, KernelOptions, Uncut, ring::Ring},
+    kernel::{Kernel, KernelOptions, Uncut, Voice, ring::Ring},
     model::HookStatus,
     nginx::{
         config,
@@ -167,7 +167,13 @@ impl Live {
             without: options.without.clone(),
             names,
             by_parentage: matches!(options.target, Target::Pid(_)),
-            executables: executables(&found).into_values().collect(),
+            executables: executables(&found)
+                .into_values()
+                .map(|path| {
+                    let voice = voice(&path);
+                    (path, voice)
+                })
+                .collect(),
             verbose: options.verbose,
         })?;
         let ring = kernel.take_ring()?;
@@ -225,7 +231,7 @@ impl Live {
             if self.heard.contains_key(&executable) {
                 continue;
             }
-            match self.kernel.hear(&path) {
+            match self.kernel.hear(&path, voice(&path)) {
                 Ok(()) => {
                     self.heard.insert(executable, Some(Ktime(0)));
                 }
@@ -239,7 +245,7 @@ impl Live {
         if let Some(since) = self.heard.get(&executable) {
             return *since;
         }
-        let since = match self.kernel.hear(&exe_link(pid)) {
+        let since = match self.kernel.hear(&exe_link(pid), voice(&exe_link(pid))) {
             Ok(()) => Some(boottime()),
             Err(error) => {
                 log::warn!("pid {pid}: its error lines are read from its log file only: {error:#}");
@@ -483,7 +489,7 @@ impl Live {
                     // Its first failure may come before the look. A script of that name is no nginx, and not heard.
                     if let Ok(executable) = host::process::exe_inode(*pid)
                         && !self.heard.contains_key(&executable)
-                        && self.kernel.hear(&exe_link(*pid)).is_ok()
+                        && self.kernel.hear(&exe_link(*pid), voice(&exe_link(*pid))).is_ok()
                     {
                         self.heard.insert(executable, Some(boottime()));
                     }
@@ -939,6 +945,16 @@ fn is_timeout(line: &Line) -> bool {
 
 fn exe_link(pid: Pid) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/exe"))
+}
+
+/// Which form the log function of an executable has.
+pub fn voice(executable: &Path) -> Voice {
+    let build = find::build::read_file(executable).ok().flatten();
+    match build.as_ref().and_then(find::build::Build::fork) {
+        Some(("freenginx", version)) if version >= (1, 27, 2) => Voice::Freenginx,
+        Some(("angie", version)) if version >= (1, 12, 0) => Voice::Angie,
+        _ => Voice::Nginx,
+    }
 }
 
 /// One path per executable, through a process that runs it: right for containers and for replaced files.

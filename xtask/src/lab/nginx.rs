@@ -1,5 +1,7 @@
 //! A real nginx in a namespace and a folder of its own.
 
+pub mod packaged;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -58,7 +60,7 @@ impl Nginx {
             fs::create_dir_all(folder.join("tmp").join(temporary)).context("making nginx's folders")?;
         }
         let errors = fs::File::create(folder.join("nginx.stderr")).context("making nginx.stderr")?;
-        let mut command = command(start);
+        let mut command = command(start)?;
         let child = namespace.spawn(
             command
                 .arg("-p")
@@ -235,39 +237,50 @@ impl Nginx {
 }
 
 /// The executable, in a mount namespace of its own where it has files of its own; the process is the same one.
-fn command(start: &Start<'_>) -> Command {
-    if start.contained {
-        // It may start once its namespace knows who is who.
-        let mut unshare = Command::new("unshare");
-        unshare
-            .args(["--user", "--mount", "--pid", "--fork", "--kill-child"])
-            .args(["sh", "-c", "read -r go && exec \"$0\" \"$@\""])
-            .arg(start.program);
-        return unshare;
-    }
+fn command(start: &Start<'_>) -> Result<Command> {
     if let Some(context) = start.context {
         let mut runcon = Command::new("runcon");
         runcon.arg(context).arg(start.program);
-        return runcon;
+        return Ok(runcon);
     }
-    let Some(etc) = start.etc else {
-        return Command::new(start.program);
+    let mut mounts = start.etc.map(own_etc).transpose()?.unwrap_or_default();
+    let unpacked = packaged::mounts(start.program);
+    // It then lies where it would be installed.
+    let program = unpacked
+        .first()
+        .map_or(start.program, |(_, place)| place)
+        .to_owned();
+    mounts.extend(unpacked);
+    if mounts.is_empty() && !start.contained {
+        return Ok(Command::new(program));
+    }
+    let mut unshare = Command::new("unshare");
+    let go = if start.contained {
+        unshare.args(["--user", "--mount", "--pid", "--fork", "--kill-child"]);
+        // It may start once its namespace knows who is who.
+        "read -r go; "
+    } else {
+        unshare.args(["--mount", "--propagation", "private"]);
+        ""
     };
-    let script = "etc=$1; shift; for file in \"$etc\"/*; do mount --bind \"$file\" \"/etc/${file##*/}\"; done; exec \"$@\"";
-    let mut command = Command::new("unshare");
-    command
-        .args([
-            "--mount",
-            "--propagation",
-            "private",
-            "sh",
-            "-ec",
-            script,
-            "nginx",
-        ])
-        .arg(etc)
-        .arg(start.program);
-    command
+    let script = "while [ \"$1\" != -- ]; do mount --bind \"$1\" \"$2\"; shift 2; done; shift; exec \"$@\"";
+    unshare.args(["sh", "-ec", &format!("{go}{script}"), "nginx"]);
+    for (from, to) in mounts {
+        unshare.arg(from).arg(to);
+    }
+    unshare.arg("--").arg(program);
+    Ok(unshare)
+}
+
+/// Files that it sees in /etc instead of those of the same names.
+fn own_etc(folder: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
+    fs::read_dir(folder)
+        .with_context(|| format!("looking into {}", folder.display()))?
+        .map(|entry| {
+            let entry = entry?;
+            Ok((entry.path(), Path::new("/etc").join(entry.file_name())))
+        })
+        .collect()
 }
 
 impl Drop for Nginx {

@@ -179,6 +179,7 @@ fn successes(scenario: &Scenario, fill: Fill<'_>, records: &[Value]) -> Result<V
             attempts,
             at_most,
             reused,
+            retries,
         } = wanted;
         let peer = peer.as_deref().map(fill).transpose()?;
         let is_it = |attempt: &&Value| {
@@ -199,6 +200,12 @@ fn successes(scenario: &Scenario, fill: Fill<'_>, records: &[Value]) -> Result<V
         if reused.is_some_and(|wanted| wanted != again) {
             problems.push(format!(
                 "{again} attempts at {name} on a used connection, not {reused:?}"
+            ));
+        }
+        let retried = seen.iter().filter(|attempt| attempt["retry"].is_object()).count();
+        if retries.is_some_and(|wanted| wanted != retried) {
+            problems.push(format!(
+                "{retried} attempts at {name} are retries, not {retries:?}"
             ));
         }
     }

@@ -622,7 +622,7 @@ fn config(lab: &super::Lab, folder: &Path) -> String {
          upstream {HEALTHY_NEW} {{ server {{{HEALTHY}}}; }}\n\
          {http}\n\
          server {{\n\
-         listen 127.0.0.1:{{nginx.port}} backlog=4096;\n\
+         listen 127.0.0.1:{{nginx.port}} backlog=4096 {listen};\n\
          listen unix:{dir}/nginx.sock backlog=4096;\n\
          location = /healthy {{ proxy_pass http://{HEALTHY}; proxy_http_version 1.1; proxy_set_header Connection \"\"; }}\n\
          location = /healthy-new {{ proxy_pass http://{HEALTHY_NEW}; }}\n\
@@ -634,6 +634,7 @@ fn config(lab: &super::Lab, folder: &Path) -> String {
         workers = nginx.workers,
         master = if nginx.master { "on" } else { "off" },
         level = nginx.level,
+        listen = nginx.listen,
         main = nginx.main,
         events = nginx.events,
         http = nginx.http,

@@ -9,7 +9,12 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::setup::{self, output_of, say_and_run};
+use xtask::data_folder;
+
+use crate::{
+    apt::{Apt, sha256},
+    setup::{output_of, say_and_run},
+};
 
 /// A kernel by its short name, and where Debian has it.
 pub struct Known {
@@ -74,7 +79,7 @@ pub struct Kernel {
 
 /// The kernel, fetched when it is not there yet or `refresh` asks for the newest.
 pub fn fetch(known: &Known, refresh: bool) -> Result<Kernel> {
-    let folder = setup::data_folder()?.join("kernels").join(known.name);
+    let folder = data_folder()?.join("kernels").join(known.name);
     let record = folder.join("kernel.json");
     if !refresh && let Ok(text) = fs::read(&record) {
         let kernel: Kernel = serde_json::from_slice(&text).with_context(|| {
@@ -94,24 +99,12 @@ pub fn fetch(known: &Known, refresh: bool) -> Result<Kernel> {
     if folder.exists() {
         fs::remove_dir_all(&folder).with_context(|| format!("emptying {}", folder.display()))?;
     }
-    let apt = Apt::of(known, &folder)?;
-    apt.run("apt-get", &["update", "--quiet"])?;
-    let package = apt.newest(known)?;
+    let apt = Apt::of(known.suite, known.has_security, &folder)?;
+    let package = newest(&apt, known)?;
     // Newer kernels are several packages; those that the image needs by its own version belong to it.
     let mut packages = vec![package.clone()];
-    packages.extend(apt.parts(&package)?);
-    let mut arguments = vec!["download", "--quiet"];
-    arguments.extend(packages.iter().map(String::as_str));
-    apt.run("apt-get", &arguments)?;
-    let root = folder.join("root");
-    fs::create_dir_all(&root)?;
-    for entry in fs::read_dir(&folder)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "deb") {
-            say_and_run(Command::new("dpkg-deb").arg("--extract").arg(&path).arg(&root))?;
-            fs::remove_file(&path)?;
-        }
-    }
+    packages.extend(parts(&apt, &package)?);
+    let root = apt.unpack(&packages)?;
     let (image, version) = image_in(&root)?;
     // Since trixie /lib is /usr/lib in packages too.
     let modules = ["usr/lib/modules", "lib/modules"]
@@ -230,96 +223,43 @@ pub fn unpack_module(path: &Path, folder: &Path) -> Result<String> {
     Ok(plain.to_owned())
 }
 
-/// apt with sources, lists and a cache of its own: it reads another suite, and changes nothing of this machine's.
-struct Apt {
-    folder: PathBuf,
-    configuration: PathBuf,
+/// The package of this kernel's generic flavour with the highest version.
+fn newest(apt: &Apt, known: &Known) -> Result<String> {
+    let pattern = format!(
+        "^linux-image-{}[.-][.0-9+~deb-]*-amd64$",
+        known.name.replace('.', "\\.")
+    );
+    let found = output_of(&mut apt.command("apt-cache", &["search", "--names-only", &pattern]))?;
+    let mut packages: Vec<&str> = found
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|package| !package.contains("cloud") && !package.contains("-rt-"))
+        .collect();
+    packages.sort_by_key(|package| numbers(package));
+    let newest = packages
+        .last()
+        .with_context(|| format!("Debian's {} has no kernel {}", known.suite, known.name))?;
+    Ok((*newest).to_owned())
 }
 
-impl Apt {
-    fn of(known: &Known, folder: &Path) -> Result<Self> {
-        let apt = folder.join("apt");
-        for name in ["lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(apt.join(name)).with_context(|| format!("making {}", apt.display()))?;
-        }
-        let archives = Archives::of_this_machine()?;
-        let signed = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]";
-        let mut sources = format!("deb {signed} {} {} main\n", archives.main, known.suite);
-        if known.has_security {
-            let security = archives.security;
-            sources += &format!("deb {signed} {security} {}-security main\n", known.suite);
-        }
-        fs::write(apt.join("sources.list"), sources)?;
-        let configuration = apt.join("apt.conf");
-        let at = apt.display();
-        fs::write(
-            &configuration,
-            format!(
-                "Dir::Etc::SourceList \"{at}/sources.list\";\n\
-                 Dir::Etc::SourceParts \"/dev/null\";\n\
-                 Dir::State::Lists \"{at}/lists\";\n\
-                 Dir::Cache \"{at}/cache\";\n\
-                 Acquire::Check-Valid-Until \"false\";\n\
-                 APT::Sandbox::User \"root\";\n"
-            ),
-        )?;
-        Ok(Self {
-            folder: folder.to_owned(),
-            configuration,
-        })
-    }
-
-    fn command(&self, program: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program);
-        command
-            .args(arguments)
-            .env("APT_CONFIG", &self.configuration)
-            .current_dir(&self.folder);
-        command
-    }
-
-    fn run(&self, program: &str, arguments: &[&str]) -> Result<()> {
-        say_and_run(&mut self.command(program, arguments))
-    }
-
-    /// The package of this kernel's generic flavour with the highest version.
-    fn newest(&self, known: &Known) -> Result<String> {
-        let pattern = format!(
-            "^linux-image-{}[.-][.0-9+~deb-]*-amd64$",
-            known.name.replace('.', "\\.")
-        );
-        let found = output_of(&mut self.command("apt-cache", &["search", "--names-only", &pattern]))?;
-        let mut packages: Vec<&str> = found
-            .lines()
-            .filter_map(|line| line.split_whitespace().next())
-            .filter(|package| !package.contains("cloud") && !package.contains("-rt-"))
-            .collect();
-        packages.sort_by_key(|package| numbers(package));
-        let newest = packages
-            .last()
-            .with_context(|| format!("Debian's {} has no kernel {}", known.suite, known.name))?;
-        Ok((*newest).to_owned())
-    }
-
-    /// Further packages of the same kernel.
-    fn parts(&self, package: &str) -> Result<Vec<String>> {
-        let depends = output_of(&mut self.command(
-            "apt-cache",
-            &[
-                "depends",
-                "--important",
-                "--no-recommends",
-                "--no-suggests",
-                package,
-            ],
-        ))?;
-        Ok(depends
-            .lines()
-            .filter_map(|line| line.trim().strip_prefix("Depends: "))
-            .filter(|name| name.starts_with("linux-binary-") || name.starts_with("linux-modules-"))
-            .map(str::to_owned)
-            .collect())
-    }
+/// Further packages of the same kernel.
+fn parts(apt: &Apt, package: &str) -> Result<Vec<String>> {
+    let depends = output_of(&mut apt.command(
+        "apt-cache",
+        &[
+            "depends",
+            "--important",
+            "--no-recommends",
+            "--no-suggests",
+            package,
+        ],
+    ))?;
+    Ok(depends
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "))
+        .filter(|name| name.starts_with("linux-binary-") || name.starts_with("linux-modules-"))
+        .map(str::to_owned)
+        .collect())
 }
 
 /// The numbers in a package's name, by which versions are ordered.
@@ -328,46 +268,6 @@ fn numbers(package: &str) -> Vec<u64> {
         .split(|c: char| !c.is_ascii_digit())
         .filter_map(|number| number.parse().ok())
         .collect()
-}
-
-/// Where this machine gets Debian's packages from.
-struct Archives {
-    main: String,
-    security: String,
-}
-
-impl Archives {
-    fn of_this_machine() -> Result<Self> {
-        let listed = output_of(Command::new("apt-get").args([
-            "indextargets",
-            "--format",
-            "$(ORIGIN) $(LABEL) $(REPO_URI)",
-            "Created-By: Packages",
-        ]))
-        .context("asking apt for this machine's sources")?;
-        let of = |label: &str| {
-            listed
-                .lines()
-                .find_map(|line| line.strip_prefix(label))
-                .map(|uri| uri.trim().to_owned())
-        };
-        match (of("Debian Debian "), of("Debian Debian-Security ")) {
-            (Some(main), Some(security)) => Ok(Self { main, security }),
-            _ => bail!(
-                "the kernels come from Debian's archives, and apt on this machine knows none: run this on Debian, \
-                 after `apt-get update`"
-            ),
-        }
-    }
-}
-
-fn sha256(path: &Path) -> Result<String> {
-    let printed = output_of(Command::new("sha256sum").arg(path))?;
-    printed
-        .split_whitespace()
-        .next()
-        .map(str::to_owned)
-        .context("sha256sum printed nothing")
 }
 
 /// The only file in a folder whose name begins so.

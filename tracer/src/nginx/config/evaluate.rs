@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    event::{ConfiguredName, ConfiguredPeer, Limits, Peer},
+    event::{Balancing, ConfiguredName, ConfiguredPeer, Limits, Peer},
     nginx::{
         config::{
             address::{self, Address, Host, Uri, strip_prefix_ignoring_case},
@@ -189,6 +189,33 @@ struct Server {
     place: Place,
     /// nginx resolves it again and again.
     is_resolved_again: bool,
+    /// As its own line says.
+    balancing: Balancing,
+}
+
+/// What nginx takes where a `server` line says nothing.
+const DEFAULT_BALANCING: Balancing = Balancing {
+    max_fails: 1,
+    fail_timeout_ms: 10_000,
+    max_conns: 0,
+    is_shared: false,
+};
+
+/// What the parameters of a `server` line say.
+fn balancing(parameters: &[String]) -> Balancing {
+    let value = |name: &str| {
+        let value = |word: &String| Some(word.strip_prefix(name)?.strip_prefix('=')?.to_owned());
+        parameters.iter().rev().find_map(value)
+    };
+    let count = |name: &str| value(name).and_then(|count| count.parse().ok());
+    Balancing {
+        max_fails: count("max_fails").unwrap_or(DEFAULT_BALANCING.max_fails),
+        fail_timeout_ms: value("fail_timeout")
+            .and_then(|time| parse_time(&time))
+            .unwrap_or(DEFAULT_BALANCING.fail_timeout_ms),
+        max_conns: count("max_conns").unwrap_or(DEFAULT_BALANCING.max_conns),
+        is_shared: DEFAULT_BALANCING.is_shared,
+    }
 }
 
 /// An upstream block, or what a `…_pass` with a host stands for.
@@ -197,6 +224,10 @@ struct Upstream {
     name: String,
     is_block: bool,
     servers: Vec<Server>,
+    /// Servers that are `down`: nginx never connects to them, but counts them.
+    n_down: usize,
+    /// It has a `zone`.
+    is_shared: bool,
     keepalive: Option<u32>,
     keepalive_timeout: Option<u64>,
     uses: Vec<Use>,
@@ -251,6 +282,8 @@ impl<'a> Section<'a> {
             name: name.clone(),
             is_block: true,
             servers: vec![],
+            n_down: 0,
+            is_shared: false,
             keepalive: None,
             keepalive_timeout: None,
             uses: vec![],
@@ -261,6 +294,7 @@ impl<'a> Section<'a> {
                     let parameters = &directive.words[2..];
                     // nginx never connects to it.
                     if parameters.iter().any(|parameter| parameter == "down") {
+                        upstream.n_down += 1;
                         continue;
                     }
                     let is_resolved_again = parameters
@@ -273,6 +307,7 @@ impl<'a> Section<'a> {
                             default_port: (self.kind == Kind::Http).then_some(80),
                             place: directive.place.clone(),
                             is_resolved_again,
+                            balancing: balancing(parameters),
                         }),
                         Err(error) => self
                             .problems
@@ -286,6 +321,7 @@ impl<'a> Section<'a> {
                         ));
                     }
                 }
+                ("zone", Some(_)) => upstream.is_shared = true,
                 ("keepalive", Some(count)) => upstream.keepalive = count.parse().ok(),
                 ("keepalive_timeout", Some(time)) => upstream.keepalive_timeout = parse_time(time),
                 (name, _) if name.starts_with("balancer_by_lua") => self.problems.push(format!(
@@ -449,11 +485,14 @@ impl<'a> Section<'a> {
             place: place.clone(),
             address,
             is_resolved_again: false,
+            balancing: DEFAULT_BALANCING,
         };
         self.upstreams.push(Upstream {
             name: server.address.text.clone(),
             is_block: false,
             servers: vec![server],
+            n_down: 0,
+            is_shared: false,
             keepalive: None,
             keepalive_timeout: None,
             uses: vec![usage],
@@ -507,6 +546,7 @@ impl<'a> Section<'a> {
             let open = self.open_uses.iter().filter(|_| upstream.is_block);
             let uses: Vec<&Use> = upstream.uses.iter().chain(open).collect();
             let (via, limits) = agreed(&uses, upstream, self.kind, release);
+            let mut of_upstream = Vec::new();
             for server in &upstream.servers {
                 let port = server.address.port.or(server.default_port);
                 let peers: Vec<Peer> = match (&server.address.host, port) {
@@ -546,10 +586,23 @@ impl<'a> Section<'a> {
                         via: via.clone(),
                         upgrades: uses.iter().any(|usage| usage.upgrades),
                         limits: limits.clone(),
+                        balancing: Some(Balancing {
+                            is_shared: upstream.is_shared,
+                            ..server.balancing
+                        }),
                     };
-                    if !evaluated.peers.contains(&configured) {
-                        evaluated.peers.push(configured);
-                    }
+                    of_upstream.push(configured);
+                }
+            }
+            // nginx counts no failures of an only peer.
+            if let ([only], 0) = (&mut of_upstream[..], upstream.n_down)
+                && let Some(balancing) = &mut only.balancing
+            {
+                balancing.max_fails = 0;
+            }
+            for configured in of_upstream {
+                if !evaluated.peers.contains(&configured) {
+                    evaluated.peers.push(configured);
                 }
             }
         }

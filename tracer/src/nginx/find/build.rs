@@ -25,15 +25,27 @@ impl Build {
     #[must_use]
     pub fn nginx_release(&self) -> Option<(u32, u32, u32)> {
         let (product, version) = self.version.as_deref()?.split_once('/')?;
-        if !matches!(product, "nginx" | "openresty") {
-            return None;
-        }
-        let mut numbers = version.split('.').map(|part| {
-            let digits = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
-            part[..digits].parse().ok()
-        });
-        Some((numbers.next()??, numbers.next()??, numbers.next()??))
+        matches!(product, "nginx" | "openresty").then(|| numbers(version))?
     }
+
+    /// A fork that counts its own releases, in lower case, and its release.
+    #[must_use]
+    pub fn fork(&self) -> Option<(&'static str, (u32, u32, u32))> {
+        let (product, version) = self.version.as_deref()?.split_once('/')?;
+        let fork = ["angie", "freenginx", "tengine"]
+            .into_iter()
+            .find(|fork| product.eq_ignore_ascii_case(fork))?;
+        Some((fork, numbers(version)?))
+    }
+}
+
+/// The numbers of a version.
+fn numbers(version: &str) -> Option<(u32, u32, u32)> {
+    let mut numbers = version.split('.').map(|part| {
+        let digits = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
+        part[..digits].parse().ok()
+    });
+    Some((numbers.next()??, numbers.next()??, numbers.next()??))
 }
 
 /// Reads the executable of a process; `None`: it is no nginx.
@@ -177,6 +189,21 @@ mod tests {
         let mentions = String::from_utf8_lossy(&mentions).replace('\0', " ");
         assert_eq!(parse(mentions.as_bytes()), None);
         assert_eq!(parse(b""), None);
+    }
+
+    #[test]
+    fn forks_that_count_their_own_releases_are_told_apart() {
+        let fork = |version: &str| {
+            let version = Some(version.to_owned());
+            Build {
+                version,
+                ..Build::default()
+            }
+            .fork()
+        };
+        assert_eq!(fork("Angie/1.13.0"), Some(("angie", (1, 13, 0))));
+        assert_eq!(fork("freenginx/1.27.2"), Some(("freenginx", (1, 27, 2))));
+        assert_eq!(fork("nginx/1.27.2"), None);
     }
 
     #[test]

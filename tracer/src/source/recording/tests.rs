@@ -244,6 +244,7 @@ fn input() -> impl Strategy<Value = Input> {
                     connect_timeout_ms: timeout,
                     ..Limits::default()
                 },
+                balancing: None,
             })
             .collect(),
         error_logs: texts.clone(),

@@ -6,10 +6,10 @@ use super::facts::{connect_fact, request_fact, rst_fact};
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject, fact},
-        surroundings::{PastFailure, Surroundings, is_orderly},
+        surroundings::{PastFailure, SECOND, Surroundings, is_orderly},
         text::{between, ended},
     },
-    event::{EndKind, Ktime, Peer},
+    event::{Balancing, EndKind, Ktime, Peer},
     model::{Evidence, Outcome},
 };
 
@@ -19,8 +19,8 @@ pub const NO_LIVE_UPSTREAMS: Cause = Cause {
     explains: &[],
     outcomes: &[Outcome::NoLiveUpstreams],
     nginx_logs: "no live upstreams while connecting to upstream",
-    recognised: "nginx said so; the earlier failures of that upstream in this worker, with their causes, are what \
-        disabled its peers",
+    recognised: "nginx said so; what disabled its peers are earlier failures, with their causes: as many as max_fails \
+        within fail_timeout in this worker, or in any where the upstream has a zone, or those of this very request",
     needs: &[],
     look_alikes: &[],
     remedy: "cure the earlier failures; max_fails and fail_timeout decide how many of them disable a peer, and for how long",
@@ -72,27 +72,47 @@ fn no_live_upstreams(subject: &Subject<'_>, around: &Surroundings) -> Check {
     } else {
         Ktime(attempt.ended_at.0.saturating_add(FILE_IS_AHEAD))
     };
-    let mut last_by_peer: BTreeMap<&Peer, (&PastFailure, u64)> = BTreeMap::new();
-    for failure in around
+    let failures: Vec<&PastFailure> = around
         .failures_of(upstream)
         .filter(|failure| failure.at <= ended_at)
-    {
+        .collect();
+    let tried = tried_before(subject, &failures);
+    let is_known = !subject.upstream_peers.is_empty();
+    let mut last_by_peer: BTreeMap<&Peer, (&PastFailure, u64)> = BTreeMap::new();
+    for (peer, balancing) in subject.upstream_peers {
+        let of_peer: Vec<&PastFailure> = failures
+            .iter()
+            .copied()
+            .filter(|failure| failure.peer == *peer)
+            .collect();
+        let was_tried = of_peer.iter().rev().find(|failure| tried.contains(&failure.attempt));
+        let counted: Vec<&PastFailure> = of_peer
+            .iter()
+            .copied()
+            .filter(|failure| is_counted_for(failure, subject, *balancing))
+            .collect();
+        let last = was_tried
+            .copied()
+            .or_else(|| disabling(&counted, (*balancing)?, attempt.ended_at));
+        last_by_peer.extend(last.map(|last| (peer, (last, of_peer.len() as u64))));
+    }
+    for failure in failures.iter().filter(|_| !is_known) {
         let entry = last_by_peer.entry(&failure.peer).or_insert((failure, 0));
         *entry = (failure, entry.1 + 1);
     }
     let unexplained: Vec<String> = subject
         .upstream_peers
-        .iter()
+        .keys()
         .filter(|peer| !last_by_peer.contains_key(peer))
         .map(ToString::to_string)
         .collect();
-    let is_whole = !last_by_peer.is_empty() && unexplained.is_empty() && !subject.upstream_peers.is_empty();
+    let is_whole = !last_by_peer.is_empty() && unexplained.is_empty() && is_known;
     // The attempts just before this one may still be waiting for their own causes.
     if !is_whole && subject.may_wait {
         return Check::NotYet;
     }
     if last_by_peer.is_empty() {
-        let summary = format!("No peer of {upstream} could be tried, and no earlier failure of it was seen.");
+        let summary = format!("No peer of {upstream} could be tried, and no failure was seen that had disabled one.");
         return Stand::likely(summary, vec![said])
             .without("what disabled the peers happened before the trace, or they are `down` or at max_conns")
             .into();
@@ -124,11 +144,49 @@ fn no_live_upstreams(subject: &Subject<'_>, around: &Surroundings) -> Check {
         "which peers the upstream has is not known".to_owned()
     } else {
         format!(
-            "no failure of {} was seen: before the trace, `down`, or at max_conns",
+            "no failure was seen that had disabled {}: it happened before the trace, or the peer is `down` or at max_conns",
             unexplained.join(", ")
         )
     };
     Stand::likely(summary, evidence).without(unseen).into()
+}
+
+/// The attempts that the same request made before.
+fn tried_before(subject: &Subject<'_>, failures: &[&PastFailure]) -> Vec<u64> {
+    let retry_of = |number: u64| {
+        let failure = failures.iter().find(|failure| failure.attempt == number)?;
+        failure.retry_of.filter(|of| *of < number)
+    };
+    // nginx tries no peer twice: with more tries than peers, some were an earlier request's of the same client.
+    let is_one_request = |n: u32| n as usize <= subject.upstream_peers.len();
+    let last = subject.attempt.retry.filter(|(_, n)| is_one_request(*n));
+    std::iter::successors(last.map(|(of, _)| of), |number| retry_of(*number)).collect()
+}
+
+/// Whether nginx's balancer counts a failure where the attempt was to be made.
+fn is_counted_for(failure: &PastFailure, subject: &Subject<'_>, balancing: Option<Balancing>) -> bool {
+    let is_shared = balancing.is_some_and(|balancing| balancing.is_shared);
+    let is_here = if is_shared {
+        subject.siblings.is_some() && failure.siblings == subject.siblings
+    } else {
+        failure.worker == subject.attempt.worker
+    };
+    is_here && failure.is_counted
+}
+
+/// The failure that disabled a peer, of those that are counted, oldest first.
+///
+/// A peer without `max_conns` that is left out has failed often enough, whatever of that was seen; nginx counts in whole
+/// seconds. <https://github.com/nginx/nginx/blob/release-1.26.3/src/http/ngx_http_upstream_round_robin.c>
+fn disabling<'a>(counted: &[&'a PastFailure], balancing: Balancing, at: Ktime) -> Option<&'a PastFailure> {
+    let timeout = balancing.fail_timeout_ms.saturating_mul(1_000_000);
+    let (least, within) = match balancing.max_conns {
+        0 => (1, timeout.saturating_add(SECOND)),
+        _ => (balancing.max_fails, timeout),
+    };
+    let first = counted.iter().rev().nth(least.checked_sub(1)? as usize)?;
+    let is_disabled = balancing.max_fails > 0 && at.since(first.at) <= within;
+    counted.last().filter(|_| is_disabled).copied()
 }
 
 fn client_closed(subject: &Subject<'_>, around: &Surroundings) -> Check {

@@ -1,10 +1,10 @@
 //! A connect refused by a firewall: with a reset by a rule of this host, or with ICMP port-unreachable by anybody.
 
-use super::facts::{SynAnswer, connect_fact, drop_fact, icmp_fact, icmp_sent_fact, rst_fact, syn_answer};
+use super::facts::{SynAnswer, connect_fact, drop_fact, icmp_fact, icmp_sent_fact, request_fact, rst_fact, syn_answer};
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject},
-        surroundings::{DropKind, Surroundings},
+        surroundings::{DropKind, Dropped, SLACK, Surroundings},
     },
     event::{Exchange, Icmp, Peer},
     model::Outcome,
@@ -12,11 +12,13 @@ use crate::{
 
 pub const FIREWALL_RESET: Cause = Cause {
     id: "firewall-reset",
-    title: "a firewall rule of this host answered the connect with a reset",
+    title: "a firewall rule of this host answered nginx with a reset",
     explains: &["refused-remotely"],
-    outcomes: &[Outcome::Refused],
-    nginx_logs: "connect() failed (111: Connection refused) while connecting to upstream",
-    recognised: "netfilter dropped the SYN on this host, and a reset came that no TCP of this host sent",
+    outcomes: &[Outcome::Refused, Outcome::Reset],
+    nginx_logs: "connect() failed (111: Connection refused) while connecting to upstream, or on a kept connection recv() \
+        failed (104: Connection reset by peer) while reading response header from upstream",
+    recognised: "netfilter dropped the SYN, or what nginx sent on a connection, on this host, and a reset came that no \
+        TCP of this host sent",
     needs: &["resets-sent", "drops"],
     look_alikes: &["no-listener", "refused-remotely", "firewall-port-unreachable"],
     remedy: "find the rule (nft list ruleset, iptables-save: REJECT with tcp-reset) and allow nginx to reach the peer",
@@ -39,17 +41,16 @@ pub const FIREWALL_PORT_UNREACHABLE: Cause = Cause {
 };
 
 fn firewall_reset(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    if let Some(exchange) = subject.connected() {
+        return firewall_reset_later(exchange, around);
+    }
     let Some(exchange) = subject.connecting() else {
         return Check::No;
     };
     let Some(SynAnswer::Firewall { rule }) = syn_answer(exchange, around) else {
         return Check::No;
     };
-    let place = if rule.netns == exchange.netns {
-        "in nginx's network namespace"
-    } else {
-        "in another network namespace"
-    };
+    let place = place_of(rule, exchange);
     let summary = format!(
         "A netfilter rule of this host ({place}) refused the SYN to {} with a reset; no TCP of this host answered.",
         exchange.peer
@@ -57,6 +58,45 @@ fn firewall_reset(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let mut evidence = vec![connect_fact(exchange), drop_fact(rule)];
     evidence.extend(rst_fact(exchange));
     Stand::confirmed(summary, evidence).into()
+}
+
+/// The same on a connection that is up: the rule rejected what nginx sent on it.
+fn firewall_reset_later(exchange: &Exchange, around: &Surroundings) -> Check {
+    let Some(reset_at) = exchange.reset_at else {
+        return Check::No;
+    };
+    let is_closed = exchange
+        .backend
+        .as_ref()
+        .is_some_and(|backend| backend.closed_at.is_some());
+    if is_closed || around.resets_answering(exchange).next().is_some() {
+        return Check::No;
+    }
+    // The rule sends the reset, then drops the packet.
+    let rule = around.drops_of(exchange).into_iter().find(|dropped| {
+        let is_nginxs = Some(dropped.tuple.source) == exchange.local;
+        let apart = dropped.at.since(reset_at).max(reset_at.since(dropped.at));
+        is_nginxs && apart <= SLACK && dropped.kind() == DropKind::Netfilter
+    });
+    let Some(rule) = rule else {
+        return Check::No;
+    };
+    let summary = format!(
+        "A netfilter rule of this host ({}) rejected what nginx sent to {} with a reset; no TCP of this host sent it.",
+        place_of(rule, exchange),
+        exchange.peer
+    );
+    let mut evidence = vec![request_fact(exchange), Some(drop_fact(rule))];
+    evidence.push(rst_fact(exchange));
+    Stand::confirmed(summary, evidence.into_iter().flatten().collect()).into()
+}
+
+fn place_of(rule: &Dropped, exchange: &Exchange) -> &'static str {
+    if rule.netns == exchange.netns {
+        "in nginx's network namespace"
+    } else {
+        "in another network namespace"
+    }
 }
 
 fn firewall_port_unreachable(subject: &Subject<'_>, around: &Surroundings) -> Check {

@@ -58,9 +58,11 @@ fn keepalive_race(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let sent_at = exchange.first_sent_at;
     let is_fin_first = exchange.fin_at.is_some() && exchange.fin_before_request;
     let is_before = |at: Option<Ktime>| at.is_some_and(|at| sent_at.is_none_or(|sent| at <= sent));
+    // A socket that was reset takes nothing more: a reset "before" a request that was sent came while it was being sent.
+    let is_reset_first = exchange.sent == 0 && is_before(exchange.reset_at);
     // A far host's reset that comes soon after the request proves nothing: the usual round trip may have been measured
     // while a machine was busy, and an answer to the request itself would come as soon.
-    if is_fin_first || is_before(exchange.reset_at) {
+    if is_fin_first || is_reset_first {
         let (summary, mut evidence) = story(subject, exchange);
         let end = end_after(exchange, around);
         evidence.extend(end.as_ref().map(|end| end.fact(exchange.ended_at)));
