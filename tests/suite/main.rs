@@ -11,11 +11,14 @@ mod follow;
 mod ground;
 mod hunts;
 mod input;
+mod moved;
 mod referee;
 mod regressions;
 mod replay;
 mod scenarios;
 mod tidy;
+mod twenty_hours;
+mod under_load;
 
 use std::process::ExitCode;
 
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     trials.extend(tidy::trials());
     trials.extend(replay::trials());
+    trials.extend(twenty_hours::trials());
     trials.extend(hunts::trials());
     trials.extend(deaf::trials(&ground));
     trials.extend(input::trials(&ground));
@@ -48,6 +52,7 @@ fn main() -> ExitCode {
     trials.extend(follow::trials(&ground));
     trials.extend(demo::trials(&ground));
     trials.extend(referee::trials(&ground));
+    trials.extend(under_load::trials(&ground));
     ground::shuffle(&mut trials);
     let conclusion = libtest_mimic::run(&arguments, trials);
     // `exit()` would leave the laboratory standing.
