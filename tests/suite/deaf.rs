@@ -18,16 +18,16 @@ use tracer::{
     event::{EndKind, Event, Exchange, ExchangeId, Input, Output, Peer, RetryOf, Stamped},
     kernel::plan,
     model::{Attempt, Confidence, Outcome, Verdict},
-    source::recording::RecordingReader,
 };
 use xtask::{
     lab::Run,
     scenario::{Scenario, judge, run::Outcome as Ran},
-    traced::{self, RECORDING},
+    traced,
 };
 
 use crate::{
-    ground::{Ground, is_full, live, plain, play, root, setup, skipped},
+    ground::{Ground, is_full, live, plain, play, setup, skipped},
+    replay::inputs,
     scenarios::scenarios,
 };
 
@@ -260,17 +260,6 @@ fn every_hook_is_thought_of() -> Result<()> {
         "{planned:?} are planned, {thought_of:?} thought of"
     );
     Ok(())
-}
-
-/// A recording's inputs.
-fn inputs(name: &str) -> Result<Vec<Stamped>> {
-    let path = root().join("tests/recordings").join(name).join(RECORDING);
-    let mut reader = RecordingReader::open(&path)?;
-    let mut inputs = Vec::new();
-    while let Some(stamped) = reader.next_input()? {
-        inputs.push(stamped);
-    }
-    Ok(inputs)
 }
 
 /// What the engine makes of inputs.

@@ -11,12 +11,15 @@ mod follow;
 mod ground;
 mod hunts;
 mod input;
+mod moved;
 mod packaged;
 mod referee;
 mod regressions;
 mod replay;
 mod scenarios;
 mod tidy;
+mod twenty_hours;
+mod under_load;
 
 use std::process::ExitCode;
 
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     trials.extend(tidy::trials());
     trials.extend(replay::trials());
+    trials.extend(twenty_hours::trials());
     trials.extend(hunts::trials());
     trials.extend(deaf::trials(&ground));
     trials.extend(input::trials(&ground));
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
     trials.extend(follow::trials(&ground));
     trials.extend(demo::trials(&ground));
     trials.extend(referee::trials(&ground));
+    trials.extend(under_load::trials(&ground));
     ground::shuffle(&mut trials);
     let conclusion = libtest_mimic::run(&arguments, trials);
     // `exit()` would leave the laboratory standing.

@@ -4,6 +4,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
+use tracer::{event::Stamped, source::recording::RecordingReader};
 use xtask::{
     scenario::{Scenario, judge, stage::Names},
     traced::{RECORDING, replay},
@@ -36,6 +37,17 @@ pub fn recorded() -> Vec<String> {
         .collect();
     names.sort_unstable();
     names
+}
+
+/// A recording's inputs.
+pub fn inputs(name: &str) -> Result<Vec<Stamped>> {
+    let path = root().join("tests/recordings").join(name).join(RECORDING);
+    let mut reader = RecordingReader::open(&path)?;
+    let mut inputs = Vec::new();
+    while let Some(stamped) = reader.next_input()? {
+        inputs.push(stamped);
+    }
+    Ok(inputs)
 }
 
 fn is_diagnosed_again(name: &str) -> Result<()> {

@@ -53,6 +53,8 @@ const HANDLER: u64 = 20_000_000;
 const TEXT_SETTLES: u64 = 50_000_000;
 /// What makes a master read its files anew.
 const SIGHUP: u8 = 1;
+/// Of how many configurations it is kept that lines of level `error` are heard.
+const ERRORS_HEARD: usize = 4096;
 /// How long a line waits for the exchange that it belongs to, and the reverse.
 const JOIN_MEMORY: u64 = 150 * SECOND;
 
@@ -126,8 +128,9 @@ pub struct Engine {
     next_number: u64,
     /// An error-log file is read.
     has_tail: bool,
-    /// A line of level `error` was heard, so the log level lets them through.
-    hears_errors: bool,
+    /// The configurations, by master and beginning, of whose workers a line of level `error` was heard: their log level
+    /// lets them through, and another's may not.
+    hears_errors: BTreeSet<(Pid, Ktime)>,
     /// Its log function is listened to: see [`Engine::listen`].
     hears_nginx: bool,
     lines_joined: u64,
@@ -244,7 +247,7 @@ impl Engine {
             watch: Watch::new(capacity.min(16_384)),
             next_number: 1,
             has_tail: false,
-            hears_errors: false,
+            hears_errors: BTreeSet::new(),
             hears_nginx: false,
             lines_joined: 0,
             lines_heard: 0,
@@ -285,6 +288,9 @@ impl Engine {
                 since,
                 config,
             } => {
+                if since == Ktime(0) {
+                    self.hears_errors.retain(|(of, _)| *of != master);
+                }
                 if let Some(changed) = self.configurations.add(master, since, config) {
                     outputs.extend(notes::reloaded(self.now, master, &changed).map(Output::Event));
                 }
@@ -338,32 +344,42 @@ impl Engine {
         outputs
     }
 
+    /// How many entries each table holds.
+    #[must_use]
+    pub fn tables(&self) -> Vec<(&'static str, usize)> {
+        let mut tables = vec![
+            ("log join", self.log_join.len()),
+            ("lines", self.lines.len()),
+            ("texts", self.texts.len()),
+            ("early leavers", self.early_leavers.len()),
+            ("unix leavers", self.unix_leavers.len()),
+            ("early edges", self.early_edges.len()),
+            ("pending", self.pending.len()),
+            ("by deadline", self.by_deadline.len()),
+            ("ripe", self.ripe.len()),
+            ("by exchange", self.by_exchange.len()),
+            ("by line", self.by_line.len()),
+            ("at once", self.at_once.len()),
+            ("awaiting line", self.awaiting_line.len()),
+            ("unclaimed", self.unclaimed.len()),
+            ("tries", self.tries.len()),
+            ("clients", self.clients.len()),
+            ("asked", self.asked.len()),
+            ("asked slowly", self.asked_slowly.len()),
+            ("tried", self.tried.len()),
+            ("stats", self.stats.len()),
+            ("watch", self.watch.len()),
+            ("hears errors", self.hears_errors.len()),
+        ];
+        tables.extend(self.configurations.tables());
+        tables.extend(self.around.tables());
+        tables
+    }
+
     /// How many entries all tables hold together.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.configurations.len()
-            + self.around.len()
-            + self.log_join.len()
-            + self.lines.len()
-            + self.texts.len()
-            + self.early_leavers.len()
-            + self.unix_leavers.len()
-            + self.early_edges.len()
-            + self.pending.len()
-            + self.by_deadline.len()
-            + self.ripe.len()
-            + self.by_exchange.len()
-            + self.by_line.len()
-            + self.at_once.len()
-            + self.awaiting_line.len()
-            + self.unclaimed.len()
-            + self.tries.len()
-            + self.clients.len()
-            + self.asked.len()
-            + self.asked_slowly.len()
-            + self.tried.len()
-            + self.stats.len()
-            + self.watch.len()
+        self.tables().iter().map(|(_, n)| n).sum()
     }
 
     /// Whether it holds nothing.
@@ -508,6 +524,8 @@ impl Engine {
                     told,
                 };
                 outputs.extend(self.note_death(&death).map(Output::Event));
+                self.configurations.ended(death.task.pid, at);
+                self.around.serves_no_more(death.task.pid);
                 self.around.died(death);
             }
             Event::Signalled { at, pid, signal, by } => {
@@ -608,7 +626,7 @@ impl Engine {
     }
 
     fn note_death(&self, death: &Death) -> Option<NoteEvent> {
-        if self.configurations.is_process(death.task.pid) {
+        if self.configurations.is_running(death.task.pid) {
             return Some(notes::ended(death, "worker-exit"));
         }
         let served = self
@@ -631,6 +649,7 @@ impl Engine {
             self.resolver_connections += 1;
             return;
         }
+        self.around.is_home(exchange.netns);
         // The record of an exchange and that of the line that ended it may come in either order.
         if let Some(line) = exchange.line.filter(|id| self.lines.last(id).is_none())
             && self.awaiting_line.len() < self.options.capacity
@@ -921,7 +940,7 @@ impl Engine {
                 Heard::Deaf
             }
             None if self.hears(exchange.worker, exchange.ended_at) => Heard::Silence {
-                is_proven: self.hears_errors,
+                is_proven: self.hears_errors(exchange.worker),
             },
             None => Heard::Deaf,
         }
@@ -943,13 +962,19 @@ impl Engine {
         }
     }
 
+    /// Whether this worker's log level is known to let lines of level `error` through.
+    fn hears_errors(&self, worker: Pid) -> bool {
+        let generation = self.configurations.generation_of(worker);
+        self.hears_errors.contains(&generation)
+    }
+
     fn hears_nginx(&self) -> bool {
         self.hears_nginx
     }
 
     /// Finds out whether nginx's log function is listened to: asked about every attempt, so worked out once.
     fn listen(&mut self) {
-        let is_heard = self.around.surely_sees("nginx-log") || self.hears_errors;
+        let is_heard = self.around.surely_sees("nginx-log") || !self.hears_errors.is_empty();
         self.hears_nginx = self.around.sees("nginx-log") && is_heard;
     }
 
@@ -1062,8 +1087,12 @@ impl Engine {
     fn line(&mut self, line: Line, outputs: &mut Vec<Output>) {
         let said = Said::heard(&line);
         let id = line.id;
-        if line.level == 4 && !self.hears_errors {
-            self.hears_errors = true;
+        if line.level == 4 && !self.hears_errors(line.worker) {
+            if self.hears_errors.len() >= ERRORS_HEARD {
+                self.hears_errors.pop_first();
+            }
+            self.hears_errors
+                .insert(self.configurations.generation_of(line.worker));
             self.listen();
         }
         self.lines.push(self.now, id, line.clone());
@@ -1842,11 +1871,16 @@ impl Engine {
     }
 
     fn expire(&mut self) {
+        for master in self.configurations.expire(self.now, JOIN_MEMORY) {
+            self.hears_errors.retain(|(of, _)| *of != master);
+        }
         self.log_join.expire(self.now);
         self.lines.expire(self.now);
         self.unclaimed.retain(|id| self.lines.last(id).is_some());
         self.texts.expire(self.now);
         self.early_leavers.expire(self.now);
+        self.unix_leavers.expire(self.now);
+        self.early_edges.expire(self.now);
         self.tries.expire(self.now);
         self.clients.expire(self.now);
         self.asked.expire(self.now);

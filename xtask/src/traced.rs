@@ -47,8 +47,25 @@ impl Tracer {
         tracer.wait_until_ready()
     }
 
+    /// Starts one that keeps no recording, for traffic at full speed; waits until it is ready.
+    pub fn attach_unrecorded(
+        run: &Run,
+        program: &Path,
+        pid: &str,
+        arguments: &[String],
+        folder: &Path,
+    ) -> Result<Self> {
+        Self::begin(run, program, pid, arguments, folder)?.wait_until_ready()
+    }
+
     /// Starts one without waiting.
     pub fn start(run: &Run, program: &Path, pid: &str, arguments: &[String], folder: &Path) -> Result<Self> {
+        let recording = folder.join(RECORDING).display().to_string();
+        let arguments = [&["--record".to_owned(), recording], arguments].concat();
+        Self::begin(run, program, pid, &arguments, folder)
+    }
+
+    fn begin(run: &Run, program: &Path, pid: &str, arguments: &[String], folder: &Path) -> Result<Self> {
         let output = |name: &str| {
             File::create(folder.join(name)).with_context(|| format!("making {}", folder.join(name).display()))
         };
@@ -58,8 +75,6 @@ impl Tracer {
             .arg0("tracer")
             .args(["attach", "--pid", pid, "--output"])
             .arg(folder.join("trace.jsonl"))
-            .arg("--record")
-            .arg(folder.join(RECORDING))
             .arg("--ready-file")
             .arg(folder.join("ready"))
             .args(arguments)

@@ -71,6 +71,10 @@ pub struct Configurations {
     heard: BTreeMap<Pid, Option<Ktime>>,
     /// When each master was last told to read its files anew.
     told: BTreeMap<Pid, Ktime>,
+    /// Which of them have ended, and when: what comes of them later still has its names, and their numbers may come back.
+    ended: BTreeMap<Pid, Ktime>,
+    /// Masters that have ended, to be forgotten when nothing of theirs can come any more.
+    leaving: BTreeSet<Pid>,
 }
 
 #[derive(Debug)]
@@ -108,15 +112,22 @@ impl Configurations {
         }
         if !self.generations.contains_key(&master)
             && self.generations.len() >= PROCESSES
-            && let Some((gone, _)) = self.generations.pop_first()
+            && let Some(gone) = longest_gone(&self.ended, &self.generations)
         {
+            self.generations.remove(&gone);
             self.told.remove(&gone);
+            self.heard.remove(&gone);
+            self.forget_end(gone);
         }
         let generations = self.generations.entry(master).or_default();
         if since == Ktime(0) {
             // A master just met: what is known of that number is another's, whose number it was before.
             generations.clear();
             self.told.remove(&master);
+            self.ended.remove(&master);
+            let ended = &self.ended;
+            self.workers
+                .retain(|pid, (of, _)| *of != master || !ended.contains_key(pid));
         }
         let changed = generations
             .last()
@@ -132,32 +143,114 @@ impl Configurations {
 
     /// Takes in a worker; `true` when it was not known.
     pub fn add_worker(&mut self, worker: Pid, master: Pid, started: Ktime) -> bool {
-        if self.workers.len() >= PROCESSES && !self.workers.contains_key(&worker) {
-            self.workers.pop_first();
+        if self.workers.len() >= PROCESSES
+            && !self.workers.contains_key(&worker)
+            && let Some(gone) = longest_gone(&self.ended, &self.workers)
+        {
+            self.workers.remove(&gone);
+            self.forget_end(gone);
         }
-        self.workers.insert(worker, (master, started)).is_none()
+        let was_another = self.ended.remove(&worker).is_some();
+        self.workers.insert(worker, (master, started)).is_none() || was_another
     }
 
     /// Takes in a worker whose start is not known: it was there before.
     pub fn add_worker_if_new(&mut self, worker: Pid, master: Pid) {
-        if !self.workers.contains_key(&worker) {
+        if !self.is_running(worker) {
             self.add_worker(worker, master, Ktime(0));
         }
+    }
+
+    /// Takes in that a process has ended.
+    pub fn ended(&mut self, pid: Pid, at: Ktime) {
+        if !self.is_process(pid) {
+            return;
+        }
+        self.ended.insert(pid, at);
+        // A master that another one started, in a binary upgrade, is a worker of that one as well.
+        if self.is_master(pid) {
+            self.leaving.insert(pid);
+        }
+        // The workers of a master that was killed go on without it.
+        if let Some((master, _)) = self.workers.get(&pid)
+            && self.ended.contains_key(master)
+        {
+            self.leaving.insert(*master);
+        }
+    }
+
+    /// Forgets instances that ended `patience` ago; yields their masters.
+    pub fn expire(&mut self, now: Ktime, patience: u64) -> Vec<Pid> {
+        let is_over = |master: &Pid| self.ended.get(master).is_none_or(|at| now.since(*at) > patience);
+        let due: Vec<Pid> = self
+            .leaving
+            .iter()
+            .filter(|master| is_over(master))
+            .copied()
+            .collect();
+        let mut gone = Vec::new();
+        for master in due {
+            self.leaving.remove(&master);
+            let of_it = |(pid, (of, _)): &(&Pid, &(Pid, Ktime))| *of == master && self.is_running(**pid);
+            // One that was met again, or has a worker that lives on, whose end will come.
+            if !self.ended.contains_key(&master) || self.workers.iter().any(|worker| of_it(&worker)) {
+                continue;
+            }
+            self.generations.remove(&master);
+            let workers = self.workers.iter().filter(|(_, (of, _))| *of == master);
+            let pids: Vec<Pid> = workers.map(|(pid, _)| *pid).chain([master]).collect();
+            for pid in pids {
+                self.workers.remove(&pid);
+                self.forget_end(pid);
+            }
+            self.told.remove(&master);
+            self.heard.remove(&master);
+            gone.push(master);
+        }
+        gone
+    }
+
+    /// Forgets the end of a process of which nothing else is known any more.
+    fn forget_end(&mut self, pid: Pid) {
+        if !self.is_process(pid) {
+            self.ended.remove(&pid);
+        }
+    }
+
+    /// Whether this process is nginx's, and has not ended: its number may be another's by now.
+    pub fn is_running(&self, pid: Pid) -> bool {
+        self.is_process(pid) && !self.ended.contains_key(&pid)
     }
 
     /// Takes in from when on the log function of an instance is heard.
     pub fn set_heard(&mut self, master: Pid, since: Option<Ktime>) {
         if since == Some(Ktime(0)) {
             self.heard.remove(&master);
-        } else if self.heard.len() < PROCESSES {
-            self.heard.insert(master, since);
+            return;
         }
+        if self.heard.len() >= PROCESSES
+            && !self.heard.contains_key(&master)
+            && let Some(gone) = longest_gone(&self.ended, &self.heard)
+        {
+            self.heard.remove(&gone);
+        }
+        self.heard.insert(master, since);
     }
 
     /// Since when the log function of this worker's executable is heard; `None`: never.
     pub fn heard_since(&self, worker: Pid) -> Option<Ktime> {
         let master = self.workers.get(&worker).map_or(worker, |(master, _)| *master);
         self.heard.get(&master).copied().unwrap_or(Some(Ktime(0)))
+    }
+
+    /// Which configuration a worker runs with: whose, and since when.
+    pub fn generation_of(&self, worker: Pid) -> (Pid, Ktime) {
+        let master = self.workers.get(&worker).map_or(worker, |(master, _)| *master);
+        (
+            master,
+            self.generation(worker)
+                .map_or(Ktime(0), |generation| generation.since),
+        )
     }
 
     /// Whether this process is a master with a configuration.
@@ -282,12 +375,16 @@ impl Configurations {
         }
     }
 
-    /// How many entries it holds.
-    pub fn len(&self) -> usize {
-        self.workers.len()
-            + self.heard.len()
-            + self.told.len()
-            + self.generations.values().map(Vec::len).sum::<usize>()
+    /// How many entries each table holds.
+    pub fn tables(&self) -> Vec<(&'static str, usize)> {
+        vec![
+            ("workers", self.workers.len()),
+            ("heard since", self.heard.len()),
+            ("told to reload", self.told.len()),
+            ("ended", self.ended.len()),
+            ("leaving", self.leaving.len()),
+            ("generations", self.generations.values().map(Vec::len).sum()),
+        ]
     }
 
     /// The generation a worker runs with: the newest one not younger than the worker itself.
@@ -306,6 +403,13 @@ impl Configurations {
         // A process that is its own master, or one not introduced yet: whose it is, nobody can say.
         self.generations.get(&worker)?.last()
     }
+}
+
+/// Which of a table's processes makes room: the one that ended first, and only where all run the lowest number.
+fn longest_gone<T>(ended: &BTreeMap<Pid, Ktime>, table: &BTreeMap<Pid, T>) -> Option<Pid> {
+    let gone = ended.iter().filter(|(pid, _)| table.contains_key(pid));
+    let first = gone.min_by_key(|(_, at)| **at).map(|(pid, _)| *pid);
+    first.or_else(|| table.keys().next().copied())
 }
 
 fn changed_upstreams(before: &Config, after: &Config) -> BTreeSet<String> {

@@ -246,6 +246,14 @@ pub fn diagnose(subject: &Subject<'_>, around: &Surroundings) -> Diagnosis {
     let mut open: Vec<&'static Cause> = Vec::new();
     let mut diagnosis = Diagnosis::default();
     let is_blind = !around.sees("bytes") && subject.connected().is_some();
+    // Before anything is concluded from packets it has to be known whose they were.
+    let asks_first = subject
+        .exchange
+        .and_then(|exchange| around.whose_packets(exchange));
+    if let Some(question) = asks_first.filter(|_| subject.may_wait) {
+        diagnosis.questions.push(question);
+        return diagnosis;
+    }
     for cause in causes::ALL
         .iter()
         .copied()

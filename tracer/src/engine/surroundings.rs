@@ -3,15 +3,15 @@
 //! Every history is bounded by count and by age on the input clock; what is pushed out early is counted as lost.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
 };
 
 use crate::{
     engine::table::Keyed,
     event::{
-        Answer, ConnId, Denial, Exchange, Exit, Ktime, Listener, LossClass, NameMeaning, Netns, Peer, Pid,
-        Question, ResetBy, Sock, Task, Told, Tuple,
+        Answer, ConnId, Denial, Exchange, Exit, ForInstance, Ktime, Listener, LossClass, NameMeaning, Netns,
+        Peer, Pid, Question, ResetBy, Sock, Task, Told, Tuple,
     },
     model::HookStatus,
 };
@@ -20,6 +20,8 @@ use crate::{
 pub const SECOND: u64 = 1_000_000_000;
 /// A listener that closed longer ago than this explains nothing any more (ten minutes).
 pub const LISTENER_MEMORY: u64 = 600 * SECOND;
+/// And this long ago it is not even told any more.
+const CLOSED_MEMORY: u64 = 2 * LISTENER_MEMORY;
 /// How long packets' fates are kept: a connect may hang for two minutes before it fails.
 const PACKET_MEMORY: u64 = 150 * SECOND;
 /// How long a refusal is kept: what was refused ends at once.
@@ -32,6 +34,8 @@ const ANSWER_MEMORY: u64 = 5 * SECOND;
 pub const MEANING_STANDS: u64 = 5 * SECOND;
 /// How long it is remembered what a name meant (ten minutes): answers that change are told apart from new ones.
 const MEANING_MEMORY: u64 = 600 * SECOND;
+/// Of how many namespaces the addresses are kept.
+const NAMESPACES: usize = 4096;
 /// How far the time of a line in the log file, which is when it is read, may be from what it tells of.
 const LOGGED_WITHIN: u64 = 2 * SECOND;
 /// How close in time two records of one packet may lie across sockets and CPUs.
@@ -283,7 +287,8 @@ pub struct Surroundings {
     icmp: Keyed<SocketAddr, IcmpSent>,
     queues: Keyed<ConnId, (Ktime, Listener)>,
     denials: Keyed<Pid, Denied>,
-    addresses: BTreeMap<Netns, Vec<IpAddr>>,
+    /// Each with when it was last told or nginx was last seen there.
+    addresses: BTreeMap<Netns, (Ktime, Vec<IpAddr>)>,
     answers: Keyed<Question, (Ktime, Answer)>,
     /// The same for names, kept for longer.
     meanings: Keyed<Question, (Ktime, Answer)>,
@@ -325,6 +330,7 @@ impl Surroundings {
     /// Moves the clock and lets old entries go.
     pub fn tick(&mut self, now: Ktime) {
         self.now = now;
+        self.listeners.expire(now);
         self.deaths.expire(now);
         self.signals.expire(now);
         self.resets.expire(now);
@@ -352,10 +358,22 @@ impl Surroundings {
 
     /// The addresses of a namespace.
     pub fn set_addresses(&mut self, netns: Netns, addresses: Vec<IpAddr>) {
-        if self.addresses.len() >= 4096 && !self.addresses.contains_key(&netns) {
-            self.addresses.pop_first();
+        if self.addresses.len() >= NAMESPACES && !self.addresses.contains_key(&netns) {
+            let oldest = self.addresses.iter().min_by_key(|(_, (told, _))| *told);
+            if let Some(oldest) = oldest.map(|(netns, _)| *netns) {
+                self.addresses.remove(&oldest);
+            }
         }
-        self.addresses.insert(netns, addresses);
+        self.addresses.insert(netns, (self.now, addresses));
+    }
+
+    /// An nginx works in this namespace: it is not one that makes room for others.
+    pub fn is_home(&mut self, netns: Netns) {
+        if self.addresses.len() >= NAMESPACES / 2
+            && let Some((told, _)) = self.addresses.get_mut(&netns)
+        {
+            *told = self.now;
+        }
     }
 
     /// A listener opened.
@@ -372,7 +390,7 @@ impl Surroundings {
 
     /// A listener closed.
     pub fn listener_closed(&mut self, at: Ktime, listener: Listener) {
-        self.listeners.closed(at, listener);
+        self.listeners.closed(self.now, at, listener);
     }
 
     /// A process ended.
@@ -483,26 +501,28 @@ impl Surroundings {
             + self.servers.take_evicted()
     }
 
-    /// How many entries all tables hold.
-    pub fn len(&self) -> usize {
-        self.hooks.len()
-            + self.listeners.len
-            + self.deaths.len()
-            + self.signals.len()
-            + self.resets.len()
-            + self.refusals.len()
-            + self.drops.len()
-            + self.drops_by_conn.len()
-            + self.icmp.len()
-            + self.queues.len()
-            + self.denials.len()
-            + self.addresses.len()
-            + self.answers.len()
-            + self.meanings.len()
-            + self.servers.len()
-            + self.serving.len()
-            + self.failures.len()
-            + self.losses.len()
+    /// How many entries each table holds.
+    pub fn tables(&self) -> Vec<(&'static str, usize)> {
+        vec![
+            ("hooks", self.hooks.len()),
+            ("listeners", self.listeners.len),
+            ("deaths", self.deaths.len()),
+            ("signals", self.signals.len()),
+            ("resets", self.resets.len()),
+            ("refusals", self.refusals.len()),
+            ("drops", self.drops.len()),
+            ("drops by conn", self.drops_by_conn.len()),
+            ("icmp", self.icmp.len()),
+            ("queues", self.queues.len()),
+            ("denials", self.denials.len()),
+            ("addresses", self.addresses.len()),
+            ("answers", self.answers.len()),
+            ("meanings", self.meanings.len()),
+            ("servers", self.servers.len()),
+            ("serving", self.serving.len()),
+            ("failures", self.failures.len()),
+            ("losses", self.losses.len()),
+        ]
     }
 
     /// This process listens or answers at that address.
@@ -510,6 +530,11 @@ impl Surroundings {
         if !self.served_at(pid).any(|known| known == address) {
             self.serving.push(self.now, pid, address.clone());
         }
+    }
+
+    /// This process is no more: its number may come back as another's.
+    pub fn serves_no_more(&mut self, pid: Pid) {
+        self.serving.forget(&pid);
     }
 
     /// Where this process is known to listen or to have answered.
@@ -552,7 +577,7 @@ impl Surroundings {
 
     /// Whether an address belongs to this host, seen from namespace `netns`.
     pub fn locality(&self, netns: Netns, address: IpAddr) -> Locality {
-        if address.is_loopback() || self.addresses.values().any(|known| known.contains(&address)) {
+        if address.is_loopback() || self.addresses.values().any(|(_, known)| known.contains(&address)) {
             Locality::ThisHost
         } else if self.addresses.contains_key(&netns) {
             Locality::Elsewhere
@@ -567,7 +592,7 @@ impl Surroundings {
             || self
                 .addresses
                 .get(&netns)
-                .is_some_and(|known| known.contains(&address))
+                .is_some_and(|(_, known)| known.contains(&address))
     }
 
     /// The namespace in which a peer of this host lives: nginx's own when the address is there, else the first that
@@ -578,7 +603,7 @@ impl Surroundings {
         }
         self.addresses
             .iter()
-            .find(|(_, known)| known.contains(&address))
+            .find(|(_, (_, known))| known.contains(&address))
             .map(|(netns, _)| *netns)
     }
 
@@ -633,6 +658,49 @@ impl Surroundings {
         is_recent(&told).then_some((*sent, told))
     }
 
+    /// Whether a packet that has the exchange's own address was the exchange's. Linux gives one port to connections to
+    /// several addresses at a time, and every namespace has ports and a loopback of its own: so to be sure, the other end
+    /// must be nginx's peer, or the host must have said that this one is translated.
+    fn is_packet_of(&self, exchange: &Exchange, netns: Netns, tuple: &Tuple) -> bool {
+        is_here(exchange, netns) && (is_to_peer(exchange, tuple) || self.is_translated(exchange))
+    }
+
+    fn is_translated(&self, exchange: &Exchange) -> bool {
+        let Some((question, destination)) = translation_of(exchange) else {
+            return false;
+        };
+        matches!(
+            self.answer(&question, exchange.ended_at),
+            Some(Answer::Translation { destination: Some(real) }) if *real != destination
+        )
+    }
+
+    /// What the host has to be asked to tell whose packets those were that have the exchange's own address and another
+    /// other end: whether the connection was translated.
+    pub fn whose_packets(&self, exchange: &Exchange) -> Option<Question> {
+        let local = exchange.local?;
+        let (from, to) = window(exchange);
+        let is_unclear = |at: Ktime, netns: Netns, tuple: &Tuple| {
+            (from..=to).contains(&at) && is_here(exchange, netns) && !is_to_peer(exchange, tuple)
+        };
+        let drops = self.drops.get(&local).chain(self.refusals.get(&local));
+        let is_asked = self
+            .resets
+            .get(&local)
+            .any(|reset| is_unclear(reset.at, reset.netns, &reset.tuple))
+            || drops
+                .into_iter()
+                .any(|dropped| is_unclear(dropped.at, dropped.netns, &dropped.tuple))
+            || self
+                .icmp
+                .get(&local)
+                .any(|icmp| is_unclear(icmp.at, icmp.netns, &icmp.tuple));
+        let (question, _) = translation_of(exchange).filter(|_| is_asked)?;
+        self.answer(&question, exchange.ended_at)
+            .is_none()
+            .then_some(question)
+    }
+
     /// Resets that this host sent in answer to the exchange's packets.
     pub fn resets_answering(&self, exchange: &Exchange) -> impl Iterator<Item = &ResetSent> {
         let (from, to) = window(exchange);
@@ -641,6 +709,7 @@ impl Surroundings {
             .into_iter()
             .flat_map(|local| self.resets.get(&local))
             .filter(move |reset| reset.at >= from && reset.at <= to)
+            .filter(move |reset| self.is_packet_of(exchange, reset.netns, &reset.tuple))
     }
 
     /// An exchange was told: the refusals that answered it have done their work.
@@ -656,11 +725,14 @@ impl Surroundings {
     pub fn drops_of(&self, exchange: &Exchange) -> Vec<&Dropped> {
         let (from, to) = window(exchange);
         let local = exchange.local;
+        let with_its_address = local
+            .into_iter()
+            .flat_map(|local| self.drops.get(&local).chain(self.refusals.get(&local)))
+            .filter(|dropped| self.is_packet_of(exchange, dropped.netns, &dropped.tuple));
         let mut drops: Vec<&Dropped> = self
             .drops_by_conn
             .get(&exchange.id.conn)
-            .chain(local.into_iter().flat_map(|local| self.drops.get(&local)))
-            .chain(local.into_iter().flat_map(|local| self.refusals.get(&local)))
+            .chain(with_its_address)
             .filter(|dropped| dropped.at >= from && dropped.at <= to)
             .collect();
         drops.sort_by_key(|dropped| dropped.at);
@@ -676,6 +748,7 @@ impl Surroundings {
             .into_iter()
             .flat_map(|local| self.icmp.get(&local))
             .filter(move |icmp| icmp.at >= from && icmp.at <= to)
+            .filter(move |icmp| self.is_packet_of(exchange, icmp.netns, &icmp.tuple))
     }
 
     /// The accept queue as it was read for this exchange's connection, fullest first.
@@ -736,6 +809,33 @@ impl Surroundings {
     }
 }
 
+/// Whether a packet seen in a namespace can be the exchange's: what goes over loopback stays in its namespace.
+fn is_here(exchange: &Exchange, netns: Netns) -> bool {
+    let is_loopback = exchange.local.is_some_and(|local| local.ip().is_loopback());
+    !is_loopback || netns == exchange.netns
+}
+
+/// Whether a packet went between the exchange's two ends as nginx knows them.
+fn is_to_peer(exchange: &Exchange, tuple: &Tuple) -> bool {
+    let Peer::Tcp(peer) = exchange.peer else {
+        return false;
+    };
+    tuple.destination == peer || tuple.source == peer
+}
+
+/// The question what nginx's peer is translated to, and the peer.
+fn translation_of(exchange: &Exchange) -> Option<(Question, SocketAddr)> {
+    let (Some(source), Peer::Tcp(destination)) = (exchange.local, &exchange.peer) else {
+        return None;
+    };
+    let question = Question::Translation {
+        pid: exchange.worker,
+        destination: *destination,
+        source: ForInstance(source),
+    };
+    Some((question, *destination))
+}
+
 /// The time in which records can belong to an exchange.
 pub fn window(exchange: &Exchange) -> (Ktime, Ktime) {
     let from = exchange.began_at.0.saturating_sub(SLACK);
@@ -753,6 +853,8 @@ enum Place {
 #[derive(Debug)]
 struct Listeners {
     by_place: HashMap<Place, Vec<ListenerLife>>,
+    /// The closed ones in the order of their ends, with when that was told.
+    closed: VecDeque<(Ktime, Place, Sock)>,
     len: usize,
     capacity: usize,
     evicted: u64,
@@ -762,6 +864,7 @@ impl Listeners {
     fn new(capacity: usize) -> Self {
         Self {
             by_place: HashMap::new(),
+            closed: VecDeque::new(),
             len: 0,
             capacity: capacity.max(8),
             evicted: 0,
@@ -805,8 +908,9 @@ impl Listeners {
         }
     }
 
-    fn closed(&mut self, at: Ktime, listener: Listener) {
+    fn closed(&mut self, now: Ktime, at: Ktime, listener: Listener) {
         let place = place_of(&listener);
+        self.closed.push_back((now, place.clone(), listener.sock));
         let task = listener.task.clone();
         let known = self
             .by_place
@@ -827,6 +931,26 @@ impl Listeners {
         }
     }
 
+    /// Forgets what closed so long ago that it explains nothing any more. Most places never see a second listener, so
+    /// that nothing else would remove it.
+    fn expire(&mut self, now: Ktime) {
+        let is_due = |(told, ..): &(Ktime, Place, Sock)| now.since(*told) > CLOSED_MEMORY;
+        while let Some((told, place, sock)) = self.closed.pop_front_if(|front| is_due(front)) {
+            let Some(lives) = self.by_place.get_mut(&place) else {
+                continue;
+            };
+            let before = lives.len();
+            // The address of a socket comes back: a younger listener with it stays.
+            lives.retain(|life| {
+                life.listener.sock != sock || life.closed.as_ref().is_none_or(|(closed, _)| *closed > told)
+            });
+            self.len -= before - lives.len();
+            if lives.is_empty() {
+                self.by_place.remove(&place);
+            }
+        }
+    }
+
     fn insert(&mut self, at: Ktime, life: ListenerLife) {
         let lives = self.by_place.entry(place_of(&life.listener)).or_default();
         let before = lives.len();
@@ -834,7 +958,7 @@ impl Listeners {
         lives.retain(|life| {
             life.closed
                 .as_ref()
-                .is_none_or(|(closed, _)| at.since(*closed) <= 2 * LISTENER_MEMORY)
+                .is_none_or(|(closed, _)| at.since(*closed) <= CLOSED_MEMORY)
         });
         if lives.len() >= 64
             && let Some(oldest_closed) = lives.iter().position(|life| life.closed.is_some())
@@ -954,6 +1078,21 @@ mod tests {
             around.listeners_on(Netns(1), 639).next().is_some(),
             "the newest is there"
         );
+    }
+
+    #[test]
+    fn the_namespace_of_nginx_outlasts_those_of_others_that_come_and_go() {
+        let mut around = Surroundings::new(64);
+        let address: IpAddr = "10.0.0.1".parse().expect("an address");
+        around.set_addresses(Netns(1), vec![address]);
+        for netns in 2..10_000_u32 {
+            around.tick(Ktime(u64::from(netns)));
+            around.set_addresses(Netns(netns), Vec::new());
+            around.is_home(Netns(1));
+        }
+        assert_eq!(around.addresses.len(), NAMESPACES);
+        assert!(around.is_own_address(Netns(1), address));
+        assert!(around.addresses.contains_key(&Netns(9_999)));
     }
 
     #[test]

@@ -94,6 +94,13 @@ impl<K: Hash + Eq + Clone, V> Keyed<K, V> {
         }
     }
 
+    /// Drops the values of one key: what they tell of is over.
+    pub fn forget(&mut self, key: &K) {
+        if self.by_key.remove(key).is_some() {
+            self.order.retain(|(_, other)| other != key);
+        }
+    }
+
     /// How many values were pushed out before their time and unused since this was last asked.
     pub fn take_evicted(&mut self) -> u64 {
         std::mem::take(&mut self.evicted)
@@ -142,6 +149,17 @@ mod tests {
         assert_eq!(table.take_evicted(), 0);
         table.push(Ktime(4), 'b', 4);
         assert_eq!(table.take_evicted(), 1);
+    }
+
+    #[test]
+    fn what_is_forgotten_leaves_later_values_of_its_key_alone() {
+        let mut table = Keyed::new(2, 100);
+        table.push(Ktime(1), 'a', 1);
+        table.forget(&'a');
+        table.push(Ktime(2), 'a', 2);
+        table.push(Ktime(3), 'b', 3);
+        assert_eq!((table.last(&'a'), table.len()), (Some(&2), 2));
+        assert_eq!(table.take_evicted(), 0);
     }
 
     #[test]

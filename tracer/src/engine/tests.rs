@@ -1700,8 +1700,235 @@ fn a_translated_address_is_no_far_host_s() {
         by,
     });
     lab.end(refused(FAR));
+    lab.answer(Answer::Translation {
+        destination: "10.0.0.1:3000".parse().ok(),
+    });
     let attempt = lab.only();
     assert_eq!(verdict(&attempt).0, "listener-died");
+}
+
+#[test]
+fn a_listener_that_is_just_opened_or_closed_was_not_found_yet_or_any_more() {
+    let named = |opened_after: Option<u64>, closed: Ktime| {
+        let mut lab = Lab::new();
+        let dead = ending(4242, "node", Exit::Signal(9));
+        lab.see(listener_closed(closed, APP, dead));
+        if let Some(opened) = opened_after {
+            lab.see(Event::ListenerOpened {
+                at: us(opened),
+                listener: Listener {
+                    sock: Sock(99),
+                    ..listener(APP, task(4243, "node"))
+                },
+            });
+        }
+        // Refused after 90 µs.
+        lab.see(no_socket(APP));
+        lab.end(refused(APP));
+        verdict(&lab.only()).0
+    };
+    assert_eq!(named(None, ms(-7)), "listener-died");
+    // Seen under load: called a listener 6 µs before it could be found.
+    assert_eq!(named(Some(84), ms(-7)), "listener-died");
+    // And taken away before it was called closed.
+    assert_eq!(named(None, us(96)), "listener-died");
+}
+
+/// The same with its packet's other end, or in another namespace.
+fn elsewhere(event: Event, to: &str, place: Netns) -> Event {
+    let other_end = syn(to);
+    match event {
+        Event::ResetSent { at, reason, by, .. } => Event::ResetSent {
+            at,
+            netns: place,
+            tuple: other_end,
+            reason,
+            by,
+        },
+        Event::Dropped {
+            at,
+            flags,
+            reason,
+            location,
+            conn,
+            ..
+        } => Event::Dropped {
+            at,
+            netns: place,
+            tuple: other_end,
+            flags,
+            reason,
+            location,
+            conn,
+        },
+        other => panic!("no packet: {other:?}"),
+    }
+}
+
+#[test]
+fn what_became_of_another_s_packet_from_the_same_port_is_not_taken_for_nginx_s() {
+    const OTHER: &str = "127.0.0.1:3999";
+    const ELSEWHERE: Netns = Netns(2);
+    let named = |seen: Vec<Event>, exchange: Exchange| {
+        let mut lab = Lab::with_hooks(&["nginx-log"]);
+        for event in seen {
+            lab.see(event);
+        }
+        lab.end(exchange);
+        let asked = lab.outputs.iter().any(|output| matches!(output, Output::Ask(_)));
+        if asked {
+            lab.answer(Answer::Translation { destination: None });
+        }
+        verdict(&lab.only()).0
+    };
+    let rule = || dropped(APP, "NETFILTER_DROP");
+    let silent = || Exchange {
+        syn_retransmits: 2,
+        ..connect(APP, ms(3000))
+    };
+    // A rule refused nginx; from the same port another process was refused for want of a socket.
+    assert_eq!(named(vec![rule()], refused(APP)), "firewall-reset");
+    for noise in [
+        elsewhere(no_socket(APP), OTHER, HERE),
+        elsewhere(no_socket(APP), APP, ELSEWHERE),
+        elsewhere(no_socket(APP), OTHER, ELSEWHERE),
+        elsewhere(dropped(APP, "NO_SOCKET"), OTHER, HERE),
+        elsewhere(dropped(APP, "NO_SOCKET"), APP, ELSEWHERE),
+    ] {
+        assert_eq!(named(vec![noise, rule()], refused(APP)), "firewall-reset");
+    }
+    // The other way round.
+    for noise in [elsewhere(rule(), OTHER, HERE), elsewhere(rule(), APP, ELSEWHERE)] {
+        assert_eq!(named(vec![noise.clone()], silent()), "unknown");
+        assert_eq!(named(vec![noise, no_socket(APP)], refused(APP)), "no-listener");
+    }
+    assert_eq!(named(vec![rule()], silent()), "packet-dropped-locally");
+}
+
+#[test]
+fn a_silent_log_proves_nothing_where_only_another_instance_is_known_to_log_errors() {
+    let silence = |other: bool| {
+        let mut lab = Lab::new();
+        let mut peer = configured("app", APP);
+        peer.limits.read_timeout_ms = Some(700);
+        configure(&mut lab, Ktime(0), vec![peer]);
+        lab.introduce(WORKER);
+        let said = Line {
+            worker: if other { Pid(911) } else { WORKER },
+            ..line(9, ms(-1), "connect() failed", Some(111))
+        };
+        lab.tell(
+            ms(-9000),
+            Input::Worker {
+                worker: Pid(911),
+                master: Pid(900),
+                started: ms(-9500),
+            },
+        );
+        lab.see(Event::Line(said));
+        lab.end(sent(APP, ms(701)));
+        lab.only().outcome
+    };
+    assert_eq!(silence(false), Outcome::Cancelled, "it logs its own timeouts");
+    assert_eq!(silence(true), Outcome::TimedOut, "it may not");
+}
+
+#[test]
+fn a_number_used_again_is_another_process() {
+    let mut lab = Lab::new();
+    let end = |lab: &mut Lab, at: Ktime, pid: u32, comm: &str| {
+        let before = lab.outputs.len();
+        lab.tell(at, Input::Kernel(exited(at, ending(pid, comm, Exit::Code(0)))));
+        let notes = lab.outputs.split_off(before);
+        notes
+            .into_iter()
+            .filter_map(|output| match output {
+                Output::Event(event) => Some(event.kind),
+                _ => None,
+            })
+            .collect::<Vec<_>>()
+    };
+    configure(&mut lab, Ktime(0), vec![configured("app", APP)]);
+    lab.introduce(WORKER);
+    lab.see(Event::ListenerOpened {
+        at: ms(0),
+        listener: listener(APP, task(9, "node")),
+    });
+    assert_eq!(end(&mut lab, ms(1), WORKER.0, "nginx"), ["worker-exit"]);
+    assert_eq!(end(&mut lab, ms(2), WORKER.0, "cron"), [""; 0]);
+    assert_eq!(end(&mut lab, ms(3), 9, "node"), ["process-exit"]);
+    assert_eq!(end(&mut lab, ms(4), 9, "cron"), [""; 0]);
+    // And a worker again: it is said to have started.
+    let before = lab.outputs.len();
+    lab.tell(
+        ms(5),
+        Input::Worker {
+            worker: WORKER,
+            master: Pid(800),
+            started: ms(5),
+        },
+    );
+    assert!(
+        matches!(&lab.outputs[before..], [Output::Event(event)] if event.kind == "worker-start"),
+        "{:?}",
+        &lab.outputs[before..]
+    );
+}
+
+#[test]
+fn closed_listeners_do_not_fill_the_table_and_are_no_loss() {
+    let mut lab = Lab::new();
+    let before = lab.engine.len();
+    for hour in 0..20_i64 {
+        for port in 0..8_000_i64 {
+            let at = ms(hour * 3_600_000 + port * 400);
+            let address = format!("127.0.0.1:{}", 10_000 + (port + hour * 8_000) % 50_000);
+            lab.tell(
+                at,
+                Input::Kernel(Event::ListenerOpened {
+                    at,
+                    listener: listener(&address, task(9, "node")),
+                }),
+            );
+            lab.tell(at, Input::Kernel(listener_closed(at, &address, task(9, "node"))));
+        }
+    }
+    lab.tell(ms(21 * 3_600_000), Input::Tick);
+    // Where process 9 served is known until it ends.
+    let end = exited(ms(21 * 3_600_000), ending(9, "node", Exit::Code(0)));
+    lab.tell(ms(21 * 3_600_000), Input::Kernel(end));
+    lab.tell(ms(22 * 3_600_000), Input::Tick);
+    assert_eq!(lab.engine.len(), before);
+    let lost = |output: &Output| matches!(output, Output::Lost { .. });
+    assert!(!lab.outputs.iter().any(lost));
+}
+
+#[test]
+fn a_worker_of_many_reloads_later_keeps_its_names() {
+    let mut lab = Lab::new();
+    configure(&mut lab, Ktime(0), vec![configured("app", APP)]);
+    // The lowest number of all is that of the worker that lives.
+    lab.introduce(Pid(2));
+    for reload in 0..5_000_u32 {
+        let at = ms(i64::from(reload) * 1000);
+        let worker = Pid(1_000 + reload);
+        lab.tell(
+            at,
+            Input::Worker {
+                worker,
+                master: Pid(800),
+                started: at,
+            },
+        );
+        let end = exited(at, ending(worker.0, "nginx", Exit::Code(0)));
+        lab.tell(at, Input::Kernel(end));
+    }
+    lab.see(no_socket(APP));
+    lab.end(Exchange {
+        worker: Pid(2),
+        ..refused(APP)
+    });
+    assert_eq!(lab.only().upstream.as_deref(), Some("app"));
 }
 
 #[test]

@@ -46,6 +46,12 @@ const WRITTEN_MEANWHILE: u64 = 64 << 10;
 const MAX_LOGS: usize = 64;
 const SWEEP_EVERY: u64 = 10 * SECOND;
 const CLOCK_EVERY: u64 = 60 * SECOND;
+/// So far the wall clock goes from kernel time before it counts as set anew.
+const CLOCK_STEP: u64 = SECOND / 4;
+/// How long the addresses of a namespace stand when something new listens there.
+const ADDRESSES_STAND: u64 = 5 * SECOND;
+/// Of how many namespaces it is remembered when their addresses were told.
+const MAX_NAMESPACES: usize = 4096;
 /// What makes nginx's master read its files anew.
 const SIGHUP: u8 = 1;
 /// `NGX_LOG_EMERG`.
@@ -111,7 +117,7 @@ pub struct Live {
     tails: BTreeMap<(u32, String), Tail>,
     /// Those of which the next lines may be older than the trace.
     reaching_back: BTreeSet<(u32, String)>,
-    named_netns: BTreeSet<Netns>,
+    named_netns: BTreeMap<Netns, Ktime>,
     inputs: Vec<Stamped>,
     last: Ktime,
     /// Records taken since the other inputs had their turn.
@@ -127,6 +133,8 @@ pub struct Live {
     next_second: u64,
     next_sweep: u64,
     next_clock: u64,
+    /// What was last told of the wall clock: see [`host::wall_clock_offset`].
+    wall_offset: i64,
 }
 
 impl std::fmt::Debug for Live {
@@ -201,7 +209,7 @@ impl Live {
             },
             tails: BTreeMap::new(),
             reaching_back: BTreeSet::new(),
-            named_netns: BTreeSet::new(),
+            named_netns: BTreeMap::new(),
             inputs: Vec::new(),
             last: Ktime(0),
             in_a_row: 0,
@@ -214,6 +222,7 @@ impl Live {
             next_second: 0,
             next_sweep: 0,
             next_clock: 0,
+            wall_offset: 0,
         };
         for (executable, path) in executables(&found) {
             let since = live.kernel.hears(&path).then_some(Ktime(0));
@@ -346,7 +355,8 @@ impl Live {
                 self.push(now, Input::Kernel(Event::Exchange(Box::new(exchange))));
             }
         }
-        if now.0 >= self.next_clock && !self.has_more {
+        let is_due = now.0 >= self.next_clock || (now.0 >= self.next_tick && self.clock_was_set());
+        if is_due && !self.has_more {
             self.clock(now);
         }
         if now.0 >= self.next_tick {
@@ -416,7 +426,13 @@ impl Live {
     fn clock(&mut self, now: Ktime) {
         self.next_clock = now.0 + CLOCK_EVERY;
         let (at, unix_ns) = host::clock();
+        self.wall_offset = unix_ns.saturating_sub_unsigned(at.0);
         self.push(at, Input::Clock { unix_ns });
+    }
+
+    /// Whether somebody has set the wall clock since it was last told: what is read in log files has its time.
+    fn clock_was_set(&self) -> bool {
+        host::wall_clock_offset().abs_diff(self.wall_offset) > CLOCK_STEP
     }
 
     /// Takes what lies in the ring, at most a batch; how many records that was.
@@ -717,7 +733,7 @@ impl Live {
                 );
             }
         }
-        if self.named_netns.insert(netns) {
+        if !self.named_netns.contains_key(&netns) {
             self.tell_addresses(now, netns, master);
         }
     }
@@ -833,23 +849,32 @@ impl Live {
         );
     }
 
-    /// The addresses of a namespace in which something listens, told once.
+    /// The addresses of a namespace in which something listens. Its number comes back as another's when it is gone, with other
+    /// addresses, so they are told again when something new listens there.
     fn name_netns(&mut self, at: Ktime, event: &Event) {
         let (Event::ListenerFound { listener, .. } | Event::ListenerOpened { listener, .. }) = event else {
             return;
         };
-        if self.named_netns.contains(&listener.netns) || listener.netns.0 == 0 {
+        let is_told = self
+            .named_netns
+            .get(&listener.netns)
+            .is_some_and(|told| at.since(*told) < ADDRESSES_STAND);
+        if is_told || listener.netns.0 == 0 {
             return;
         }
         // A process may have left the namespace its socket is in; then another one will name it.
         if host::process::netns_of(listener.task.pid) == Some(listener.netns) {
-            self.named_netns.insert(listener.netns);
             self.tell_addresses(at, listener.netns, listener.task.pid);
         }
     }
 
     fn tell_addresses(&mut self, at: Ktime, netns: Netns, pid: Pid) {
         let addresses = host::addresses(pid);
+        if self.named_netns.len() >= MAX_NAMESPACES {
+            self.named_netns
+                .retain(|_, told| at.since(*told) < ADDRESSES_STAND);
+        }
+        self.named_netns.insert(netns, at);
         self.push(at, Input::Addresses { netns, addresses });
     }
 

@@ -128,6 +128,16 @@ impl Client {
         }
     }
 
+    /// Reads what there is; a wait with a limit ends at a signal, too.
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            match self.stream.read(buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                read => return read,
+            }
+        }
+    }
+
     /// Reads a response.
     pub fn receive(&mut self) -> Result<Response> {
         let mut bytes = Vec::new();
@@ -136,7 +146,7 @@ impl Client {
             if let Some(at) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at + 4;
             }
-            let n = self.stream.read(&mut buffer).context("reading a response")?;
+            let n = self.read(&mut buffer).context("reading a response")?;
             ensure!(
                 n > 0,
                 "the connection ended before a response: {:?}",
@@ -164,7 +174,7 @@ impl Client {
             if is_whole {
                 break true;
             }
-            match self.stream.read(&mut buffer) {
+            match self.read(&mut buffer) {
                 // Without a length the end of the stream is the end of the body.
                 Ok(0) => break announced.is_none() && !is_chunked,
                 Ok(n) => bytes.extend_from_slice(&buffer[..n]),

@@ -240,7 +240,8 @@ fn worker_died(subject: &Subject<'_>, around: &Surroundings) -> Check {
     else {
         return Check::No;
     };
-    let Some(death) = around.death(exchange.worker) else {
+    // An earlier process may have had its number.
+    let Some(death) = around.death_between(exchange.worker, exchange.began_at, Ktime(u64::MAX)) else {
         return subject.wait_or(Check::No);
     };
     let Some(exit) = death

@@ -178,7 +178,15 @@ pub fn peer_netns(exchange: &Exchange, around: &Surroundings) -> Option<Netns> {
     }
 }
 
-/// The last listener for an address that closed before a moment, unless another one listened then.
+/// How long the kernel may already call a socket a listener before it puts it where SYNs find it, and call it one after it
+/// took it from there.
+/// <https://github.com/torvalds/linux/blob/v6.12/net/ipv4/inet_connection_sock.c> (`inet_csk_listen_start`),
+/// <https://github.com/torvalds/linux/blob/v6.12/net/ipv4/tcp.c> (`tcp_set_state`)
+const UNFINDABLE: u64 = 10_000_000;
+/// The same at its end, where nothing lies between.
+const UNFINDABLE_AT_END: u64 = 1_000_000;
+
+/// The last listener for an address that closed before a moment at which none was found, unless another one listened then.
 pub fn closed_before(
     around: &Surroundings,
     netns: Netns,
@@ -190,12 +198,23 @@ pub fn closed_before(
             .listeners_on(netns, address.port())
             .filter(|life| covers(&life.listener, address))
     };
-    if covering().any(|life| life.is_open_at(at)) {
+    let end_seen = Ktime(at.0.saturating_add(UNFINDABLE_AT_END));
+    let is_findable = |life: &ListenerLife| {
+        let is_found = life.opened_at.is_none_or(|opened| at.since(opened) >= UNFINDABLE);
+        is_found && life.is_open_at(at) && life.is_open_at(end_seen)
+    };
+    if covering().any(is_findable) {
         return None;
     }
     covering()
-        .filter(|life| closed_at(life).is_some_and(|closed| closed.0 <= at.0.saturating_add(1_000_000)))
+        .filter(|life| closed_at(life).is_some_and(|closed| closed <= end_seen))
         .max_by_key(|life| closed_at(life))
+}
+
+/// Whether a listener opened after a moment at which none was found.
+pub fn opened_after(life: &ListenerLife, at: Ktime) -> bool {
+    life.opened_at
+        .is_some_and(|opened| opened.0.saturating_add(UNFINDABLE) > at.0)
 }
 
 /// When a listener closed.

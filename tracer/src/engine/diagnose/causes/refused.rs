@@ -2,7 +2,7 @@
 
 use super::facts::{
     SynAnswer, Translated, closed_at, closed_before, connect_fact, end_of, listener_closed_fact,
-    listener_open_fact, locality, peer_netns, rst_fact, syn_answer, translated, translation_fact,
+    listener_open_fact, locality, opened_after, peer_netns, rst_fact, syn_answer, translated, translation_fact,
 };
 use std::net::SocketAddr;
 
@@ -254,7 +254,7 @@ fn listener_restarting(subject: &Subject<'_>, around: &Surroundings) -> Check {
         around
             .listeners_on(life.listener.netns, address.port())
             .filter(|other| covers(&other.listener, address))
-            .find(|other| other.opened_at.is_some_and(|opened| opened >= at))
+            .find(|other| opened_after(other, at) && closed_at(other).is_none_or(|closed| closed > at))
     });
     let again = match back.and_then(|back| back.opened_at) {
         Some(opened) => format!("; it listened again {} after", between(at, opened)),
