@@ -215,6 +215,7 @@ impl Move {
                 tuple: _,
                 reason: _,
                 by: _,
+                conn,
             }
             | Event::IcmpSent {
                 at,
@@ -222,11 +223,9 @@ impl Move {
                 tuple: _,
                 kind: _,
                 code: _,
-            } => {
-                self.time(at);
-                self.netns(netns);
+                conn,
             }
-            Event::Dropped {
+            | Event::Dropped {
                 at,
                 netns,
                 tuple: _,

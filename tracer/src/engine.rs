@@ -416,6 +416,7 @@ impl Engine {
                 tuple,
                 reason,
                 by,
+                conn,
             } => {
                 self.around.reset_sent(ResetSent {
                     at,
@@ -423,6 +424,7 @@ impl Engine {
                     tuple,
                     reason,
                     by,
+                    conn,
                 });
             }
             Event::Dropped {
@@ -434,17 +436,15 @@ impl Engine {
                 location,
                 conn,
             } => {
-                self.around.dropped(
+                self.around.dropped(Dropped {
+                    at,
+                    netns,
+                    tuple,
+                    flags,
+                    reason,
+                    location,
                     conn,
-                    Dropped {
-                        at,
-                        netns,
-                        tuple,
-                        flags,
-                        reason,
-                        location,
-                    },
-                );
+                });
             }
             Event::IcmpSent {
                 at,
@@ -452,6 +452,7 @@ impl Engine {
                 tuple,
                 kind,
                 code,
+                conn,
             } => {
                 self.around.icmp_sent(IcmpSent {
                     at,
@@ -459,6 +460,7 @@ impl Engine {
                     tuple,
                     kind,
                     code,
+                    conn,
                 });
             }
             Event::BackendEdge {

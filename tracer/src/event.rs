@@ -469,6 +469,9 @@ pub enum Event {
         tuple: Tuple,
         reason: Option<String>,
         by: ResetBy,
+        /// The connection, when the packet is known to be its SYN.
+        #[serde(default)]
+        conn: Option<ConnId>,
     },
     /// A packet of a peer we know was freed on this host.
     Dropped {
@@ -481,7 +484,7 @@ pub enum Event {
         reason: Option<String>,
         /// The function that dropped it, where the kernel's symbols are readable.
         location: Option<String>,
-        /// The connection, when the packet still belonged to its socket (output path).
+        /// The connection, when the packet still belonged to its socket (output path) or is known to be its SYN.
         conn: Option<ConnId>,
     },
     /// This host generated an `ICMPv4` error for the packet `tuple`.
@@ -491,6 +494,9 @@ pub enum Event {
         tuple: Tuple,
         kind: u8,
         code: u8,
+        /// The connection, when the packet is known to be its SYN.
+        #[serde(default)]
+        conn: Option<ConnId>,
     },
     /// The backend's socket changed after its exchange may already have been written; number 0: the connection's last.
     BackendEdge {

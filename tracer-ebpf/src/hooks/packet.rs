@@ -1,7 +1,9 @@
 //! Packets of upstream connections that this host answered with a reset, freed, or answered with an ICMP error.
 
 use aya_ebpf::{EbpfContext as _, macros::btf_tracepoint, programs::BtfTracePointContext};
-use tracer_ebpf::{DROP_PLACES, DROP_REASONS, Happening, Packet, SYN_PLACES, WANTED_BY_PLACE, conn, kind};
+use tracer_ebpf::{
+    Conn, DROP_PLACES, DROP_REASONS, Happening, Packet, SYN_PLACES, WANTED_BY_PLACE, conn, kind,
+};
 
 use super::understudy::{of_first, with_understudy};
 use crate::{
@@ -22,7 +24,7 @@ const BY_TIME_WAIT: u8 = 2;
 const BY_OTHER: u8 = 3;
 
 #[inline(always)]
-fn packet(what: u16, segment: &Segment, netns: u32, reason: u32, by: u8) -> Packet {
+fn packet(what: u16, segment: &Segment) -> Packet {
     Packet {
         header: header(what, now()),
         location: 0,
@@ -32,12 +34,12 @@ fn packet(what: u16, segment: &Segment, netns: u32, reason: u32, by: u8) -> Pack
         daddr: segment.daddr,
         sport: segment.sport,
         dport: segment.dport,
-        netns,
-        reason,
+        netns: 0,
+        reason: 0,
         tcp_flags: segment.flags,
         icmp_kind: 0,
         icmp_code: 0,
-        by,
+        by: BY_OTHER,
     }
 }
 
@@ -46,26 +48,37 @@ fn concerns_upstream(segment: &Segment) -> bool {
     is_endpoint(segment.daddr, segment.dport) || is_endpoint(segment.saddr, segment.sport)
 }
 
-/// Whether this is the SYN that the current worker's connect() has just sent, whatever addresses it was given on its way
-/// (containers): known by its sequence number. It gets back the address that the worker's socket has.
+/// The connection whose SYN this is, when the current worker's connect() has just sent it, whatever addresses it was given
+/// on its way (containers): known by its sequence number. It gets back the address that the worker's socket has.
 #[inline(always)]
-fn is_of_connect(skb: u64, segment: &mut Segment) -> bool {
+fn connecting_with(skb: u64, segment: &mut Segment) -> Option<&'static mut Conn> {
     if segment.flags & SYN == 0 {
-        return false;
+        return None;
     }
-    let Some(owner) = worker(current_pid()) else {
-        return false;
-    };
-    let Some(entry) = connection(owner.connecting) else {
-        return false;
-    };
+    let entry = connection(worker(current_pid())?.connecting)?;
     let sock = SockAt(entry.sock);
     if sock.state() != SYN_SENT || sock.snd_una() != segment_seq(skb) {
-        return false;
+        return None;
     }
     segment.saddr = sock.local_addr();
     segment.sport = sock.bound_port();
-    true
+    Some(entry)
+}
+
+/// A record of a packet, when it concerns an upstream.
+#[inline(always)]
+fn packet_of_upstream(what: u16, skb: u64, segment: &mut Segment) -> Option<Packet> {
+    let connecting = connecting_with(skb, segment);
+    if connecting.is_none() && !concerns_upstream(segment) {
+        return None;
+    }
+    let mut record = packet(what, segment);
+    record.netns = skb_netns(skb);
+    if let Some(entry) = connecting {
+        record.conn_sock = entry.sock;
+        record.conn_since = entry.since;
+    }
+    Some(record)
 }
 
 with_understudy!(
@@ -125,9 +138,12 @@ fn answered(skb: u64, netns: u32, reason: u32, by: u8) {
         return;
     }
     if let Some(mut offending) = segment(skb)
-        && (concerns_upstream(&offending) || is_of_connect(skb, &mut offending))
+        && let Some(mut record) = packet_of_upstream(kind::RESET_SENT, skb, &mut offending)
     {
-        write(&packet(kind::RESET_SENT, &offending, netns, reason, by));
+        record.netns = netns;
+        record.reason = reason;
+        record.by = by;
+        write(&record);
     }
 }
 
@@ -170,11 +186,13 @@ fn on_dropped(ctx: &BtfTracePointContext) {
     }
     let skb = ctx.arg::<u64>(0);
     let Some(mut freed) = segment(skb) else { return };
-    if (syn_only && freed.flags & SYN == 0) || !(concerns_upstream(&freed) || is_of_connect(skb, &mut freed))
-    {
+    if syn_only && freed.flags & SYN == 0 {
         return;
     }
-    let mut record = packet(kind::DROPPED, &freed, skb_netns(skb), reason, BY_OTHER);
+    let Some(mut record) = packet_of_upstream(kind::DROPPED, skb, &mut freed) else {
+        return;
+    };
+    record.reason = reason;
     record.location = ctx.arg::<u64>(1);
     let owner: u64 = read(skb, offset!(skb_sk));
     if owner != 0
@@ -213,9 +231,8 @@ with_understudy!(
 fn on_icmp_sent(ctx: &BtfTracePointContext) {
     let skb = ctx.arg::<u64>(0);
     if let Some(mut offending) = segment(skb)
-        && (concerns_upstream(&offending) || is_of_connect(skb, &mut offending))
+        && let Some(mut record) = packet_of_upstream(kind::ICMP_SENT, skb, &mut offending)
     {
-        let mut record = packet(kind::ICMP_SENT, &offending, skb_netns(skb), 0, BY_OTHER);
         record.icmp_kind = ctx.arg::<i32>(1) as u8;
         record.icmp_code = ctx.arg::<i32>(2) as u8;
         write(&record);

@@ -113,6 +113,8 @@ pub struct ResetSent {
     pub reason: Option<String>,
     /// The socket behind it.
     pub by: ResetBy,
+    /// The connection whose SYN it answered, when that is known.
+    pub conn: Option<ConnId>,
 }
 
 /// A packet freed on this host.
@@ -130,6 +132,8 @@ pub struct Dropped {
     pub reason: Option<String>,
     /// The function that dropped it.
     pub location: Option<String>,
+    /// Whose it was, when that is known.
+    pub conn: Option<ConnId>,
 }
 
 /// Why a packet was dropped, as far as diagnoses care.
@@ -218,6 +222,8 @@ pub struct IcmpSent {
     pub kind: u8,
     /// ICMP code.
     pub code: u8,
+    /// The connection whose SYN it is about, when that is known.
+    pub conn: Option<ConnId>,
 }
 
 /// Whether a peer lives on this host.
@@ -412,12 +418,12 @@ impl Surroundings {
     }
 
     /// A packet was dropped.
-    pub fn dropped(&mut self, conn: Option<ConnId>, dropped: Dropped) {
+    pub fn dropped(&mut self, dropped: Dropped) {
         match dropped.kind() {
             DropKind::Noise => {}
             DropKind::NoSocket => self.refusals.push(self.now, dropped.tuple.source, dropped),
             DropKind::Netfilter | DropKind::Neighbour | DropKind::AcceptQueue | DropKind::Local => {
-                if let Some(conn) = conn {
+                if let Some(conn) = dropped.conn {
                     self.drops_by_conn.push(self.now, conn, dropped.clone());
                 }
                 self.drops.push(self.now, dropped.tuple.source, dropped.clone());
@@ -660,9 +666,13 @@ impl Surroundings {
 
     /// Whether a packet that has the exchange's own address was the exchange's. Linux gives one port to connections to
     /// several addresses at a time, and every namespace has ports and a loopback of its own: so to be sure, the other end
-    /// must be nginx's peer, or the host must have said that this one is translated.
-    fn is_packet_of(&self, exchange: &Exchange, netns: Netns, tuple: &Tuple) -> bool {
-        is_here(exchange, netns) && (is_to_peer(exchange, tuple) || self.is_translated(exchange))
+    /// must be nginx's peer, or the host must have said that this one is translated. A SYN that the kernel half knew by its
+    /// sequence number needs neither: of one that was refused connection tracking keeps nothing.
+    fn is_packet_of(&self, exchange: &Exchange, conn: Option<ConnId>, netns: Netns, tuple: &Tuple) -> bool {
+        match conn {
+            Some(conn) => conn == exchange.id.conn,
+            None => is_here(exchange, netns) && (is_to_peer(exchange, tuple) || self.is_translated(exchange)),
+        }
     }
 
     fn is_translated(&self, exchange: &Exchange) -> bool {
@@ -678,27 +688,33 @@ impl Surroundings {
     /// What the host has to be asked to tell whose packets those were that have the exchange's own address and another
     /// other end: whether the connection was translated.
     pub fn whose_packets(&self, exchange: &Exchange) -> Option<Question> {
-        let local = exchange.local?;
-        let (from, to) = window(exchange);
-        let is_unclear = |at: Ktime, netns: Netns, tuple: &Tuple| {
-            (from..=to).contains(&at) && is_here(exchange, netns) && !is_to_peer(exchange, tuple)
-        };
-        let drops = self.drops.get(&local).chain(self.refusals.get(&local));
-        let is_asked = self
-            .resets
-            .get(&local)
-            .any(|reset| is_unclear(reset.at, reset.netns, &reset.tuple))
-            || drops
-                .into_iter()
-                .any(|dropped| is_unclear(dropped.at, dropped.netns, &dropped.tuple))
-            || self
-                .icmp
-                .get(&local)
-                .any(|icmp| is_unclear(icmp.at, icmp.netns, &icmp.tuple));
+        let is_asked = self.may_have_met_others(exchange);
         let (question, _) = translation_of(exchange).filter(|_| is_asked)?;
         self.answer(&question, exchange.ended_at)
             .is_none()
             .then_some(question)
+    }
+
+    /// Whether packets were seen with the exchange's own address and another other end: its own after a translation, or
+    /// those of another connection from the same port.
+    pub fn may_have_met_others(&self, exchange: &Exchange) -> bool {
+        let Some(local) = exchange.local else {
+            return false;
+        };
+        let (from, to) = window(exchange);
+        let is_unclear = |at: Ktime, conn: Option<ConnId>, netns: Netns, tuple: &Tuple| {
+            let is_unknown = conn.is_none() && is_here(exchange, netns) && !is_to_peer(exchange, tuple);
+            is_unknown && (from..=to).contains(&at)
+        };
+        let mut drops = self.drops.get(&local).chain(self.refusals.get(&local));
+        self.resets
+            .get(&local)
+            .any(|reset| is_unclear(reset.at, reset.conn, reset.netns, &reset.tuple))
+            || drops.any(|dropped| is_unclear(dropped.at, dropped.conn, dropped.netns, &dropped.tuple))
+            || self
+                .icmp
+                .get(&local)
+                .any(|icmp| is_unclear(icmp.at, icmp.conn, icmp.netns, &icmp.tuple))
     }
 
     /// Resets that this host sent in answer to the exchange's packets.
@@ -709,7 +725,7 @@ impl Surroundings {
             .into_iter()
             .flat_map(|local| self.resets.get(&local))
             .filter(move |reset| reset.at >= from && reset.at <= to)
-            .filter(move |reset| self.is_packet_of(exchange, reset.netns, &reset.tuple))
+            .filter(move |reset| self.is_packet_of(exchange, reset.conn, reset.netns, &reset.tuple))
     }
 
     /// An exchange was told: the refusals that answered it have done their work.
@@ -728,7 +744,7 @@ impl Surroundings {
         let with_its_address = local
             .into_iter()
             .flat_map(|local| self.drops.get(&local).chain(self.refusals.get(&local)))
-            .filter(|dropped| self.is_packet_of(exchange, dropped.netns, &dropped.tuple));
+            .filter(|dropped| self.is_packet_of(exchange, dropped.conn, dropped.netns, &dropped.tuple));
         let mut drops: Vec<&Dropped> = self
             .drops_by_conn
             .get(&exchange.id.conn)
@@ -748,7 +764,7 @@ impl Surroundings {
             .into_iter()
             .flat_map(|local| self.icmp.get(&local))
             .filter(move |icmp| icmp.at >= from && icmp.at <= to)
-            .filter(move |icmp| self.is_packet_of(exchange, icmp.netns, &icmp.tuple))
+            .filter(move |icmp| self.is_packet_of(exchange, icmp.conn, icmp.netns, &icmp.tuple))
     }
 
     /// The accept queue as it was read for this exchange's connection, fullest first.

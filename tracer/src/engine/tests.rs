@@ -286,6 +286,7 @@ fn no_socket(to: &str) -> Event {
         tuple: syn(to),
         reason: Some("NO_SOCKET".to_owned()),
         by: ResetBy::NoSocket,
+        conn: None,
     }
 }
 
@@ -1672,39 +1673,34 @@ fn a_translated_address_is_no_far_host_s() {
         assert_eq!(named(silent(), real), "syn-unanswered");
     }
 
-    // Seen to be refused at the address that it was translated to, which is where a listener had died.
-    let Event::ResetSent {
-        at,
-        netns,
-        tuple,
-        reason,
-        by,
-    } = no_socket(FAR)
-    else {
-        unreachable!("it is a reset");
+    // Seen to be refused at the address that it was translated to, which is where a listener had died: known by what the
+    // host says, or by the SYN's number where connection tracking has dropped what was refused.
+    let is_refused_there = |conn: Option<ConnId>, translation: Option<&str>| {
+        let mut lab = Lab::new();
+        let dead = ending(4242, "node", Exit::Signal(9));
+        lab.see(listener_closed(ms(-300), "10.0.0.1:3000", dead));
+        lab.see(Event::ResetSent {
+            at: us(90),
+            netns: HERE,
+            tuple: syn("10.0.0.1:3000"),
+            reason: Some("NO_SOCKET".to_owned()),
+            by: ResetBy::NoSocket,
+            conn,
+        });
+        lab.end(refused(FAR));
+        if conn.is_none() {
+            lab.answer(Answer::Translation {
+                destination: translation.and_then(|to| to.parse().ok()),
+            });
+        }
+        verdict(&lab.only()).0
     };
-    let mut lab = Lab::new();
-    lab.see(listener_closed(
-        ms(-300),
-        "10.0.0.1:3000",
-        ending(4242, "node", Exit::Signal(9)),
-    ));
-    lab.see(Event::ResetSent {
-        at,
-        netns,
-        tuple: Tuple {
-            destination: "10.0.0.1:3000".parse().expect("an address"),
-            ..tuple
-        },
-        reason,
-        by,
-    });
-    lab.end(refused(FAR));
-    lab.answer(Answer::Translation {
-        destination: "10.0.0.1:3000".parse().ok(),
-    });
-    let attempt = lab.only();
-    assert_eq!(verdict(&attempt).0, "listener-died");
+    assert_eq!(is_refused_there(None, Some("10.0.0.1:3000")), "listener-died");
+    assert_eq!(is_refused_there(None, None), "unknown");
+    assert_eq!(
+        is_refused_there(Some(refused(FAR).id.conn), None),
+        "listener-died"
+    );
 }
 
 #[test]
@@ -1738,12 +1734,15 @@ fn a_listener_that_is_just_opened_or_closed_was_not_found_yet_or_any_more() {
 fn elsewhere(event: Event, to: &str, place: Netns) -> Event {
     let other_end = syn(to);
     match event {
-        Event::ResetSent { at, reason, by, .. } => Event::ResetSent {
+        Event::ResetSent {
+            at, reason, by, conn, ..
+        } => Event::ResetSent {
             at,
             netns: place,
             tuple: other_end,
             reason,
             by,
+            conn,
         },
         Event::Dropped {
             at,

@@ -88,6 +88,7 @@ impl Decoder {
                         2 => ResetBy::TimeWait,
                         _ => ResetBy::Socket,
                     },
+                    conn: conn_of(&packet),
                 }
             }
             kind::DROPPED => {
@@ -104,10 +105,7 @@ impl Decoder {
                         .next_back()
                         .map(|(_, name)| name.clone())
                         .filter(|name| !name.is_empty()),
-                    conn: (packet.conn_sock != 0).then_some(ConnId {
-                        sock: Sock(packet.conn_sock),
-                        since: Ktime(packet.conn_since),
-                    }),
+                    conn: conn_of(&packet),
                 }
             }
             kind::ICMP_SENT => {
@@ -118,6 +116,7 @@ impl Decoder {
                     tuple: tuple(&packet),
                     kind: packet.icmp_kind,
                     code: packet.icmp_code,
+                    conn: conn_of(&packet),
                 }
             }
             kind::BACKEND_EDGE => {
@@ -406,6 +405,13 @@ fn listener(l: &wire::Listener) -> Listener {
         limit: l.limit,
         task: process(&l.task),
     }
+}
+
+fn conn_of(packet: &wire::Packet) -> Option<ConnId> {
+    (packet.conn_sock != 0).then_some(ConnId {
+        sock: Sock(packet.conn_sock),
+        since: Ktime(packet.conn_since),
+    })
 }
 
 fn tuple(p: &wire::Packet) -> Tuple {

@@ -1,7 +1,7 @@
 //! Scenarios beside each other, with one tracer that watches the nginx of each: on an emulated machine loading the
 //! programs takes longer than all the rest.
 
-use std::{fs, path::Path, sync::Mutex};
+use std::{fs, path::Path, sync::Mutex, time::Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use serde_json::Value;
@@ -54,6 +54,7 @@ pub fn run(
     jobs: usize,
 ) -> Vec<Result<Outcome>> {
     let together = scenarios.len();
+    let mut laps = Laps::begin();
     let staged = in_parallel(scenarios.iter().collect(), jobs, |(scenario, setup)| {
         if let Some(lacks) = lacks(scenario) {
             return Ok(Err(Outcome::Skipped(lacks)));
@@ -71,6 +72,14 @@ pub fn run(
             played,
         }))
     });
+    laps.end("staged");
+    if staged.iter().all(|staged| !matches!(staged, Ok(Ok(_)))) {
+        let nothing_to_watch = |staged: Result<Result<Staged<'_>, Outcome>>| match staged? {
+            Ok(_) => Err(anyhow!("it was staged")),
+            Err(outcome) => Ok(outcome),
+        };
+        return staged.into_iter().map(nothing_to_watch).collect();
+    }
     let arguments = scenarios
         .first()
         .map(|(scenario, setup)| [&setup.arguments[..], &scenario.lab.arguments].concat())
@@ -78,22 +87,49 @@ pub fn run(
     let tracer = fs::create_dir_all(folder)
         .with_context(|| format!("making {}", folder.display()))
         .and_then(|()| Tracer::attach(run, program, "nginx", &arguments, folder));
+    laps.end("attached");
     let staged = in_parallel(staged, jobs, |staged: Result<Result<Staged<'_>, Outcome>>| {
         Ok(staged?.map(|staged| staged.play(run, tracer.as_ref())))
     });
+    laps.end("played");
     let traced = tracer.and_then(|tracer| {
         let records = tracer.stop()?;
         let mut problems = judge::frame(&records);
         problems.extend(replay_differs(program, folder, &records)?);
         Ok((records, problems))
     });
-    staged
+    laps.end("stopped and replayed");
+    let outcomes = staged
         .into_iter()
         .map(|staged: Result<Result<Staged<'_>, Outcome>>| match staged? {
             Ok(staged) => staged.concluded(folder, traced.as_ref()),
             Err(outcome) => Ok(outcome),
         })
-        .collect()
+        .collect();
+    laps.end("judged");
+    println!("{together} together: {}", laps.said.join(", "));
+    outcomes
+}
+
+/// Where the time goes.
+struct Laps {
+    begun: Instant,
+    said: Vec<String>,
+}
+
+impl Laps {
+    fn begin() -> Self {
+        Self {
+            begun: Instant::now(),
+            said: Vec::new(),
+        }
+    }
+
+    fn end(&mut self, what: &str) {
+        self.said
+            .push(format!("{what} {:.1} s", self.begun.elapsed().as_secs_f64()));
+        self.begun = Instant::now();
+    }
 }
 
 impl Staged<'_> {

@@ -282,6 +282,7 @@ impl Dice {
                 tuple,
                 reason: None,
                 by: self.of(&[ResetBy::NoSocket, ResetBy::Socket]),
+                conn: self.maybe(|dice| dice.exchange_id().conn),
             },
             10 => Event::Dropped {
                 at,

@@ -201,6 +201,7 @@ fn event() -> impl Strategy<Value = Event> {
                 tuple,
                 reason,
                 by: ResetBy::NoSocket,
+                conn: None,
             }
         }),
         (time(), tuple, any::<u8>(), option::of("[A-Z_]{1,30}")).prop_map(|(at, tuple, flags, reason)| {

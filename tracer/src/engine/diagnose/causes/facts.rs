@@ -140,6 +140,9 @@ pub enum Translated {
     To(SocketAddr, Locality),
     /// Not at all, as far as this host knows.
     No,
+    /// Connection tracking says no, but keeps nothing of what was refused, and this host refused or dropped a packet from
+    /// the same port: it may have been this one.
+    Unclear,
 }
 
 /// Whether an address in nginx's way was translated, and to what.
@@ -157,6 +160,7 @@ pub fn translated(subject: &Subject<'_>, exchange: &Exchange, around: &Surroundi
         Some(Answer::Translation {
             destination: Some(real),
         }) if real != destination => Translated::To(*real, around.locality(exchange.netns, real.ip())),
+        _ if around.may_have_met_others(exchange) => Translated::Unclear,
         _ => Translated::No,
     }
 }

@@ -336,7 +336,7 @@ fn refused_remotely(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let host = match translated(subject, exchange, around) {
         Translated::Ask(question) => return Check::Ask(question),
         // Somebody of this host refused it, and it was not seen who.
-        Translated::To(_, Locality::ThisHost) => return Check::No,
+        Translated::To(_, Locality::ThisHost) | Translated::Unclear => return Check::No,
         Translated::To(real, Locality::Elsewhere | Locality::Unknown) => {
             evidence.push(translation_fact(exchange, real, at));
             format!("{real}, to which {} is translated,", exchange.peer)

@@ -98,7 +98,7 @@ fn syn_unanswered(subject: &Subject<'_>, around: &Surroundings) -> Check {
     match translated(subject, exchange, around) {
         Translated::Ask(question) => return Check::Ask(question),
         // It never left.
-        Translated::To(_, Locality::ThisHost) => return Check::No,
+        Translated::To(_, Locality::ThisHost) | Translated::Unclear => return Check::No,
         Translated::To(real, Locality::Elsewhere | Locality::Unknown) => {
             evidence.push(translation_fact(exchange, real, exchange.began_at));
         }
