@@ -571,7 +571,8 @@ impl Engine {
 
     fn worker(&mut self, worker: Pid, master: Pid, started: Ktime, outputs: &mut Vec<Output>) {
         let is_new = self.configurations.add_worker(worker, master, started);
-        if is_new && self.started.is_some_and(|start| started > start) {
+        // A process that is its own master is no worker of anybody.
+        if is_new && worker != master && self.started.is_some_and(|start| started > start) {
             outputs.push(Output::Event(notes::worker_started(started, worker, master)));
         }
         self.introduce(worker, outputs);
