@@ -83,6 +83,21 @@ pub const UNIX_BACKLOG_FULL: Cause = Cause {
     check: unix_backlog_full,
 };
 
+pub const UNIX_WRONG_TYPE: Cause = Cause {
+    id: "unix-wrong-type",
+    title: "the unix socket is of another type than a stream socket",
+    explains: &[],
+    outcomes: &[Outcome::Missing],
+    nginx_logs: "connect() to unix:/run/app.sock failed (91: Protocol wrong type for socket) while connecting to upstream",
+    recognised: "connect(2) on a unix stream socket failed with 91, which means exactly this; what kind of socket is bound \
+        there, and whose, is read from the host",
+    needs: &[],
+    look_alikes: &["unix-not-listening", "unix-missing"],
+    remedy: "correct the path in the upstream, or give the backend a stream socket: a log or notify socket (SOCK_DGRAM) \
+        takes no connections",
+    check: unix_wrong_type,
+};
+
 fn connect_fact(subject: &Subject<'_>, path: &str) -> Evidence {
     let errno = subject.errno().unwrap_or_default();
     fact(
@@ -363,6 +378,33 @@ fn unix_not_listening(subject: &Subject<'_>, around: &Surroundings) -> Check {
         evidence,
     )
     .into()
+}
+
+fn unix_wrong_type(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    let (path, walk) = match failed_at_once(subject, around, &[91]) {
+        Some((_, Walk::Ask(question))) => return Check::Ask(question),
+        Some((path, Walk::Known(walk))) => (path, Some(walk)),
+        Some((path, Walk::Unknown)) => (path, None),
+        None => return Check::No,
+    };
+    let mut evidence = vec![connect_fact(subject, path)];
+    let bound = walk.and_then(|walk| {
+        let file = last(walk)?;
+        let mut others = walk.sockets.iter().filter(|socket| socket.kind != "stream");
+        others.find(|socket| is_bound_to(socket, file))
+    });
+    let summary = match bound {
+        Some(socket) => {
+            evidence.extend(socket_fact(path, socket, ""));
+            let mut owners = socket.owners.iter();
+            let of = owners
+                .next()
+                .map_or(String::new(), |(pid, comm)| format!(" of {comm} (pid {pid})"));
+            format!("{path} is a {} socket{of}; nginx connects a stream socket.", socket.kind)
+        }
+        None => format!("The socket at {path} is no stream socket, as nginx's is."),
+    };
+    Stand::confirmed(summary, evidence).into()
 }
 
 fn unix_backlog_full(subject: &Subject<'_>, around: &Surroundings) -> Check {
