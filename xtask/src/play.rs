@@ -107,13 +107,12 @@ pub fn run(args: &Args) -> Result<()> {
     };
     match &tracer {
         Some(tracer) if args.together > 1 => {
-            for (number, group) in groups(&scenarios, args.together).into_iter().enumerate() {
+            for group in groups(&scenarios, args.together) {
                 let group: Vec<_> = group
                     .into_iter()
                     .map(|scenario| (scenario, setup(scenario)))
                     .collect();
-                let folder = keep.join(format!("together-{}", number + 1));
-                let outcomes = together::run(&run, tracer, &group, &folder, args.jobs);
+                let outcomes = together::run(&run, tracer, &group, args.jobs);
                 for ((scenario, setup), outcome) in group.iter().zip(outcomes) {
                     tell(scenario, setup, outcome);
                 }

@@ -1,7 +1,12 @@
 //! Scenarios beside each other, with one tracer that watches the nginx of each: on an emulated machine loading the
 //! programs takes longer than all the rest.
 
-use std::{fs, path::Path, sync::Mutex, time::Instant};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Mutex,
+    time::Instant,
+};
 
 use anyhow::{Context as _, Result, anyhow};
 use serde_json::Value;
@@ -44,15 +49,9 @@ enum Played {
     Failed(anyhow::Error),
 }
 
-/// Runs scenarios of which each fits the first; `jobs` of them are played at the same time, and what the tracer itself
-/// writes goes into `folder`. One outcome for each, in their order.
-pub fn run(
-    run: &Run,
-    program: &Path,
-    scenarios: &[(&Scenario, Setup)],
-    folder: &Path,
-    jobs: usize,
-) -> Vec<Result<Outcome>> {
+/// Runs scenarios of which each fits the first; `jobs` of them are played at the same time. One outcome for each, in their
+/// order.
+pub fn run(run: &Run, program: &Path, scenarios: &[(&Scenario, Setup)], jobs: usize) -> Vec<Result<Outcome>> {
     let together = scenarios.len();
     let mut laps = Laps::begin();
     let staged = in_parallel(scenarios.iter().collect(), jobs, |(scenario, setup)| {
@@ -84,31 +83,46 @@ pub fn run(
         .first()
         .map(|(scenario, setup)| [&setup.arguments[..], &scenario.lab.arguments].concat())
         .unwrap_or_default();
-    let tracer = fs::create_dir_all(folder)
-        .with_context(|| format!("making {}", folder.display()))
-        .and_then(|()| Tracer::attach(run, program, "nginx", &arguments, folder));
+    // A new folder, where no tracer before it has left a file that says it is ready.
+    let watching = run.folder("together").and_then(|folder| {
+        let tracer = Tracer::attach(run, program, "nginx", &arguments, &folder)?;
+        Ok((tracer, folder))
+    });
+    let tracer = watching.as_ref().map(|(tracer, _)| tracer);
     laps.end("attached");
     let staged = in_parallel(staged, jobs, |staged: Result<Result<Staged<'_>, Outcome>>| {
-        Ok(staged?.map(|staged| staged.play(run, tracer.as_ref())))
+        Ok(staged?.map(|staged| staged.play(run, tracer)))
     });
     laps.end("played");
-    let traced = tracer.and_then(|tracer| {
+    let traced = watching.and_then(|(tracer, folder)| {
         let records = tracer.stop()?;
         let mut problems = judge::frame(&records);
-        problems.extend(replay_differs(program, folder, &records)?);
-        Ok((records, problems))
+        problems.extend(replay_differs(program, &folder, &records)?);
+        Ok(Traced {
+            records,
+            problems,
+            folder,
+        })
     });
     laps.end("stopped and replayed");
     let outcomes = staged
         .into_iter()
         .map(|staged: Result<Result<Staged<'_>, Outcome>>| match staged? {
-            Ok(staged) => staged.concluded(folder, traced.as_ref()),
+            Ok(staged) => staged.concluded(traced.as_ref()),
             Err(outcome) => Ok(outcome),
         })
         .collect();
     laps.end("judged");
     println!("{together} together: {}", laps.said.join(", "));
     outcomes
+}
+
+/// What the tracer left.
+struct Traced {
+    records: Vec<Value>,
+    /// What is wrong with the trace as such.
+    problems: Vec<String>,
+    folder: PathBuf,
 }
 
 /// Where the time goes.
@@ -154,33 +168,28 @@ impl Staged<'_> {
         self
     }
 
-    fn concluded(
-        self,
-        folder: &Path,
-        traced: Result<&(Vec<Value>, Vec<String>), &anyhow::Error>,
-    ) -> Result<Outcome> {
+    fn concluded(self, traced: Result<&Traced, &anyhow::Error>) -> Result<Outcome> {
         let master = self.master();
-        let played = traced
-            .map_err(|error| anyhow!("{error:#}"))
-            .and_then(|(records, problems)| {
-                let is_its = of_instance(records, Some(master));
-                let records: Vec<Value> = records.iter().filter(|record| is_its(record)).cloned().collect();
-                hand_over(folder, &self.stage.folder, &records)?;
-                let healthy = match self.played {
-                    Played::Done(healthy) => healthy,
-                    Played::Failed(error) => return Err(error),
-                    Played::Begun(_) => return Err(anyhow!("it was not played")),
-                };
-                let mut problems = problems.clone();
-                problems.extend(judged(
-                    self.scenario,
-                    &self.stage,
-                    &records,
-                    healthy,
-                    self.clients,
-                )?);
-                Ok(problems)
-            });
+        let played = traced.map_err(|error| anyhow!("{error:#}")).and_then(|traced| {
+            let is_its = of_instance(&traced.records, Some(master));
+            let its = traced.records.iter().filter(|record| is_its(record));
+            let records: Vec<Value> = its.cloned().collect();
+            hand_over(&traced.folder, &self.stage.folder, &records)?;
+            let healthy = match self.played {
+                Played::Done(healthy) => healthy,
+                Played::Failed(error) => return Err(error),
+                Played::Begun(_) => return Err(anyhow!("it was not played")),
+            };
+            let mut problems = traced.problems.clone();
+            problems.extend(judged(
+                self.scenario,
+                &self.stage,
+                &records,
+                healthy,
+                self.clients,
+            )?);
+            Ok(problems)
+        });
         concluded(self.stage, self.setup, played)
     }
 }
