@@ -154,6 +154,7 @@ pub fn check_host(keep: &Path) -> Result<()> {
     let wanted = play::chosen(&[], false)?;
     let ran = Ran {
         kernel: HOST.to_owned(),
+        commit: commit(),
         keep: keep.to_owned(),
         ended: Ok(()),
     };
@@ -241,6 +242,8 @@ fn boots<'a>(column: &str, wanted: &'a [Scenario]) -> Vec<(Option<Boot>, Vec<&'a
 struct Ran {
     /// Its kernel, as cells name it.
     kernel: String,
+    /// The commit that was checked out when it began.
+    commit: String,
     /// Where the reports and traces are.
     keep: PathBuf,
     /// Whether the guest came to its end.
@@ -248,6 +251,7 @@ struct Ran {
 }
 
 fn on_host(args: &Args) -> Result<Ran> {
+    let commit = commit();
     let keep = target_folder().join("zoo").join(HOST);
     if keep.exists() {
         fs::remove_dir_all(&keep).with_context(|| format!("emptying {}", keep.display()))?;
@@ -263,12 +267,14 @@ fn on_host(args: &Args) -> Result<Ran> {
     }
     Ok(Ran {
         kernel: HOST.to_owned(),
+        commit,
         keep,
         ended: Ok(()),
     })
 }
 
 fn on_guest(args: &Args, column: &str, boot: Boot, of_boot: &[&Scenario]) -> Result<Ran> {
+    let commit = commit();
     let names = match boot {
         Boot::Usual => args.names.clone(),
         Boot::Selinux => of_boot.iter().map(|scenario| scenario.name.clone()).collect(),
@@ -280,6 +286,7 @@ fn on_guest(args: &Args, column: &str, boot: Boot, of_boot: &[&Scenario]) -> Res
     }
     Ok(Ran {
         kernel: guest.release,
+        commit,
         keep: guest.results.join("scenarios"),
         ended: guest.ended,
     })
@@ -289,11 +296,10 @@ fn on_guest(args: &Args, column: &str, boot: Boot, of_boot: &[&Scenario]) -> Res
 fn cells(column: &str, ran: &Ran, scenarios: &[&Scenario]) -> Result<Vec<Cell>> {
     let reports = Report::read_all(&ran.keep)?;
     let explained = Explained::of(&causes_page()?);
-    let commit = commit();
     let at = Where {
         column,
         kernel: &ran.kernel,
-        commit: &commit,
+        commit: &ran.commit,
     };
     let mut cells = Vec::new();
     for scenario in scenarios {
