@@ -46,3 +46,21 @@ pub fn data_folder() -> Result<PathBuf> {
     };
     Ok(base.join("tracer"))
 }
+
+/// Works on every item, `jobs` at the same time; the results in the items' order.
+pub fn in_parallel<T: Send, R: Send>(items: Vec<T>, jobs: usize, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+    let mut done: Vec<Option<R>> = items.iter().map(|_| None).collect();
+    let left = std::sync::Mutex::new(items.into_iter().zip(&mut done));
+    let next = || left.lock().ok()?.next();
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while let Some((item, done)) = next() {
+                    *done = Some(work(item));
+                }
+            });
+        }
+    });
+    drop(left);
+    done.into_iter().flatten().collect()
+}

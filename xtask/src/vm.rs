@@ -150,7 +150,8 @@ pub fn scenarios(kernel: &str, boot: Boot, names: Vec<String>) -> Result<Left> {
         ..Args::of(kernel)
     };
     let guest = Guest::prepare(&args)?;
-    let ended = guest.watch(&args).map(|_status| ());
+    // Guests run beside each other.
+    let ended = guest.watch(&args, &format!("{kernel:<5}")).map(|_status| ());
     Ok(Left {
         release: guest.kernel.version,
         results: guest.results,
@@ -171,7 +172,7 @@ pub fn recordings(kernel: &str, names: Vec<String>) -> Result<PathBuf> {
         ..args
     };
     let guest = Guest::prepare(&args)?;
-    let status = guest.watch(&args)?;
+    let status = guest.watch(&args, "")?;
     ensure!(status == "0", "in the guest recording ended with status {status}");
     Ok(guest.results.join("recordings"))
 }
@@ -185,7 +186,7 @@ pub fn run(args: &Args) -> Result<()> {
         ensure!(status.success(), "QEMU ended with {status}");
         return Ok(());
     }
-    let status = guest.watch(args)?;
+    let status = guest.watch(args, "")?;
     println!("results  {}", guest.results.display());
     ensure!(
         status == "0",
@@ -253,8 +254,9 @@ impl Guest {
     }
 
     /// Boots it and waits for its end; the exit status of what it was booted for.
-    fn watch(&self, args: &Args) -> Result<String> {
-        watch(&mut self.qemu(args), &self.results)?;
+    /// `label` begins each line that it prints.
+    fn watch(&self, args: &Args, label: &str) -> Result<String> {
+        watch(&mut self.qemu(args), &self.results, label)?;
         match fs::read_to_string(self.results.join("status")) {
             Ok(status) => Ok(status.trim().to_owned()),
             Err(_) => bail!(
@@ -417,7 +419,7 @@ fn qemu(args: &Args, kernel: &Kernel, initramfs: &Path, results: &Path) -> Comma
 }
 
 /// Runs QEMU to its end, shows what the guest prints, and sees a panic and a hang.
-fn watch(qemu: &mut Command, results: &Path) -> Result<()> {
+fn watch(qemu: &mut Command, results: &Path, label: &str) -> Result<()> {
     let mut child = qemu
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -446,7 +448,7 @@ fn watch(qemu: &mut Command, results: &Path) -> Result<()> {
             Ok(line) => {
                 writeln!(log, "{line}").context("writing the console's log")?;
                 if has_begun {
-                    println!("{line}");
+                    println!("{label}{line}");
                 } else if line.ends_with(BEGIN) {
                     has_begun = true;
                 }

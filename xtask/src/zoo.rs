@@ -8,11 +8,13 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::Mutex,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use xtask::{
+    in_parallel,
     scenario::{Scenario, report::Report},
     traced,
 };
@@ -37,6 +39,9 @@ pub struct Args {
     /// Scenarios at the same time on this machine; a guest has one processor and runs one after the other.
     #[arg(long, default_value_t = 4)]
     jobs: usize,
+    /// Guests at the same time; each takes one processor.
+    #[arg(long, default_value_t = 2)]
+    guests: usize,
     /// Write nothing. Either way it fails when a cell is wrong or worse than the committed one, or was not run.
     #[arg(long)]
     check: bool,
@@ -49,6 +54,7 @@ impl Args {
             names: names.iter().map(|name| (*name).to_owned()).collect(),
             kernels: vec![kernel.to_owned()],
             jobs: 1,
+            guests: 1,
             check: true,
         }
     }
@@ -182,45 +188,56 @@ pub fn run(args: &Args) -> Result<()> {
     } else {
         args.kernels.iter().map(String::as_str).collect()
     };
-    let mut problems = Vec::new();
-    for column in kernels {
-        let wanted = play::chosen(&args.names, column != HOST)?;
-        ensure!(
-            !wanted.is_empty(),
-            "no scenario is called so: see tests/scenarios"
-        );
-        let mut new = Vec::new();
-        for (boot, of_boot) in boots(column, &wanted) {
-            let ran = match boot {
-                None => on_host(args),
-                Some(boot) => on_guest(args, column, boot, &of_boot),
-            };
-            let ran = ran.and_then(|ran| {
-                new.extend(cells(column, &ran, &of_boot)?);
-                // What it did not get to is not passed over.
-                ran.ended
-            });
-            problems.extend(ran.err().map(|error| format!("{column}: {error:#}")));
-        }
-        if new.is_empty() {
-            continue;
-        }
-        problems.extend(missing(column, &wanted, &new));
-        // Read late: another run may have added its column meanwhile.
-        let mut board = Board::read()?;
-        for cell in &new {
-            println!("{cell}");
-        }
-        problems.extend(board.problems(&new));
-        let n_wrong = new.iter().filter(|cell| cell.verdict == Verdict::Wrong).count();
-        println!("{column}: {} cells, {n_wrong} wrong", new.len());
-        if !args.check {
-            board.take(new, &play::chosen(&[], false)?);
-            board.write()?;
-        }
-    }
+    // This machine's own scenarios keep all its processors busy.
+    let (here, guests): (Vec<&str>, Vec<&str>) = kernels.into_iter().partition(|column| *column == HOST);
+    let writing = Mutex::new(());
+    let run = |column| run_column(args, column, &writing);
+    let mut ran = in_parallel(here, 1, run);
+    ran.extend(in_parallel(guests, args.guests, run));
+    let problems: Vec<String> = ran.into_iter().collect::<Result<Vec<_>>>()?.concat();
     ensure!(problems.is_empty(), "{}", problems.join("\n"));
     Ok(())
+}
+
+/// Runs scenarios on one kernel and puts their cells into the scoreboard; what is wrong with them.
+fn run_column(args: &Args, column: &str, writing: &Mutex<()>) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    let wanted = play::chosen(&args.names, column != HOST)?;
+    ensure!(
+        !wanted.is_empty(),
+        "no scenario is called so: see tests/scenarios"
+    );
+    let mut new = Vec::new();
+    for (boot, of_boot) in boots(column, &wanted) {
+        let ran = match boot {
+            None => on_host(args),
+            Some(boot) => on_guest(args, column, boot, &of_boot),
+        };
+        let ran = ran.and_then(|ran| {
+            new.extend(cells(column, &ran, &of_boot)?);
+            // What it did not get to is not passed over.
+            ran.ended
+        });
+        problems.extend(ran.err().map(|error| format!("{column}: {error:#}")));
+    }
+    if new.is_empty() {
+        return Ok(problems);
+    }
+    problems.extend(missing(column, &wanted, &new));
+    // Read late: another run may have added its column meanwhile.
+    let _writing = writing.lock();
+    let mut board = Board::read()?;
+    for cell in &new {
+        println!("{cell}");
+    }
+    problems.extend(board.problems(&new));
+    let n_wrong = new.iter().filter(|cell| cell.verdict == Verdict::Wrong).count();
+    println!("{column}: {} cells, {n_wrong} wrong", new.len());
+    if !args.check {
+        board.take(new, &play::chosen(&[], false)?);
+        board.write()?;
+    }
+    Ok(problems)
 }
 
 /// How a column's kernel is booted, `None` for this machine's own, and the scenarios for each way.

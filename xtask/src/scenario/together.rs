@@ -4,7 +4,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::Mutex,
     time::Instant,
 };
 
@@ -19,6 +18,7 @@ use super::{
     stage::Stage,
 };
 use crate::{
+    in_parallel,
     lab::{Run, client::Load},
     traced::{Tracer, of_instance},
 };
@@ -206,22 +206,4 @@ fn hand_over(from: &Path, to: &Path, records: &[Value]) -> Result<()> {
         fs::copy(from.join(name), to.join(name)).with_context(|| format!("keeping {name}"))?;
     }
     Ok(())
-}
-
-/// Works on every item, `jobs` at the same time; the results in the items' order.
-fn in_parallel<T: Send, R: Send>(items: Vec<T>, jobs: usize, work: impl Fn(T) -> R + Sync) -> Vec<R> {
-    let mut done: Vec<Option<R>> = items.iter().map(|_| None).collect();
-    let left = Mutex::new(items.into_iter().zip(&mut done));
-    let next = || left.lock().ok()?.next();
-    std::thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(|| {
-                while let Some((item, done)) = next() {
-                    *done = Some(work(item));
-                }
-            });
-        }
-    });
-    drop(left);
-    done.into_iter().flatten().collect()
 }
