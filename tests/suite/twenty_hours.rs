@@ -80,6 +80,8 @@ impl Recorded {
 struct Day {
     engine: Engine,
     now: Ktime,
+    /// When the present recording begins.
+    since: Ktime,
     said: Vec<String>,
     attempts: Vec<Attempt>,
     lost: BTreeMap<LossClass, u64>,
@@ -94,6 +96,7 @@ impl Day {
         Self {
             engine: Engine::new(EngineOptions::default()),
             now: Ktime(0),
+            since: Ktime(0),
             said: Vec::new(),
             attempts: Vec::new(),
             lost: BTreeMap::new(),
@@ -110,6 +113,8 @@ impl Day {
                     self.said.push(told(&attempt));
                     self.attempts.push(*attempt);
                 }
+                // A recording's own tracer began later than this engine, and would not have said it.
+                Output::Event(event) if event.kind == "worker-start" && event.at <= self.since => {}
                 // What else is noted depends on all configurations there ever were.
                 Output::Event(event) if event.kind.starts_with("worker-") || event.kind == "oom-kill" => {
                     self.said
@@ -124,6 +129,9 @@ impl Day {
 
     /// Plays a recording, and lets its last verdicts come.
     fn play(&mut self, inputs: &[Stamped], to: &Move) {
+        if let Some(first) = inputs.first() {
+            self.since = to.stamped(first).at;
+        }
         for stamped in inputs {
             if matches!(stamped.input, Input::Detach { .. }) {
                 continue;

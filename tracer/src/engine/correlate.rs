@@ -141,7 +141,7 @@ impl Configurations {
         changed
     }
 
-    /// Takes in a worker; `true` when it was not known.
+    /// Takes in a worker; `true` when it was not known, or only that it is there.
     pub fn add_worker(&mut self, worker: Pid, master: Pid, started: Ktime) -> bool {
         if self.workers.len() >= PROCESSES
             && !self.workers.contains_key(&worker)
@@ -151,7 +151,10 @@ impl Configurations {
             self.forget_end(gone);
         }
         let was_another = self.ended.remove(&worker).is_some();
-        self.workers.insert(worker, (master, started)).is_none() || was_another
+        let known = self.workers.insert(worker, (master, started));
+        // An instance may be told with a worker whose start is told a moment later.
+        let start_is_news = |(_, known): (Pid, Ktime)| known == Ktime(0) && started > known;
+        known.is_none_or(start_is_news) || was_another
     }
 
     /// Takes in a worker whose start is not known: it was there before.

@@ -2505,6 +2505,29 @@ fn instance(pid: u32, worker: Pid, heard_since: Option<Ktime>) -> Input {
 }
 
 #[test]
+fn a_worker_that_is_first_told_with_its_instance_is_still_said_to_have_started() {
+    let mut lab = Lab::new();
+    let worker = Pid(901);
+    let starts = |lab: &Lab| {
+        let events = lab.outputs.iter().filter_map(|output| match output {
+            Output::Event(event) => Some(event.kind),
+            _ => None,
+        });
+        events.filter(|kind| *kind == "worker-start").count()
+    };
+    lab.tell(ms(10), instance(800, worker, None));
+    let told = Input::Worker {
+        worker,
+        master: Pid(800),
+        started: ms(9),
+    };
+    lab.tell(ms(11), told.clone());
+    assert_eq!(starts(&lab), 1);
+    lab.tell(ms(12), told);
+    assert_eq!(starts(&lab), 1, "once");
+}
+
+#[test]
 fn an_executable_that_is_not_heard_is_judged_as_without_nginx_s_voice() {
     for (since, has_line) in [(Some(ms(50)), true), (None, true), (None, false)] {
         let mut lab = Lab::new();
