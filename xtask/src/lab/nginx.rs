@@ -191,6 +191,17 @@ impl Nginx {
                 }
             }
         }
+        if signal == Signal::SIGSTOP {
+            // One that runs on another processor goes on for a moment, and may take a request in it.
+            for worker in self.workers() {
+                wait_for(format!("worker {worker} to stop"), PATIENCE, || {
+                    match state(worker) {
+                        None | Some('T' | 'Z') => Ok(()),
+                        Some(state) => Err(format!("it is in state {state}")),
+                    }
+                })?;
+            }
+        }
         Ok(())
     }
 
@@ -358,4 +369,11 @@ pub fn children(pid: u32) -> Vec<u32> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter(|child| parent_of(*child) == Some(pid))
         .collect()
+}
+
+/// What a process is doing, as proc(5) spells it; `None`: it is gone.
+fn state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_comm, rest) = stat.rsplit_once(')')?;
+    rest.trim_start().chars().next()
 }
