@@ -13,6 +13,7 @@ use xtask::{
     scenario::{
         Scenario,
         run::{Outcome, Setup, find_nginx},
+        stage::Stage,
     },
 };
 
@@ -185,4 +186,29 @@ impl Dice {
         let number = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33;
         usize::try_from(number).unwrap_or(0) % n
     }
+}
+
+/// Keeps what a stage left when a test is unhappy with it.
+pub fn no_problems(name: &str, stage: &Stage, problems: &[String]) -> Result<()> {
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let keep = kept(name);
+    std::fs::create_dir_all(&keep)?;
+    for file in [
+        "trace.jsonl",
+        "error.log",
+        "access.log",
+        "nginx.conf",
+        "tracer.stderr",
+    ] {
+        std::fs::copy(stage.folder.join(file), keep.join(file))?;
+    }
+    let shown: Vec<&str> = problems.iter().take(20).map(String::as_str).collect();
+    anyhow::bail!(
+        "{} problems, see {}:\n{}",
+        problems.len(),
+        keep.display(),
+        shown.join("\n")
+    )
 }

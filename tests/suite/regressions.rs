@@ -26,7 +26,7 @@ use xtask::{
     traced::{Tracer, not_ok, of_type},
 };
 
-use crate::ground::{Ground, kept, live, scenario, tracer};
+use crate::ground::{Ground, live, no_problems, scenario, tracer};
 
 /// How long traffic may take.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -85,25 +85,6 @@ fn stage(run: &Run, nginx: &Path, name: &str) -> Result<Stage> {
 
 fn attach(run: &Run, stage: &Stage) -> Result<Tracer> {
     Tracer::attach(run, &tracer(), &stage.nginx.pid().to_string(), &[], &stage.folder)
-}
-
-/// Keeps a trace that a test is unhappy with.
-fn no_problems(name: &str, stage: &Stage, problems: &[String]) -> Result<()> {
-    if problems.is_empty() {
-        return Ok(());
-    }
-    let keep = kept(name);
-    std::fs::create_dir_all(&keep)?;
-    for file in ["trace.jsonl", "error.log", "access.log", "tracer.stderr"] {
-        std::fs::copy(stage.folder.join(file), keep.join(file))?;
-    }
-    let shown: Vec<&str> = problems.iter().take(20).map(String::as_str).collect();
-    anyhow::bail!(
-        "{} problems, see {}:\n{}",
-        problems.len(),
-        keep.display(),
-        shown.join("\n")
-    )
 }
 
 /// Waits until a load has been answered so many times.

@@ -25,7 +25,7 @@ use xtask::{
     traced::{Tracer, not_ok, of_type},
 };
 
-use crate::ground::{Ground, kept, live, scenario, tracer};
+use crate::ground::{Ground, live, no_problems, scenario, tracer};
 
 /// How often each fault is switched on and off.
 const CYCLES: usize = 4;
@@ -363,21 +363,7 @@ fn every_fault(run: &Run, nginx: &Path) -> Result<()> {
         FAULTS.len() + 1,
         failures - unknown,
     );
-    if problems.is_empty() {
-        return Ok(());
-    }
-    let keep = kept("under-load");
-    std::fs::create_dir_all(&keep)?;
-    for file in ["trace.jsonl", "error.log", "nginx.conf", "tracer.stderr"] {
-        std::fs::copy(stage.folder.join(file), keep.join(file))?;
-    }
-    let shown: Vec<&str> = problems.iter().take(20).map(String::as_str).collect();
-    anyhow::bail!(
-        "{} problems, see {}:\n{}",
-        problems.len(),
-        keep.display(),
-        shown.join("\n")
-    )
+    no_problems("under-load", &stage, &problems)
 }
 
 /// Every fault on and off, as often as it has to be.

@@ -1,9 +1,6 @@
 //! What the scoreboard measured, kernel by kernel: made by `cargo xtask zoo`, shown by `tracer check`.
 
-use std::{
-    collections::BTreeSet,
-    fmt::{self, Write as _},
-};
+use std::{collections::BTreeSet, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -119,15 +116,9 @@ impl fmt::Display for Measured {
             sum(|family| family.right),
             sum(|family| family.run)
         )?;
-        let mut families = String::new();
         for family in row.families.iter().filter(|family| family.run > 0) {
-            let _ = writeln!(
-                families,
-                "  {:<16} {} of {}",
-                family.family, family.right, family.run
-            );
+            writeln!(f, "  {:<16} {} of {}", family.family, family.right, family.run)?;
         }
-        f.write_str(&families)?;
         for line in &row.not_right {
             writeln!(f, "  not right        {line}")?;
         }

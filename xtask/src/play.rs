@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use xtask::{
+    in_parallel,
     lab::{Run, nginx::packaged::Packaged},
     scenario::{
         Scenario,
@@ -119,20 +120,13 @@ pub fn run(args: &Args) -> Result<()> {
             }
         }
         _ => {
-            let next = AtomicUsize::new(0);
-            std::thread::scope(|scope| {
-                for _ in 0..args.jobs {
-                    scope.spawn(|| {
-                        while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
-                            let setup = setup(scenario);
-                            tell(
-                                scenario,
-                                &setup,
-                                xtask::scenario::run::run(&run, scenario, &setup),
-                            );
-                        }
-                    });
-                }
+            in_parallel(scenarios.iter().collect(), args.jobs, |scenario| {
+                let setup = setup(scenario);
+                tell(
+                    scenario,
+                    &setup,
+                    xtask::scenario::run::run(&run, scenario, &setup),
+                );
             });
         }
     }

@@ -840,7 +840,7 @@ fn is_to_peer(exchange: &Exchange, tuple: &Tuple) -> bool {
 }
 
 /// The question what nginx's peer is translated to, and the peer.
-fn translation_of(exchange: &Exchange) -> Option<(Question, SocketAddr)> {
+pub fn translation_of(exchange: &Exchange) -> Option<(Question, SocketAddr)> {
     let (Some(source), Peer::Tcp(destination)) = (exchange.local, &exchange.peer) else {
         return None;
     };

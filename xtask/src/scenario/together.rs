@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::Value;
 
 use super::{
@@ -72,19 +72,14 @@ pub fn run(run: &Run, program: &Path, scenarios: &[(&Scenario, Setup)], jobs: us
         }))
     });
     laps.end("staged");
-    if staged.iter().all(|staged| !matches!(staged, Ok(Ok(_)))) {
-        let nothing_to_watch = |staged: Result<Result<Staged<'_>, Outcome>>| match staged? {
-            Ok(_) => Err(anyhow!("it was staged")),
-            Err(outcome) => Ok(outcome),
-        };
-        return staged.into_iter().map(nothing_to_watch).collect();
-    }
     let arguments = scenarios
         .first()
         .map(|(scenario, setup)| [&setup.arguments[..], &scenario.lab.arguments].concat())
         .unwrap_or_default();
     // A new folder, where no tracer before it has left a file that says it is ready.
+    let is_any_staged = staged.iter().any(|staged| matches!(staged, Ok(Ok(_))));
     let watching = run.folder("together").and_then(|folder| {
+        ensure!(is_any_staged, "no nginx to watch");
         let tracer = Tracer::attach(run, program, "nginx", &arguments, &folder)?;
         Ok((tracer, folder))
     });

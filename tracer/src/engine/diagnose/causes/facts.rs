@@ -9,13 +9,13 @@ use crate::{
         message::Meaning,
         surroundings::{
             Death, DropKind, Dropped, IcmpSent, ListenerLife, Locality, ResetSent, Surroundings, covers,
-            is_orderly,
+            is_orderly, translation_of,
         },
         text::{between, ended, process, signal_name, span},
     },
     event::{
-        Answer, Backend, Errno, Exchange, Exit, ForInstance, Ktime, Listener, Netns, Peer, Question, ResetBy,
-        Task, UnixPath,
+        Answer, Backend, Errno, Exchange, Exit, Ktime, Listener, Netns, Peer, Question, ResetBy, Task,
+        UnixPath,
     },
     model::{Evidence, Phase},
 };
@@ -147,19 +147,14 @@ pub enum Translated {
 
 /// Whether an address in nginx's way was translated, and to what.
 pub fn translated(subject: &Subject<'_>, exchange: &Exchange, around: &Surroundings) -> Translated {
-    let (Some(source), Peer::Tcp(destination)) = (exchange.local, &exchange.peer) else {
+    let Some((question, destination)) = translation_of(exchange) else {
         return Translated::No;
-    };
-    let question = Question::Translation {
-        pid: subject.attempt.worker,
-        destination: *destination,
-        source: ForInstance(source),
     };
     match around.answer(&question, subject.attempt.ended_at) {
         None if subject.may_wait => Translated::Ask(question),
         Some(Answer::Translation {
             destination: Some(real),
-        }) if real != destination => Translated::To(*real, around.locality(exchange.netns, real.ip())),
+        }) if *real != destination => Translated::To(*real, around.locality(exchange.netns, real.ip())),
         _ if around.may_have_met_others(exchange) => Translated::Unclear,
         _ => Translated::No,
     }
