@@ -596,7 +596,8 @@ fn talk_to(address: &str, says: &str) -> Result<()> {
     }
 }
 
-/// nginx's whole configuration; names are still to be filled in.
+/// nginx's whole configuration; names are still to be filled in. A client may be idle for as long as an emulated machine
+/// takes to load a tracer's programs.
 fn config(lab: &super::Lab, folder: &Path) -> String {
     let nginx = &lab.nginx;
     let dir = folder.display();
@@ -621,6 +622,7 @@ fn config(lab: &super::Lab, folder: &Path) -> String {
          upstream {HEALTHY} {{ server {{{HEALTHY}}}; keepalive 64; }}\n\
          upstream {HEALTHY_NEW} {{ server {{{HEALTHY}}}; }}\n\
          {http}\n\
+         keepalive_timeout 10m;\n\
          server {{\n\
          listen 127.0.0.1:{{nginx.port}} backlog=4096 {listen};\n\
          listen unix:{dir}/nginx.sock backlog=4096;\n\
