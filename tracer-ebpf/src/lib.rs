@@ -21,7 +21,13 @@ pub const ABSENT: u32 = u32::MAX;
 pub const DROP_REASONS: usize = 256;
 /// Functions whose drops matter on kernels without drop reasons; those of the first [`SYN_PLACES`] only for a SYN,
 /// which there means that nobody listens.
-pub const DROP_PLACES: [&str; 4] = ["tcp_v4_rcv", "tcp_v6_rcv", "nf_hook_slow", "neigh_invalidate"];
+pub const DROP_PLACES: [&str; 5] = [
+    "tcp_v4_rcv",
+    "tcp_v6_rcv",
+    "nf_hook_slow",
+    "neigh_invalidate",
+    "ip_rcv_finish_core",
+];
 /// The one of [`DROP_PLACES`] that matters on every kernel: IPv6 gives no reason for a silent neighbour.
 pub const NEIGHBOUR_PLACE: &str = DROP_PLACES[3];
 /// See [`DROP_PLACES`].
@@ -689,8 +695,10 @@ pub mod switch {
     pub const UNIX_CLOSES: u32 = 0;
     /// A task can preempt another one in a tracepoint's program.
     pub const PREEMPTIBLE: u32 = 1;
+    /// And in a function's program.
+    pub const FUNCTIONS_PREEMPTIBLE: u32 = 2;
     /// How many there are.
-    pub const N: u32 = 2;
+    pub const N: u32 = 3;
 }
 
 /// One event, told from any other of its task that can interrupt it.
@@ -787,6 +795,8 @@ pub mod understudy {
     }
     /// The first of those that only tasks call.
     pub const FIRST_OF_TASKS: u32 = FORKED;
+    /// Those at functions.
+    pub const OF_FUNCTIONS: core::ops::RangeInclusive<u32> = UNIX_RELEASED..=ACCEPTED;
     /// How many there are.
     pub const N: u32 = NAMES.len() as u32;
 }

@@ -4,7 +4,7 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use tracer_ebpf::{
     BackendLink, Conn, Endpoint, EndpointUse, ListenerSlot, Notes, Offsets, PortSlot, Settings, SignalSent,
@@ -78,6 +78,10 @@ pub static STOOD_IN: PerCpuArray<u64> = PerCpuArray::with_max_entries(understudy
 /// Where the iterator assembles a line: it is larger than the stack allows.
 #[map]
 pub static SCRATCH: PerCpuArray<SnapshotSocket> = PerCpuArray::with_max_entries(1, 0);
+
+/// Empty: see `hooks::nginx_log`.
+#[map]
+pub static NOWHERE: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// Overridden before load with the running kernel's layout.
 #[unsafe(no_mangle)]

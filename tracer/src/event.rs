@@ -534,7 +534,8 @@ pub enum Event {
         told: Option<Told>,
     },
     /// A process was sent a signal that means something to it: SIGHUP to nginx, at which a master reads its files anew;
-    /// INT, ABRT or TERM to one that listened or served, at which it ends, however long that takes.
+    /// INT, ABRT or TERM to one that listened or served, at which it ends, however long that takes; HUP, QUIT or USR2,
+    /// at which many a master replaces or ends its workers.
     Signalled {
         at: Ktime,
         pid: Pid,

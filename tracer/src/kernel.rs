@@ -89,8 +89,7 @@ pub struct Kernel {
     status: Vec<HookStatus>,
     uprobe_loaded: bool,
     heard: BTreeSet<PathBuf>,
-    /// A task can preempt another one in a program: each needs an understudy.
-    is_preemptible: bool,
+    preemption: Preemption,
     /// How often understudies worked while their program was not attached yet.
     stood_in_alone: [u64; understudy::N as usize],
     missed: BTreeMap<String, u64>,
@@ -187,12 +186,12 @@ impl Kernel {
             status: Vec::new(),
             uprobe_loaded: false,
             heard: BTreeSet::new(),
-            is_preemptible: false,
+            preemption: Preemption::default(),
             stood_in_alone: [0; understudy::N as usize],
             missed: BTreeMap::new(),
             counted: [0; counter::N as usize],
         };
-        kernel.is_preemptible = kernel.ask_preemption(&btf)?;
+        kernel.preemption = kernel.ask_preemption(&btf)?;
         for hook in PLAN {
             let status = if options.without.contains(hook.sees) {
                 Err("left out with --without".to_owned())
@@ -246,8 +245,10 @@ impl Kernel {
         &self.status
     }
 
-    /// Whether a task can preempt another one in a tracepoint's program: asked of the kernel by letting one run.
-    fn ask_preemption(&mut self, btf: &Btf) -> Result<bool> {
+    /// Whether a task can preempt another one in a program. At a tracepoint: asked of the kernel by letting one run. At a
+    /// function nothing keeps it from that but a kernel that does not preempt at all, as one without `preempt_schedule`
+    /// (one that could but is told not to, as `preempt=voluntary`, cannot be told from here).
+    fn ask_preemption(&mut self, btf: &Btf) -> Result<Preemption> {
         const PROGRAM: &str = "preemption_told";
         self.attach_program(PROGRAM, Attach::Tracepoint("tcp_destroy_sock"), btf, &[])
             .map_err(|error| anyhow!("cannot see connections: {}", one_line(PROGRAM, &error)))?;
@@ -262,11 +263,18 @@ impl Kernel {
         self.unload(PROGRAM);
         let switches = self
             .ebpf
-            .map("SWITCHES")
+            .map_mut("SWITCHES")
             .context("no map SWITCHES in the object")?;
-        let is_preemptible = Array::<_, u32>::try_from(switches)?.get(&switch::PREEMPTIBLE, 0)? != 0;
-        log::info!("programs at tracepoints can be preempted: {is_preemptible}");
-        Ok(is_preemptible)
+        let mut switches = Array::<_, u32>::try_from(switches)?;
+        let preemption = Preemption {
+            tracepoints: switches.get(&switch::PREEMPTIBLE, 0)? != 0,
+            functions: self.layout.is_preemptible,
+        };
+        switches
+            .set(switch::FUNCTIONS_PREEMPTIBLE, u32::from(preemption.functions), 0)
+            .context("telling the programs that they can be preempted")?;
+        log::info!("programs can be preempted: {preemption:?}");
+        Ok(preemption)
     }
 
     fn attach_hook(
@@ -308,7 +316,7 @@ impl Kernel {
             }
         }
         let mut attached: Vec<String> = Vec::new();
-        for (program, attach) in with_understudies(way, self.is_preemptible) {
+        for (program, attach) in with_understudies(way, self.preemption) {
             if let Err(error) = self.attach_program(&program, attach, btf, executables) {
                 for program in attached {
                     self.unload(&program);
@@ -530,7 +538,7 @@ impl Kernel {
         }
         let mut missed = 0;
         for (name, program) in self.ebpf.programs() {
-            if is_missed_in_vain(name, self.is_preemptible) {
+            if is_missed_in_vain(name, self.preemption) {
                 continue;
             }
             let Ok(fd) = program.fd() else { continue };
@@ -576,18 +584,32 @@ impl Kernel {
     }
 }
 
+/// Where a task can preempt another one in a program: each of those needs an understudy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Preemption {
+    /// In a tracepoint's.
+    tracepoints: bool,
+    /// In a function's.
+    functions: bool,
+}
+
 /// The programs of a way with their understudies, in the order of attaching, so that a program is called before its
 /// understudies: at a tracepoint the first that was attached is, at a function the last (6.1 to 7.2).
 fn with_understudies(
     way: &'static [(&'static str, Attach)],
-    is_preemptible: bool,
+    preemption: Preemption,
 ) -> impl Iterator<Item = (String, Attach)> {
     way.iter().flat_map(move |(program, attach)| {
+        let is_function = matches!(attach, Attach::Fentry(_) | Attach::Fexit(_));
+        let is_preemptible = if is_function {
+            preemption.functions
+        } else {
+            preemption.tracepoints
+        };
         let is_needed = understudy::NAMES
             .iter()
             .position(|known| known == program)
             .is_some_and(|index| is_preemptible || index < understudy::FIRST_OF_TASKS as usize);
-        let is_function = matches!(attach, Attach::Fentry(_) | Attach::Fexit(_));
         let suffixes = match (is_needed, is_function) {
             (false, _) => &[""][..],
             (true, true) => &[NESTED, ""],
@@ -602,13 +624,13 @@ fn with_understudies(
 
 /// Whether it does not matter that this program was skipped: an understudy, which is for that of its program only; and
 /// programs that look for what a process does itself, where only a softirq can interrupt them.
-fn is_missed_in_vain(name: &str, is_preemptible: bool) -> bool {
+fn is_missed_in_vain(name: &str, preemption: Preemption) -> bool {
     let is_understudy = name
         .trim_end_matches(|c: char| c.is_ascii_digit())
         .strip_suffix(NESTED)
         .is_some_and(|name| understudy::NAMES.contains(&name));
     let looks_at_tasks = ["unix_connected", "route_looked_up", "route6_looked_up"].contains(&name);
-    is_understudy || (looks_at_tasks && !is_preemptible)
+    is_understudy || (looks_at_tasks && !preemption.tracepoints)
 }
 
 /// How often a program was skipped because it already ran on that CPU, from its descriptor's `fdinfo`.

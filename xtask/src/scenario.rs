@@ -68,8 +68,12 @@ pub enum Placement {
     NamespaceIpv6,
     /// There, behind an address that nginx's namespace translates, as containers' are.
     Dnat,
+    /// The same, IPv6.
+    DnatIpv6,
     /// In another namespace behind one that routes.
     Router,
+    /// The same, IPv6.
+    RouterIpv6,
     /// On nginx's loopback, and nginx in user, mount and process namespaces of its own.
     Container,
     /// On another host.
@@ -87,7 +91,9 @@ impl Placement {
             Self::Namespace => "namespace",
             Self::NamespaceIpv6 => "namespace-ipv6",
             Self::Dnat => "dnat",
+            Self::DnatIpv6 => "dnat-ipv6",
             Self::Router => "router",
+            Self::RouterIpv6 => "router-ipv6",
             Self::Container => "container",
             Self::Remote => "remote",
         }
@@ -105,11 +111,26 @@ impl Placement {
         match self {
             Self::Remote => !lab.strangers.is_empty(),
             Self::Namespace | Self::Dnat | Self::Router => is_far && !is_ipv6,
-            Self::NamespaceIpv6 => is_far && is_ipv6,
+            Self::NamespaceIpv6 | Self::DnatIpv6 | Self::RouterIpv6 => is_far && is_ipv6,
             Self::Unix => is_at("unix"),
             Self::LoopbackIpv6 => is_ipv6 && !is_far,
             Self::Loopback | Self::Container => lab.strangers.is_empty() && !is_far,
         }
+    }
+
+    /// Whether peers are there by their IPv6 addresses.
+    fn is_ipv6(self) -> bool {
+        self.name().ends_with("ipv6")
+    }
+
+    /// Whether nginx's namespace translates the peers' addresses.
+    pub(crate) fn is_translated(self) -> bool {
+        matches!(self, Self::Dnat | Self::DnatIpv6)
+    }
+
+    /// Whether there is a namespace in between that routes.
+    pub(crate) fn is_routed(self) -> bool {
+        matches!(self, Self::Router | Self::RouterIpv6)
     }
 
     /// The host that a peer on loopback has here instead: as [`Lab`]'s names spell it.
@@ -117,7 +138,7 @@ impl Placement {
         match self {
             Self::LoopbackIpv6 => Some("::1"),
             Self::Namespace | Self::Dnat | Self::Router => Some("{far}"),
-            Self::NamespaceIpv6 => Some("{far6}"),
+            Self::NamespaceIpv6 | Self::DnatIpv6 | Self::RouterIpv6 => Some("{far6}"),
             Self::Loopback | Self::Unix | Self::Container | Self::Remote => None,
         }
     }
@@ -626,6 +647,9 @@ impl Scenario {
         let mut placed = self.clone();
         placed.placement = placement;
         placed.name = format!("{}{AT}{}", self.name, placement.name());
+        if placement.is_ipv6() && !placed.needs.contains(&Need::Ipv6) {
+            placed.needs.push(Need::Ipv6);
+        }
         if let Some(host) = placement.host() {
             let is_away = placement != Placement::LoopbackIpv6;
             placed.lab.far |= is_away;

@@ -1,4 +1,10 @@
 //! nginx's own voice: every line it writes to an error log, at the function that writes it.
+//!
+//! From 6.13 on the kernel gives a program of this type that uses 64 bytes of stack or more one stack for each CPU, since
+//! such a program is never entered twice at a time (kernel/bpf/verifier.c, `bpf_enable_priv_stack`). That does not hold at
+//! probes in user space: there a task can be preempted in the program and another one enter it, and both write to the same
+//! stack (seen on 6.18: one worker's line with the time of another's and without its text). A program with a tail call
+//! stays on its task's own stack (`check_max_stack_depth`), so each of these has one, which is never taken.
 
 use aya_ebpf::{
     helpers::{bpf_probe_read_user, bpf_probe_read_user_buf, bpf_probe_read_user_str_bytes},
@@ -10,13 +16,16 @@ use tracer_ebpf::{Line, counter, kind};
 use crate::{
     exchange::{Says, own_line},
     filter::worker,
-    maps::RECORDS,
+    maps::{NOWHERE, RECORDS},
     output::{count, header, now, say},
     sock::{current_pid, is_main_thread},
 };
 
 /// `NGX_LOG_WARN`: a warning may stand between a line and its close, so it is heard but changes nothing.
 const WARN: u64 = 5;
+
+/// A level that nginx does not have, which the verifier does not know.
+const NO_LEVEL: u64 = u64::MAX;
 
 /// `void ngx_log_error_core(ngx_uint_t level, ngx_log_t *log, ngx_err_t err, const char *fmt, ...)`, nginx 1.22 to
 /// 1.31. `ngx_log_t`: level, file, connection (16), disk_full_time, handler, data, writer, wdata, action (64).
@@ -50,6 +59,10 @@ fn hear<const ERR: usize, const ACTION: u64>(ctx: &ProbeContext) -> u32 {
         return 0;
     };
     if level > WARN {
+        if level == NO_LEVEL {
+            // SAFETY: there is no program to go to, and nothing that would have to be dropped.
+            unsafe { NOWHERE.tail_call(ctx, 0) };
+        }
         return 0;
     }
     let pid = current_pid();

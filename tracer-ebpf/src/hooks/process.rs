@@ -13,7 +13,9 @@ use crate::{
 
 const SIGHUP: i32 = 1;
 const SIGINT: i32 = 2;
+const SIGQUIT: i32 = 3;
 const SIGABRT: i32 = 6;
+const SIGUSR2: i32 = 12;
 const SIGTERM: i32 = 15;
 
 /// A worker of which nothing is known yet.
@@ -219,8 +221,8 @@ fn of_signal(ctx: &BtfTracePointContext) -> Happening {
 #[inline(always)]
 fn on_signal_sent(ctx: &BtfTracePointContext) {
     let signal = ctx.arg::<i32>(0);
-    // HUP INT QUIT ILL ABRT BUS FPE KILL SEGV TERM
-    if !matches!(signal, 1 | 2 | 3 | 4 | 6 | 7 | 8 | 9 | 11 | 15) {
+    // HUP INT QUIT ILL ABRT BUS FPE KILL SEGV USR2 TERM
+    if !matches!(signal, 1 | 2 | 3 | 4 | 6 | 7 | 8 | 9 | 11 | 12 | 15) {
         return;
     }
     let task_struct = ctx.arg::<u64>(2);
@@ -231,9 +233,12 @@ fn on_signal_sent(ctx: &BtfTracePointContext) {
     }
     let sender = current_task();
     // nginx's master reads its files anew; nothing else shows that before it forks. A backend that is told to end
-    // closes its connections first, and may take longer to end than anybody waits for.
-    let is_told_to_end = !is_nginx && sender.pid != pid && matches!(signal, SIGINT | SIGABRT | SIGTERM);
-    if is_nginx && signal == SIGHUP || is_told_to_end {
+    // closes its connections first, and may take longer to end than anybody waits for; one that is told to reload has
+    // its workers end, and many tell them over a pipe.
+    let is_told = !is_nginx
+        && sender.pid != pid
+        && matches!(signal, SIGHUP | SIGINT | SIGQUIT | SIGABRT | SIGUSR2 | SIGTERM);
+    if is_nginx && signal == SIGHUP || is_told {
         write(&Process {
             header: header(kind::SIGNALLED, now()),
             task: of(task_struct),
@@ -243,6 +248,10 @@ fn on_signal_sent(ctx: &BtfTracePointContext) {
             signal_age_ms: 0,
             sender,
         });
+    }
+    // What it does to a process that has no handler for it is no reason to think that this one ended so.
+    if signal == SIGUSR2 {
+        return;
     }
     if sender.pid == pid
         && let Some(before) = SIGNALS.get_ptr(pid)

@@ -1,7 +1,8 @@
 //! Programs that may interrupt themselves.
 //!
 //! The kernel skips a program that already runs on its CPU (tracepoints: from 6.1). It was a softirq's turn in the midst of
-//! the program, or where tracepoints can be preempted (7.2) another task's: what happens then would go unseen. So programs
+//! the program, or where programs can be preempted (those at functions: kernels built for preemption; at tracepoints: 7.2)
+//! another task's: what happens then would go unseen. So programs
 //! have an understudy at the same point, called for every event right after them. The program notes the event first of all;
 //! its understudy takes the note out again, and where there is none it does the work itself. So it does not matter where in
 //! the program the interruption came. What all missed is counted as lost.
@@ -67,8 +68,13 @@ impl FirstArg for FExitContext {
 /// Whether a task can preempt another one in a tracepoint's program.
 #[inline(always)]
 fn is_preemptible() -> bool {
+    is_on(switch::PREEMPTIBLE)
+}
+
+#[inline(always)]
+fn is_on(switch: u32) -> bool {
     // SAFETY: a value of an array.
-    matches!(SWITCHES.get_ptr(switch::PREEMPTIBLE), Some(on) if unsafe { *on } != 0)
+    matches!(SWITCHES.get_ptr(switch), Some(on) if unsafe { *on } != 0)
 }
 
 /// The note of program `n` on this event, and the set it belongs to.
@@ -115,7 +121,12 @@ fn put(note: Note, set: &mut Notes) {
 #[inline(always)]
 pub fn play(n: u32, happening: Happening) {
     // Without an understudy nobody would take the note out.
-    let has_understudy = n < understudy::FIRST_OF_TASKS || is_preemptible();
+    let has_understudy = n < understudy::FIRST_OF_TASKS
+        || is_on(if understudy::OF_FUNCTIONS.contains(&n) {
+            switch::FUNCTIONS_PREEMPTIBLE
+        } else {
+            switch::PREEMPTIBLE
+        });
     if has_understudy && let Some((note, set)) = note(n, happening) {
         put(note, set);
     }

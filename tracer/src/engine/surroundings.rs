@@ -22,6 +22,8 @@ pub const SECOND: u64 = 1_000_000_000;
 pub const LISTENER_MEMORY: u64 = 600 * SECOND;
 /// And this long ago it is not even told any more.
 const CLOSED_MEMORY: u64 = 2 * LISTENER_MEMORY;
+/// A master that was told to reload longer ago than this does not explain the end of a worker.
+const RENEWAL_MEMORY: u64 = 60 * SECOND;
 /// How long packets' fates are kept: a connect may hang for two minutes before it fails.
 const PACKET_MEMORY: u64 = 150 * SECOND;
 /// How long a refusal is kept: what was refused ends at once.
@@ -86,6 +88,17 @@ impl Death {
     fn was_told_to_stop(&self, exit: Exit) -> bool {
         matches!((exit, &self.told), (Exit::Code(_), Some(told)) if is_stop(told.signal))
     }
+}
+
+/// The last of these signals that the process had been sent at that time, and when.
+fn last_told(signals: &Keyed<Pid, (Ktime, u8, Task)>, pid: Pid, at: Ktime) -> Option<(Ktime, Told)> {
+    let (sent, signal, by) = signals.get(&pid).rev().find(|(sent, ..)| *sent <= at)?;
+    let told = Told {
+        signal: *signal,
+        by: by.clone(),
+        ago_ms: u32::try_from(at.since(*sent) / 1_000_000).unwrap_or(u32::MAX),
+    };
+    Some((*sent, told))
 }
 
 /// INT, QUIT, TERM: a stop is asked for. A HUP may as well be a reload.
@@ -170,6 +183,8 @@ impl Dropped {
             Some("NOT_SPECIFIED") | None if place.starts_with("neigh_invalidate") => DropKind::Neighbour,
             Some("NOT_SPECIFIED") | None if is_netfilter_place => DropKind::Netfilter,
             None if is_tcp_place && self.is_syn() => DropKind::NoSocket,
+            // The route of what arrives: of a packet to an address of this host only its source can be at fault.
+            None if place.starts_with("ip_rcv_finish_core") => DropKind::Local,
             Some(reason) if is_policy(reason) => DropKind::Local,
             Some(_) | None => DropKind::Noise,
         }
@@ -284,6 +299,8 @@ pub struct Surroundings {
     deaths: Keyed<Pid, Death>,
     /// Signals that end a process, and who sent them.
     signals: Keyed<Pid, (Ktime, u8, Task)>,
+    /// Signals at which masters replace or end their workers.
+    renewals: Keyed<Pid, (Ktime, u8, Task)>,
     resets: Keyed<SocketAddr, ResetSent>,
     /// Packets for which there was no socket, like `resets`.
     refusals: Keyed<SocketAddr, Dropped>,
@@ -313,6 +330,7 @@ impl Surroundings {
             listeners: Listeners::new(capacity),
             deaths: Keyed::new(capacity, LISTENER_MEMORY),
             signals: Keyed::new(capacity, 30 * SECOND),
+            renewals: Keyed::new(capacity.min(1024), RENEWAL_MEMORY),
             resets: Keyed::new(capacity, REFUSAL_MEMORY),
             refusals: Keyed::new(capacity, REFUSAL_MEMORY),
             drops: Keyed::new(capacity, PACKET_MEMORY),
@@ -339,6 +357,7 @@ impl Surroundings {
         self.listeners.expire(now);
         self.deaths.expire(now);
         self.signals.expire(now);
+        self.renewals.expire(now);
         self.resets.expire(now);
         self.refusals.expire(now);
         self.drops.expire(now);
@@ -406,9 +425,14 @@ impl Surroundings {
 
     /// A process was sent a signal.
     pub fn signalled(&mut self, at: Ktime, pid: Pid, signal: u8, by: Task) {
-        // INT, ABRT, TERM; to many programs a QUIT means something else, and a HUP a reload.
-        if matches!(signal, 2 | 6 | 15) && by.pid != pid {
-            self.signals.push(self.now, pid, (at, signal, by));
+        if by.pid == pid {
+            return;
+        }
+        match signal {
+            // INT, ABRT, TERM; to many programs a QUIT means something else, and a HUP a reload.
+            2 | 6 | 15 => self.signals.push(self.now, pid, (at, signal, by)),
+            1 | 3 | 12 => self.renewals.push(self.now, pid, (at, signal, by)),
+            _ => {}
         }
     }
 
@@ -497,6 +521,7 @@ impl Surroundings {
         self.listeners.take_evicted()
             + self.deaths.take_evicted()
             + self.signals.take_evicted()
+            + self.renewals.take_evicted()
             + self.resets.take_evicted()
             + self.refusals.take_evicted()
             + self.drops.take_evicted()
@@ -514,6 +539,7 @@ impl Surroundings {
             ("listeners", self.listeners.len),
             ("deaths", self.deaths.len()),
             ("signals", self.signals.len()),
+            ("renewals", self.renewals.len()),
             ("resets", self.resets.len()),
             ("refusals", self.refusals.len()),
             ("drops", self.drops.len()),
@@ -655,13 +681,13 @@ impl Surroundings {
 
     /// The last signal that told this process to end, and when it was sent, if that was shortly before.
     pub fn told_before(&self, pid: Pid, at: Ktime) -> Option<(Ktime, Told)> {
-        let (sent, signal, by) = self.signals.get(&pid).rev().find(|(sent, ..)| *sent <= at)?;
-        let told = Told {
-            signal: *signal,
-            by: by.clone(),
-            ago_ms: u32::try_from(at.since(*sent) / 1_000_000).unwrap_or(u32::MAX),
-        };
-        is_recent(&told).then_some((*sent, told))
+        last_told(&self.signals, pid, at).filter(|(_, told)| is_recent(told))
+    }
+
+    /// The last signal at which this process, the master of others, may have replaced or ended them, if that was within a
+    /// minute: HUP, QUIT or USR2, or one to end.
+    pub fn told_to_renew(&self, pid: Pid, at: Ktime) -> Option<(Ktime, Told)> {
+        last_told(&self.renewals, pid, at).or_else(|| self.told_before(pid, at))
     }
 
     /// Whether a packet that has the exchange's own address was the exchange's. Linux gives one port to connections to

@@ -1026,6 +1026,59 @@ fn a_backend_that_closes_and_ends_right_after_was_on_its_way_out() {
 }
 
 #[test]
+fn a_worker_whose_master_was_told_to_reload_ended_for_that() {
+    let ended = |told: Option<(Pid, u8)>, told_at: Ktime| {
+        let backend = Backend {
+            closed_at: Some(ms(70_030)),
+            closed_by: Some(task(4242, "nginx")),
+            ..reader()
+        };
+        let mut lab = Lab::new();
+        if let Some((pid, signal)) = told {
+            lab.tell(told_at, Input::Tick);
+            lab.see(Event::Signalled {
+                at: told_at,
+                pid,
+                signal,
+                by: task(7, "sh"),
+            });
+        }
+        lab.end(closed(
+            Exchange {
+                backend: Some(backend),
+                ..sent(APP, ms(70_030))
+            },
+            ms(70_030),
+        ));
+        lab.see(Event::ProcessExited {
+            at: ms(70_050),
+            task: ending(4242, "nginx", Exit::Code(0)),
+            parent: Pid(4200),
+            is_nginx: false,
+            signalled_by: None,
+            told: None,
+        });
+        let attempt = lab.only();
+        let summary = attempt.cause.as_ref().map(|cause| cause.summary.clone());
+        (verdict(&attempt), summary.unwrap_or_default())
+    };
+    let (named, summary) = ended(Some((Pid(4200), 1)), ms(70_000));
+    assert_eq!(named, ("backend-restarting", Confirmed));
+    assert!(
+        summary.ends_with("; its parent (pid 4200) had been sent SIGHUP by sh (pid 7) 50 ms before."),
+        "{summary}"
+    );
+    let confidence = |told, told_at| ended(told, told_at).0.1;
+    assert_eq!(confidence(Some((Pid(4200), 12)), ms(69_000)), Confirmed);
+    assert_eq!(confidence(Some((Pid(4200), 15)), ms(69_000)), Confirmed);
+    // Somebody else was told, nobody was, it was long ago, or later.
+    assert_eq!(confidence(Some((Pid(4201), 1)), ms(70_000)), Likely);
+    assert_eq!(confidence(None, ms(0)), Likely);
+    assert_eq!(confidence(Some((Pid(4200), 1)), ms(5_000)), Likely);
+    assert_eq!(confidence(Some((Pid(4200), 1)), ms(70_060)), Likely);
+}
+
+#[test]
 fn a_child_that_inherited_the_connection_does_not_hide_how_its_server_ended() {
     let closed_by_child = |events: Vec<Event>| {
         let backend = Backend {

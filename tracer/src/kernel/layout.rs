@@ -28,6 +28,8 @@ pub struct Layout {
     pub reset_reasons: BTreeMap<u32, String>,
     /// A program can ask which system call its task is in: since 5.15.
     pub tells_syscalls: bool,
+    /// The kernel is built so that a task in it can be preempted: it has `preempt_schedule` (`CONFIG_PREEMPTION`).
+    pub is_preemptible: bool,
 }
 
 struct Bytes(Vec<u8>);
@@ -79,6 +81,7 @@ impl Layout {
         let mut tracepoints = BTreeMap::new();
         let mut functions = BTreeMap::new();
         let wanted = plan::functions();
+        let mut is_preemptible = false;
         let mut enums = BTreeMap::new();
         for (id, variant) in types.get() {
             match variant {
@@ -98,6 +101,7 @@ impl Layout {
                     }
                 }
                 TypeVariant::Func(found) => {
+                    is_preemptible |= found.name().as_deref() == Some("preempt_schedule");
                     if let Some(name) = found.name().as_deref().and_then(|name| wanted.get(name))
                         && let Some(TypeVariant::FuncProto(prototype)) = types.from_id(*found.prototype_tid())
                     {
@@ -142,6 +146,7 @@ impl Layout {
             ipv6only_bit,
             tracepoints,
             functions,
+            is_preemptible,
             drop_reasons: enums.remove("skb_drop_reason").unwrap_or_default(),
             reset_reasons: enums.remove("sk_rst_reason").unwrap_or_default(),
             tells_syscalls: enums

@@ -7,8 +7,9 @@ use anyhow::{Context as _, Result};
 /// Where the kernel shows its symbols.
 const KALLSYMS: &str = "/proc/kallsyms";
 
-/// First address and end of the functions of these names, one per name; left out what the kernel does not have or, by
-/// `kernel.kptr_restrict`, does not show.
+/// First address and end of the functions of these names, one per name, also of what the compiler made of them
+/// (`name.isra.0`, `name.constprop.0`); left out what the kernel does not have or, by `kernel.kptr_restrict`, does not
+/// show.
 ///
 /// # Errors
 /// The table cannot be read.
@@ -30,7 +31,7 @@ fn parse<'a>(text: &str, names: &[&'a str]) -> BTreeMap<&'a str, (u64, u64)> {
     };
     let mut found: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
     for (address, symbol) in lines() {
-        if let Some(name) = names.iter().find(|name| **name == symbol) {
+        if let Some(name) = names.iter().find(|name| is_called(symbol, name)) {
             found.entry(name).or_insert((address, u64::MAX));
         }
     }
@@ -46,6 +47,13 @@ fn parse<'a>(text: &str, names: &[&'a str]) -> BTreeMap<&'a str, (u64, u64)> {
     found
 }
 
+/// Whether a symbol is that function, whole or as the compiler changed its parameters.
+fn is_called(symbol: &str, name: &str) -> bool {
+    symbol
+        .strip_prefix(name)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(".isra.") || rest.starts_with(".constprop."))
+}
+
 #[cfg(test)]
 mod tests {
     use super::parse;
@@ -58,6 +66,15 @@ mod tests {
         assert_eq!(
             found.into_iter().collect::<Vec<_>>(),
             [("wanted", (0xffff_ffff_8100_0100, 0xffff_ffff_8100_0200))]
+        );
+    }
+
+    #[test]
+    fn a_function_whose_parameters_the_compiler_changed_is_the_same() {
+        let text = "ffffffff81000100 t wanted.isra.0\nffffffff81000200 t wanted.constprop.0.cold\n";
+        assert_eq!(
+            parse(text, &["wanted"])["wanted"],
+            (0xffff_ffff_8100_0100, 0xffff_ffff_8100_0200)
         );
     }
 

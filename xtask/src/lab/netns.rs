@@ -27,8 +27,12 @@ pub const FAR6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2);
 
 /// An address that nobody has: see [`Netns::translate`].
 pub const SERVICE: &str = "10.96.0.1";
+/// The same, IPv6.
+pub const SERVICE6: Ipv6Addr = Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 1);
 /// The other end of the cable behind a router.
 pub const BEHIND_ROUTER: &str = "10.78.1.2";
+/// The same, IPv6.
+pub const BEHIND_ROUTER6: Ipv6Addr = Ipv6Addr::new(0xfd78, 0, 0, 1, 0, 0, 0, 2);
 
 /// The first `ip netns add` of a host mounts a folder; two at once would mount it twice.
 static ADDING: Mutex<()> = Mutex::new(());
@@ -91,31 +95,42 @@ impl Netns {
         Ok(self.file.metadata().context("reading a namespace's inode")?.ino())
     }
 
-    /// Connects two namespaces over a third one that routes between them; the far end is [`BEHIND_ROUTER`].
+    /// Connects two namespaces over a third one that routes between them; the far end is [`BEHIND_ROUTER`] and
+    /// [`BEHIND_ROUTER6`].
     pub fn connect_over(&self, router: &Self, far: &Self) -> Result<()> {
         self.connect(router)?;
         let ours = std::process::id();
         router.sh(&format!(
             "ip link add down0 type veth peer name up0 netns /proc/{ours}/fd/{}
-            ip addr add 10.78.1.1/24 dev down0; ip link set down0 up; echo 1 > /proc/sys/net/ipv4/ip_forward",
+            ip addr add 10.78.1.1/24 dev down0; ip addr add fd78:0:0:1::1/64 dev down0 nodad; ip link set down0 up
+            echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding",
             far.file.as_raw_fd()
         ))?;
         far.sh(&format!(
-            "ip addr add {BEHIND_ROUTER}/24 dev up0; ip link set up0 up; ip route add default via 10.78.1.1"
+            "ip addr add {BEHIND_ROUTER}/24 dev up0; ip addr add {BEHIND_ROUTER6}/64 dev up0 nodad; ip link set up0 up
+            ip route add default via 10.78.1.1; ip route add default via fd78:0:0:1::1"
         ))?;
-        self.sh(&format!("ip route add {BEHIND_ROUTER} via {FAR}"))?;
+        self.sh(&format!(
+            "ip route add {BEHIND_ROUTER} via {FAR}; ip route add {BEHIND_ROUTER6} via {FAR6}"
+        ))?;
         Ok(())
     }
 
-    /// Has [`SERVICE`] mean the other end of the cable, as container engines do it.
+    /// Has [`SERVICE`] and [`SERVICE6`] mean the other end of the cable, as container engines do it.
     pub fn translate(&self) -> Result<()> {
         self.sh(&format!(
-            "ip route add {SERVICE} via {FAR}
+            "ip route add {SERVICE} via {FAR}; ip route add {SERVICE6} via {FAR6}
             nft -f - <<'end'
             table ip service {{
                 chain output {{
                     type nat hook output priority -100;
                     ip daddr {SERVICE} dnat to {FAR}
+                }}
+            }}
+            table ip6 service {{
+                chain output {{
+                    type nat hook output priority -100;
+                    ip6 daddr {SERVICE6} dnat to {FAR6}
                 }}
             }}
 end"

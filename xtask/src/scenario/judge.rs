@@ -114,7 +114,7 @@ pub fn frame(records: &[Value]) -> Vec<String> {
     match records.last() {
         Some(last) if last["type"] == "summary" => {
             if last["complete"] != Value::Bool(true) {
-                problems.push(format!("the trace is not complete: {last}"));
+                problems.push(format!("the trace is not complete: {}", last["lost"]));
             }
             let counted = of_type(records, "attempt").count();
             if last["attempts"] != counted {
@@ -169,6 +169,15 @@ fn expectations(scenario: &Scenario, fill: Fill<'_>, records: &[Value]) -> Resul
     Ok(problems)
 }
 
+/// In a problem that says that attempts which succeeded are missing, or too many.
+const MISCOUNTED: &str = " successful attempts at ";
+
+/// Whether this problem is one of how many attempts succeeded.
+#[must_use]
+pub fn is_miscount(problem: &str) -> bool {
+    problem.contains(MISCOUNTED)
+}
+
 /// As many successful attempts as there were requests.
 fn successes(scenario: &Scenario, fill: Fill<'_>, records: &[Value]) -> Result<Vec<String>> {
     let mut problems = Vec::new();
@@ -192,7 +201,7 @@ fn successes(scenario: &Scenario, fill: Fill<'_>, records: &[Value]) -> Result<V
         let most = at_most.unwrap_or(*attempts);
         if seen.len() < *attempts || seen.len() > most {
             problems.push(format!(
-                "{} successful attempts at {name}, not {attempts} to {most}",
+                "{}{MISCOUNTED}{name}, not {attempts} to {most}",
                 seen.len()
             ));
         }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt::Write as _,
-    net::{Ipv4Addr, TcpStream},
+    net::{IpAddr, Ipv4Addr, TcpStream},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
 };
@@ -18,7 +18,7 @@ use crate::lab::{
     backend::{Answer, Backend, Behaviour, Spec},
     client::{Address, Client, Keeps, Load},
     memory::MemoryLimit,
-    netns::{BEHIND_ROUTER, FAR, FAR6, NEAR, NEAR6, Netns, SERVICE},
+    netns::{BEHIND_ROUTER, BEHIND_ROUTER6, FAR, FAR6, NEAR, NEAR6, Netns, SERVICE, SERVICE6},
     nginx::{Nginx, Start},
     selinux::{self, Selinux},
     slowness,
@@ -166,7 +166,7 @@ impl Stage {
         let far = needs_far.then(|| Netns::new(run)).transpose()?;
         let mut router = None;
         match &far {
-            Some(far) if scenario.placement == Placement::Router => {
+            Some(far) if scenario.placement.is_routed() => {
                 let between = Netns::new(run)?;
                 near.connect_over(&between, far)?;
                 router = Some(between);
@@ -174,7 +174,7 @@ impl Stage {
             Some(far) => near.connect(far)?,
             None => {}
         }
-        let is_translated = scenario.placement == Placement::Dnat;
+        let is_translated = scenario.placement.is_translated();
         if is_translated {
             near.translate()?;
         }
@@ -185,7 +185,10 @@ impl Stage {
         names.set("near", NEAR);
         names.set("far", if router.is_some() { BEHIND_ROUTER } else { FAR });
         names.set("near6", NEAR6.to_string());
-        names.set("far6", FAR6.to_string());
+        names.set(
+            "far6",
+            if router.is_some() { BEHIND_ROUTER6 } else { FAR6 }.to_string(),
+        );
         names.set("router", ROUTER.to_string());
         let nginx_port = ports.next();
         names.set("nginx.port", nginx_port.to_string());
@@ -232,10 +235,14 @@ impl Stage {
         let real = names.clone();
         if is_translated {
             for name in lab.names.keys().chain(lab.backends.keys()) {
-                if names.fill(&format!("{{{name}.host}}"))? == FAR {
-                    let port = names.fill(&format!("{{{name}.port}}"))?.parse()?;
-                    names.place(name, SERVICE, port, &folder);
-                }
+                let host = names.fill(&format!("{{{name}.host}}"))?;
+                let service = match host.parse() {
+                    Ok(IpAddr::V4(_)) if host == FAR => SERVICE.to_owned(),
+                    Ok(IpAddr::V6(host)) if host == FAR6 => SERVICE6.to_string(),
+                    _ => continue,
+                };
+                let port = names.fill(&format!("{{{name}.port}}"))?.parse()?;
+                names.place(name, &service, port, &folder);
             }
         }
         for (name, backend) in &lab.backends {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use xtask::{
     scenario::{
-        Scenario,
+        Scenario, judge,
         report::{Report, Went},
     },
     traced::{not_ok, of_type},
@@ -209,23 +209,35 @@ pub fn judge(
         }
     }
     let n_expected: usize = expected.values().sum();
-    let is_mixed_up = expected
+    let seen = |id: &str| names.get(id).copied().unwrap_or_default();
+    let short: Vec<&str> = expected
         .iter()
-        .any(|(id, n)| names.get(id).is_none_or(|seen| seen < n));
+        .filter(|(id, n)| seen(id) < **n)
+        .map(|(id, _)| *id)
+        .collect();
+    let instead = || {
+        let more = |id: &&&str| seen(id) > expected.get(**id).copied().unwrap_or_default();
+        names.keys().filter(more)
+    };
+    let is_consequence = |id: &&str| short.iter().any(|cause| explained.by(cause).contains(*id));
     let is_false = |id: &&str| !wanted.contains(id) && !consequences.contains(id) && *id != "unknown";
+    let is_miscounted = report.why.iter().any(|why| judge::is_miscount(why));
     let verdict = if report.went == Went::Skipped {
         Verdict::NotRun
     } else if names.keys().any(|id| wanted.is_empty() || is_false(id)) {
         Verdict::Wrong
-    } else if records.is_empty() || n_failed < n_expected || report.went == Went::Error {
+    } else if records.is_empty() || n_failed < n_expected || report.went == Went::Error || is_miscounted {
         Verdict::Unseen
     } else if names.keys().any(|id| !wanted.contains(id)) {
         Verdict::Unknown
-    } else if n_expected > 0 && is_mixed_up {
+    } else if short.is_empty() {
+        Verdict::Right
+    } else if instead().all(is_consequence) {
+        // What is expected of others stands for what explains it.
+        Verdict::Unknown
+    } else {
         // Each name is one of those expected, but of another attempt.
         Verdict::Wrong
-    } else {
-        Verdict::Right
     };
     let mut named: Vec<(&str, usize)> = names.into_iter().collect();
     named.sort_by_key(|(id, n)| (std::cmp::Reverse(*n), *id));
@@ -331,7 +343,21 @@ mod tests {
             verdict(&failing(), &[right, right, ("keepalive-race", "likely")]),
             Verdict::Wrong
         );
+        // Also where others are expected to have that name.
+        let both = scenario(
+            "[[expect]]\nattempts = 1\ncause = \"backend-died\"\nconfidence = \"confirmed\"\noutcome = \"closed\"\n\
+             phase = \"waiting\"\n[[expect]]\nattempts = 1\ncause = \"closed-without-response\"\n\
+             confidence = \"confirmed\"\noutcome = \"closed\"\nphase = \"waiting\"\n",
+        );
+        assert_eq!(verdict(&both, &[right, consequence]), Verdict::Right);
+        assert_eq!(verdict(&both, &[consequence, consequence]), Verdict::Unknown);
+        assert_eq!(verdict(&both, &[right, right]), Verdict::Wrong);
         assert_eq!(verdict(&scenario(""), &[]), Verdict::Right);
+        let miscounted = ["2 successful attempts at app, not 7 to 7"];
+        assert_eq!(
+            judged(&scenario(""), &report(Went::Wrong, &miscounted), &trace(&[])).verdict,
+            Verdict::Unseen
+        );
         assert_eq!(verdict(&scenario(""), &[("unknown", "possible")]), Verdict::Wrong);
     }
 

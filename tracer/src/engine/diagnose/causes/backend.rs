@@ -54,8 +54,9 @@ pub const BACKEND_RESTARTING: Cause = Cause {
         (104: Connection reset by peer)",
     recognised: "the process that held the other end ended in an orderly way (TERM, INT, QUIT, HUP or code 0) with the \
         connection open, was killed by its master that had been told to stop, or closed its listener together with the \
-        connection; `likely` when it closed the connection and ended within 250 ms, or closed it within 30 s of a TERM or \
-        INT from another process",
+        connection; `likely` when it closed the connection and ended within 250 ms (confirmed where its parent had been \
+        sent HUP, QUIT, USR2, TERM or INT in the minute before), or closed it within 30 s of a TERM or INT from another \
+        process",
     needs: &[],
     look_alikes: &["backend-died", "closed-without-response", "closed-on-accept"],
     remedy: "let the backend finish its requests before it stops (graceful shutdown), or take it out of the upstream first",
@@ -174,6 +175,44 @@ impl Closing<'_> {
         around
             .death_between(death.parent, death.at, latest)
             .filter(|master| master.is_orderly())
+    }
+
+    /// What its parent had been told, where nobody told it anything: many a master tells its workers over a pipe.
+    fn told_parent(&self, around: &Surroundings) -> Option<(Ktime, Told)> {
+        let death = self.end.death.filter(|_| self.sender().is_none())?;
+        around.told_to_renew(death.parent, death.at)
+    }
+
+    fn stand_with_parent(&self, exchange: &Exchange, sent_at: Ktime, told: &Told) -> Stand {
+        let Stand {
+            summary,
+            mut evidence,
+            ..
+        } = self.stand(exchange);
+        let (parent, at) = match self.end.death {
+            Some(death) => (death.parent, death.at),
+            None => (self.end.task.pid, self.at),
+        };
+        let signal = signal_name(told.signal);
+        let fact = fact(
+            sent_at,
+            "process",
+            format!(
+                "its parent[{parent}] was sent {signal} by {}[{}]",
+                told.by.comm, told.by.pid
+            ),
+        );
+        evidence.push(told_numbers(fact.number("pid", parent.0), told));
+        let summary = format!(
+            "{}; its parent (pid {parent}) had been sent {signal} by {} {} before.",
+            summary.trim_end_matches('.'),
+            process(&told.by),
+            between(sent_at, at)
+        );
+        Stand::confirmed(summary, evidence).with_remedy(
+            "a server that is told to reload or to stop ends its workers, and they close their kept connections: let nginx \
+             try again (proxy_next_upstream; non_idempotent for POST), or take it out of the upstream first",
+        )
     }
 
     fn stand_with_gone_master(&self, exchange: &Exchange, master: &Death) -> Stand {
@@ -295,10 +334,14 @@ fn told_fact(at: Ktime, task: &Task, told: &Told) -> Evidence {
         told.by.comm,
         told.by.pid
     );
-    fact(at, "process", text)
+    let fact = fact(at, "process", text)
         .number("pid", task.pid.0)
-        .text("comm", &*task.comm)
-        .number("told", told.signal)
+        .text("comm", &*task.comm);
+    told_numbers(fact, told)
+}
+
+fn told_numbers(fact: Evidence, told: &Told) -> Evidence {
+    fact.number("told", told.signal)
         .number("told_by", told.by.pid.0)
         .text("told_by_comm", &*told.by.comm)
 }
@@ -367,6 +410,9 @@ fn backend_restarting(subject: &Subject<'_>, around: &Surroundings) -> Check {
         }
         if !closing.end.is_orderly() {
             return Check::No;
+        }
+        if let Some((sent_at, told)) = closing.told_parent(around) {
+            return closing.stand_with_parent(exchange, sent_at, &told).into();
         }
         let stand = closing.stand(exchange);
         let parent = closing.end.death.map(|death| death.parent);

@@ -39,8 +39,8 @@ pub const PACKET_DROPPED_LOCALLY: Cause = Cause {
         (netfilter rule, reverse path filter, cgroup or traffic-control program, shortage)",
     needs: &[],
     look_alikes: &["syn-unanswered", "accept-queue-full", "firewall-reset"],
-    remedy: "find what dropped it: for NETFILTER_DROP the rule (nft list ruleset, iptables-save), for IP_RPFILTER the \
-        rp_filter setting of the interface, for BPF or TC the program",
+    remedy: "find what dropped it: for NETFILTER_DROP the rule (nft list ruleset, iptables-save), for IP_RPFILTER \
+        (ip_rcv_finish_core before Linux 5.17) the rp_filter setting of the interface, for BPF or TC the program",
     check: packet_dropped_locally,
 };
 

@@ -234,8 +234,18 @@ fn route_missing(subject: &Subject<'_>, around: &Surroundings) -> Check {
         format!("connect() to {address} failed at once: no route"),
     )
     .number("errno", 101);
+    let told = |stand: Stand| {
+        if address.is_ipv6() {
+            stand.with_remedy(
+                "give nginx's network namespace an IPv6 route, or keep nginx to IPv4: `ipv6=off` in its resolver \
+                 directive, or an IPv4 address in the upstream",
+            )
+        } else {
+            stand
+        }
+    };
     if let Some((Errno(11), lookup)) = lookup_fact(subject, address) {
-        return Stand::confirmed(summary, vec![lookup, connect]).into();
+        return told(Stand::confirmed(summary, vec![lookup, connect])).into();
     }
     let question = Question::Route {
         pid: subject.attempt.worker,
@@ -252,11 +262,12 @@ fn route_missing(subject: &Subject<'_>, around: &Surroundings) -> Check {
                 "route",
                 format!("the kernel still finds no route to {}", address.ip()),
             );
-            Stand::confirmed(summary, vec![connect, answer]).into()
+            told(Stand::confirmed(summary, vec![connect, answer])).into()
         }
-        _ => Stand::likely(summary, vec![connect])
-            .without("routes: the failed lookup itself was not seen")
-            .into(),
+        _ => {
+            let stand = Stand::likely(summary, vec![connect]);
+            told(stand.without("routes: the failed lookup itself was not seen")).into()
+        }
     }
 }
 
