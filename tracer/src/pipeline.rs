@@ -1,6 +1,7 @@
 //! Next input → engine → outputs, until it is time to stop. The only owner of the state; one thread.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -87,10 +88,12 @@ impl Pipeline {
         loop {
             for stamped in live.poll()? {
                 let at = stamped.at;
-                for question in self.step(stamped) {
-                    // Answered before any later input: under load a batch holds more time than an attempt waits.
+                let mut questions = VecDeque::from(self.step(stamped));
+                while let Some(question) = questions.pop_front() {
+                    // Answered before any later input: under load a batch holds more time than an attempt waits. An answer
+                    // may make the next question.
                     if let Some(input) = asking.ask(live, question) {
-                        self.step(Stamped { at, input });
+                        questions.extend(self.step(Stamped { at, input }));
                     }
                 }
             }

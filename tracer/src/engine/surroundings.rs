@@ -639,6 +639,19 @@ impl Surroundings {
             .map(|(netns, _)| *netns)
     }
 
+    /// The one listener that takes connections to an address of this host in whatever namespace has it; none when several
+    /// namespaces have both: which of them is meant cannot be told.
+    pub fn only_listener_at(&self, address: SocketAddr, at: Ktime) -> Option<&ListenerLife> {
+        let takes = |life: &&ListenerLife| life.is_open_at(at) && covers(&life.listener, address);
+        let mut found = self
+            .addresses
+            .iter()
+            .filter(|(_, (_, known))| known.contains(&address.ip()))
+            .filter_map(|(netns, _)| self.listeners_on(*netns, address.port()).rfind(takes));
+        let only = found.next()?;
+        found.next().is_none().then_some(only)
+    }
+
     /// The listeners on a port of a namespace, whatever their address, oldest first.
     pub fn listeners_on(&self, netns: Netns, port: u16) -> impl DoubleEndedIterator<Item = &ListenerLife> {
         self.listeners.on(&Place::Port(netns, port)).iter()

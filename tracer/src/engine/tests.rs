@@ -1757,6 +1757,53 @@ fn a_translated_address_is_no_far_host_s() {
 }
 
 #[test]
+fn a_full_queue_behind_a_translated_address_is_asked_of_the_host() {
+    let elsewhere = Netns(HERE.0 + 1);
+    let named = |answer: Answer, in_two_places: bool| {
+        let mut lab = Lab::with_hooks(&["nginx-log"]);
+        for netns in [elsewhere, Netns(elsewhere.0 + 1)]
+            .into_iter()
+            .take(1 + usize::from(in_two_places))
+        {
+            lab.tell(
+                ms(0),
+                Input::Addresses {
+                    netns,
+                    addresses: vec!["10.9.0.7".parse().expect("an address")],
+                },
+            );
+            let mut listener = listener("10.9.0.7:3000", task(4242, "node"));
+            listener.netns = netns;
+            lab.see(Event::ListenerOpened { at: ms(0), listener });
+        }
+        lab.end(Exchange {
+            syn_retransmits: 2,
+            ..connect(FAR, ms(3))
+        });
+        lab.answer(Answer::Translation {
+            destination: Some("10.9.0.7:3000".parse().expect("an address")),
+        });
+        lab.answer(answer);
+        verdict(&lab.only()).0
+    };
+    let queue = |waiting, are_all_full| Answer::AcceptQueue {
+        waiting,
+        limit: 128,
+        are_all_full,
+    };
+    assert_eq!(named(queue(129, true), false), "accept-queue-full");
+    assert_eq!(named(queue(128, false), false), "unknown");
+    // Of several sockets that share the port another one may have been meant.
+    assert_eq!(named(queue(129, false), false), "unknown");
+    let gone = Answer::Unavailable {
+        why: "process 4242 is gone".to_owned(),
+    };
+    assert_eq!(named(gone, false), "unknown");
+    // Containers may have the same address in networks of their own; then nobody is asked.
+    assert_eq!(named(Answer::Translation { destination: None }, true), "unknown");
+}
+
+#[test]
 fn a_listener_that_is_just_opened_or_closed_was_not_found_yet_or_any_more() {
     let named = |opened_after: Option<u64>, closed: Ktime| {
         let mut lab = Lab::new();

@@ -9,7 +9,7 @@ use crate::{
         surroundings::{DropKind, Dropped, Locality, Surroundings},
         text::{counted, process},
     },
-    event::{Errno, Exchange},
+    event::{Answer, Errno, Exchange, Listener, Question},
     model::{Evidence, Outcome},
 };
 
@@ -204,19 +204,7 @@ fn accept_queue_full(subject: &Subject<'_>, around: &Surroundings) -> Check {
     evidence.extend(around.drops_of(exchange).into_iter().map(drop_fact));
     if let Some((at, listener)) = full {
         evidence.push(queue_fact(at, listener));
-        let summary = format!(
-            "The accept queue of {} is full ({} waiting, limit {}; {}), so the kernel dropped the SYN; {gave_up}.",
-            listener.address,
-            listener.queue,
-            listener.limit,
-            process(&listener.task)
-        );
-        let remedy = format!(
-            "let {} accept faster (more workers, nothing blocking in its accept loop), or raise its backlog above {} \
-             together with net.core.somaxconn",
-            listener.task.comm, listener.limit
-        );
-        return Stand::confirmed(summary, evidence).with_remedy(remedy).into();
+        return full_queue(listener, &gave_up, evidence).into();
     }
     if is_dropped_ack {
         let summary = format!(
@@ -225,5 +213,66 @@ fn accept_queue_full(subject: &Subject<'_>, around: &Surroundings) -> Check {
         );
         return Stand::confirmed(summary, evidence).into();
     }
-    Check::No
+    translated_queue_full(subject, exchange, around, (&gave_up, evidence))
+}
+
+/// Behind a translated address the kernel half does not find the listener: whether its queue is full now is asked of the
+/// host.
+fn translated_queue_full(
+    subject: &Subject<'_>,
+    exchange: &Exchange,
+    around: &Surroundings,
+    (gave_up, mut evidence): (&str, Vec<Evidence>),
+) -> Check {
+    let is_answered = exchange.answered || exchange.reset_at.is_some() || exchange.icmp.is_some();
+    if subject.connecting().is_none() || is_answered || local_drop(exchange, around).is_some() {
+        return Check::No;
+    }
+    let real = match translated(subject, exchange, around) {
+        Translated::Ask(question) => return Check::Ask(question),
+        Translated::To(real, Locality::ThisHost) => real,
+        Translated::To(..) | Translated::No | Translated::Unclear => return Check::No,
+    };
+    let at = subject.attempt.ended_at;
+    let Some(life) = around.only_listener_at(real, at) else {
+        return Check::No;
+    };
+    let question = Question::AcceptQueue {
+        pid: life.listener.task.pid,
+        address: real,
+    };
+    match around.answer(&question, at) {
+        None if subject.may_wait => Check::Ask(question),
+        Some(&Answer::AcceptQueue {
+            waiting,
+            limit,
+            are_all_full: true,
+        }) => {
+            let listener = Listener {
+                queue: waiting,
+                limit,
+                ..life.listener.clone()
+            };
+            evidence.push(translation_fact(exchange, real, exchange.began_at));
+            evidence.push(queue_fact(at, &listener));
+            full_queue(&listener, gave_up, evidence).into()
+        }
+        _ => Check::No,
+    }
+}
+
+fn full_queue(listener: &Listener, gave_up: &str, evidence: Vec<Evidence>) -> Stand {
+    let summary = format!(
+        "The accept queue of {} is full ({} waiting, limit {}; {}), so the kernel dropped the SYN; {gave_up}.",
+        listener.address,
+        listener.queue,
+        listener.limit,
+        process(&listener.task)
+    );
+    let remedy = format!(
+        "let {} accept faster (more workers, nothing blocking in its accept loop), or raise its backlog above {} \
+         together with net.core.somaxconn",
+        listener.task.comm, listener.limit
+    );
+    Stand::confirmed(summary, evidence).with_remedy(remedy)
 }
