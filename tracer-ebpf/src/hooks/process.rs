@@ -249,7 +249,7 @@ fn on_signal_sent(ctx: &BtfTracePointContext) {
             sender,
         });
     }
-    // What it does to a process that has no handler for it is no reason to think that this one ended so.
+    // Most have a handler for it and go on: a later end is not put down to it.
     if signal == SIGUSR2 {
         return;
     }

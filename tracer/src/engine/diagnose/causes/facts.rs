@@ -354,7 +354,7 @@ fn listener_fields(base: Evidence, listener: &Listener) -> Evidence {
 }
 
 /// `accept queue of 0.0.0.0:3000: 129 of 128 (node[4242])`.
-pub fn queue_fact(at: Ktime, listener: &Listener) -> Evidence {
+pub fn queue_fact(at: impl Into<Option<Ktime>>, listener: &Listener) -> Evidence {
     let text = format!(
         "accept queue of {}: {} waiting, limit {} ({}[{}])",
         listener.address, listener.queue, listener.limit, listener.task.comm, listener.task.pid
