@@ -420,6 +420,12 @@ impl Surroundings {
 
     /// A process ended.
     pub fn died(&mut self, death: Death) {
+        // Two threads that end at the same time may both be the last; who sent the signal only the first one says.
+        let is_told =
+            |before: &Death| death.at.since(before.at) < SECOND && before.task.exiting == death.task.exiting;
+        if self.deaths.last(&death.task.pid).is_some_and(is_told) {
+            return;
+        }
         self.deaths.push(self.now, death.task.pid, death);
     }
 

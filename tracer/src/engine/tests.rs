@@ -1814,6 +1814,40 @@ fn a_full_queue_behind_a_translated_address_is_asked_of_the_host() {
 }
 
 #[test]
+fn a_thread_that_ended_by_itself_as_its_process_was_killed_hides_no_death() {
+    let mut lab = Lab::new();
+    // The last thread closes the listener; it had been on its way out with a code of its own, and counts as last as well.
+    let killed = |signalled_by| Event::ProcessExited {
+        at: ms(-2),
+        task: ending(4242, "node", Exit::Signal(9)),
+        parent: Pid(1),
+        is_nginx: false,
+        signalled_by,
+        told: None,
+    };
+    lab.see(killed(Some(task(7, "sh"))));
+    lab.see(killed(None));
+    lab.see(listener_closed(ms(-1), APP, ending(4242, "node", Exit::Code(0))));
+    lab.see(no_socket(APP));
+    lab.see(Event::Line(line(1, us(190), "connect() failed", Some(111))));
+    lab.end(Exchange {
+        line: Some(line_id(1)),
+        ..refused(APP)
+    });
+    let attempt = lab.only();
+    assert_eq!(verdict(&attempt), ("listener-died", Confirmed));
+    let summary = attempt
+        .cause
+        .as_ref()
+        .map(|cause| cause.summary.clone())
+        .unwrap_or_default();
+    assert!(
+        summary.contains("killed by SIGKILL from sh (pid 7)") || summary.contains("sh (pid 7)"),
+        "{summary}"
+    );
+}
+
+#[test]
 fn a_listener_that_is_just_opened_or_closed_was_not_found_yet_or_any_more() {
     let named = |opened_after: Option<u64>, closed: Ktime| {
         let mut lab = Lab::new();
