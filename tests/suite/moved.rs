@@ -173,6 +173,7 @@ impl Move {
             | Question::Route { pid, .. }
             | Question::Process { pid }
             | Question::Translation { pid, .. }
+            | Question::AcceptQueue { pid, .. }
             | Question::Name { pid, .. } => self.pid(pid),
         }
     }
@@ -189,6 +190,7 @@ impl Move {
             | Answer::Descriptors { .. }
             | Answer::Route { .. }
             | Answer::Translation { .. }
+            | Answer::AcceptQueue { .. }
             | Answer::Name(_)
             | Answer::Unavailable { .. } => {}
         }

@@ -516,9 +516,22 @@ pub fn current_task() -> TaskInfo {
     };
     if read::<u32>(task_struct, offset!(task_flags)) & PF_EXITING != 0 {
         info.flags = task::EXITING | oom_flag(task_struct);
-        info.exit_code = read(task_struct, offset!(task_exit_code));
+        info.exit_code = exit_code(task_struct);
     }
     info
+}
+
+/// With what the process of an exiting task ends. The task's own code is another one where a thread was on its way out as
+/// its process was killed (`do_group_exit`, kernel/exit.c, 5.10 to 7.2).
+#[inline(always)]
+pub fn exit_code(task_struct: u64) -> i32 {
+    let signal: u64 = read(task_struct, offset!(task_signal));
+    let group: i32 = read(signal, offset!(signal_group_exit_code));
+    if group != 0 {
+        group
+    } else {
+        read(task_struct, offset!(task_exit_code))
+    }
 }
 
 /// `task::OOM` when the OOM killer chose this task's process (`tsk_is_oom_victim`, include/linux/oom.h).

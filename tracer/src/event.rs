@@ -742,6 +742,8 @@ pub enum Question {
         destination: SocketAddr,
         source: ForInstance<SocketAddr>,
     },
+    /// How many connections wait for accept() where this address leads in the namespace of `pid`, who listens there.
+    AcceptQueue { pid: Pid, address: SocketAddr },
     /// What a configured host name means now, through the hosts file and the nameservers of the instance `pid`.
     Name { pid: Pid, name: String },
 }
@@ -819,6 +821,15 @@ pub enum Answer {
     Translation {
         /// Who really answers there; `None`: the connection is not tracked.
         destination: Option<SocketAddr>,
+    },
+    /// See [`Question::AcceptQueue`]; of several sockets the fullest.
+    AcceptQueue {
+        /// Connections that wait.
+        waiting: u32,
+        /// How many may; the queue is full when more wait.
+        limit: u32,
+        /// Every socket's that listens there is full.
+        are_all_full: bool,
     },
     /// See [`Question::Name`].
     Name(NameMeaning),

@@ -64,6 +64,7 @@ pub fn answer(question: &Question) -> Answer {
             }),
             *pid,
         ),
+        Question::AcceptQueue { pid, address } => (accept_queue(*pid, *address), *pid),
         Question::Name { pid, name } => (resolver::look_up(*pid, name).map(Answer::Name), *pid),
         Question::Process { pid } => return Answer::Process(process::info(*pid)),
     };
@@ -87,6 +88,20 @@ fn ports(pid: Pid, destination: std::net::SocketAddr) -> io::Result<Answer> {
             range: (first, last),
             by_state: sock_diag::count_to(destination)?,
         })
+    })
+}
+
+fn accept_queue(pid: Pid, address: std::net::SocketAddr) -> io::Result<Answer> {
+    let queues = netns::run_in(pid, move || sock_diag::accept_queues(address))?;
+    let is_full = |(waiting, limit): &(u32, u32)| waiting > limit;
+    let fullest = queues
+        .iter()
+        .max_by_key(|(waiting, limit)| i64::from(*waiting) - i64::from(*limit));
+    let &(waiting, limit) = fullest.ok_or_else(|| io::Error::other("nothing listens there"))?;
+    Ok(Answer::AcceptQueue {
+        waiting,
+        limit,
+        are_all_full: queues.iter().all(is_full),
     })
 }
 

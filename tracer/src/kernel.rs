@@ -758,3 +758,59 @@ fn one_line(program: &str, error: &anyhow::Error) -> String {
     let chain: Vec<String> = error.chain().map(ToString::to_string).collect();
     chain.join(": ").replace('\n', " ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn understudies_of_functions_are_those_at_functions() {
+        for (program, attach) in PLAN.iter().flat_map(|hook| hook.ways.iter().copied().flatten()) {
+            let Some(index) = understudy::NAMES.iter().position(|known| known == program) else {
+                continue;
+            };
+            let is_function = matches!(attach, Attach::Fentry(_) | Attach::Fexit(_));
+            let index = u32::try_from(index).unwrap();
+            assert_eq!(
+                understudy::OF_FUNCTIONS.contains(&index),
+                is_function,
+                "{program}"
+            );
+        }
+    }
+
+    #[test]
+    fn programs_have_understudies_where_they_can_be_interrupted() {
+        let names = |program: &str, preemption| -> Vec<String> {
+            let way = PLAN
+                .iter()
+                .flat_map(|hook| hook.ways)
+                .find(|way| way.iter().any(|(known, _)| *known == program))
+                .unwrap();
+            let of_way = with_understudies(way, preemption).map(|(name, _)| name);
+            of_way.filter(|name| name.starts_with(program)).collect()
+        };
+        let never = Preemption::default();
+        let in_functions = Preemption {
+            functions: true,
+            ..never
+        };
+        let anywhere = Preemption {
+            tracepoints: true,
+            ..in_functions
+        };
+        assert_eq!(names("connection_accepted", never), ["connection_accepted"]);
+        for preemption in [in_functions, anywhere] {
+            let both = ["connection_accepted_nested", "connection_accepted"];
+            assert_eq!(names("connection_accepted", preemption), both);
+        }
+        for preemption in [never, in_functions] {
+            assert_eq!(
+                names("socket_destroyed", preemption),
+                ["socket_destroyed", "socket_destroyed_nested"]
+            );
+            assert_eq!(names("bytes_sent", preemption), ["bytes_sent"]);
+        }
+        assert_eq!(names("bytes_sent", anywhere).len(), 4);
+    }
+}

@@ -1,6 +1,7 @@
 //! Next input → engine → outputs, until it is time to stop. The only owner of the state; one thread.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -82,17 +83,24 @@ impl Pipeline {
         questions
     }
 
+    /// Takes an input, and answers what it makes the engine ask.
+    fn feed(&mut self, stamped: Stamped, live: &mut Live, asking: &mut Asking) {
+        let at = stamped.at;
+        let mut questions = VecDeque::from(self.step(stamped));
+        while let Some(question) = questions.pop_front() {
+            // Answered before any later input: under load a batch holds more time than an attempt waits. An answer may make
+            // the next question.
+            if let Some(input) = asking.ask(live, question) {
+                questions.extend(self.step(Stamped { at, input }));
+            }
+        }
+    }
+
     /// Passes on what is new, piece by piece, so that a piece is written before the next one is read.
     fn catch_up(&mut self, live: &mut Live, asking: &mut Asking) -> Result<()> {
         loop {
             for stamped in live.poll()? {
-                let at = stamped.at;
-                for question in self.step(stamped) {
-                    // Answered before any later input: under load a batch holds more time than an attempt waits.
-                    if let Some(input) = asking.ask(live, question) {
-                        self.step(Stamped { at, input });
-                    }
-                }
+                self.feed(stamped, live, asking);
             }
             if !live.is_behind() {
                 return Ok(());
@@ -207,7 +215,7 @@ pub async fn run(
     match live.detach() {
         Ok(inputs) => {
             for stamped in inputs {
-                pipeline.step(stamped);
+                pipeline.feed(stamped, &mut live, &mut asking);
             }
         }
         Err(error) => failed = failed.and(Err(error)),

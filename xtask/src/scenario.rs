@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
 use crate::lab::{
@@ -627,6 +627,13 @@ impl Scenario {
         let mut scenario: Self = toml::from_str(text)?;
         name.clone_into(&mut scenario.name);
         scenario.placement = *scenario.placements.first().context("`placements` is empty")?;
+        let moves = |at: &&Placement| at.host().is_some() && !scenario.has_peers_on_loopback();
+        if let Some(at) = scenario.placements.iter().skip(1).find(moves) {
+            bail!(
+                "no backend and no name is on loopback, so placement {} would move nothing",
+                at.name()
+            );
+        }
         Ok(scenario)
     }
 
@@ -640,6 +647,12 @@ impl Scenario {
             .map(|at| self.placed(*at))
             .collect();
         std::iter::once(self).chain(others).collect()
+    }
+
+    /// Whether it has peers that [`Self::placed`] moves.
+    fn has_peers_on_loopback(&self) -> bool {
+        let mut listen = self.lab.backends.values().map(|backend| &backend.listen);
+        listen.any(|host| *host == loopback()) || self.lab.names.values().any(|host| *host == loopback())
     }
 
     /// The same with its peers elsewhere: those on loopback move.

@@ -227,7 +227,10 @@ impl Guest {
         })?;
         setup::for_vm()?;
         let kernel = kernels::fetch(known, args.refresh)?;
-        let results = target_folder().join("vm").join(known.name);
+        // A column is booted both ways, and what the first one left is not to go with the second.
+        let is_selinux = args.append.contains(Boot::Selinux.words());
+        let folder = format!("{}{}", known.name, if is_selinux { "-selinux" } else { "" });
+        let results = target_folder().join("vm").join(folder);
         if results.exists() {
             fs::remove_dir_all(&results).with_context(|| format!("emptying {}", results.display()))?;
         }

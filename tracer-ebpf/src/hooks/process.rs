@@ -8,7 +8,7 @@ use crate::{
     filter::worker,
     maps::{NAMES, OWNERS, SIGNALS, WORKERS, offset, setting},
     output::{counted, header, now, say, write},
-    sock::{current_task, oom_flag, read},
+    sock::{current_task, exit_code, oom_flag, read},
 };
 
 const SIGHUP: i32 = 1;
@@ -166,12 +166,7 @@ fn on_process_exited(ctx: &BtfTracePointContext) {
     }
     let mut info = of(task_struct);
     info.flags = task::EXITING | task::GROUP_DEAD | oom_flag(task_struct);
-    let group: i32 = read(signal, offset!(signal_group_exit_code));
-    info.exit_code = if group != 0 {
-        group
-    } else {
-        read(task_struct, offset!(task_exit_code))
-    };
+    info.exit_code = exit_code(task_struct);
     let parent: u64 = read(task_struct, offset!(task_parent));
     let mut record = Process {
         header: header(kind::PROCESS_EXITED, now()),
@@ -249,7 +244,7 @@ fn on_signal_sent(ctx: &BtfTracePointContext) {
             sender,
         });
     }
-    // What it does to a process that has no handler for it is no reason to think that this one ended so.
+    // Most have a handler for it and go on: a later end is not put down to it.
     if signal == SIGUSR2 {
         return;
     }

@@ -183,7 +183,7 @@ impl Dropped {
             Some("NOT_SPECIFIED") | None if place.starts_with("neigh_invalidate") => DropKind::Neighbour,
             Some("NOT_SPECIFIED") | None if is_netfilter_place => DropKind::Netfilter,
             None if is_tcp_place && self.is_syn() => DropKind::NoSocket,
-            // The route of what arrives: of a packet to an address of this host only its source can be at fault.
+            // Before 5.17: the source is not to come that way (rp_filter), or the packet is malformed.
             None if place.starts_with("ip_rcv_finish_core") => DropKind::Local,
             Some(reason) if is_policy(reason) => DropKind::Local,
             Some(_) | None => DropKind::Noise,
@@ -420,6 +420,12 @@ impl Surroundings {
 
     /// A process ended.
     pub fn died(&mut self, death: Death) {
+        // Two threads that end at the same time may both be the last; who sent the signal only the first one says.
+        let is_told =
+            |before: &Death| death.at.since(before.at) < SECOND && before.task.exiting == death.task.exiting;
+        if self.deaths.last(&death.task.pid).is_some_and(is_told) {
+            return;
+        }
         self.deaths.push(self.now, death.task.pid, death);
     }
 
@@ -431,7 +437,11 @@ impl Surroundings {
         match signal {
             // INT, ABRT, TERM; to many programs a QUIT means something else, and a HUP a reload.
             2 | 6 | 15 => self.signals.push(self.now, pid, (at, signal, by)),
-            1 | 3 | 12 => self.renewals.push(self.now, pid, (at, signal, by)),
+            1 | 3 | 12 => {
+                // Only the last one matters, and some programs get them many times a second.
+                self.renewals.forget(&pid);
+                self.renewals.push(self.now, pid, (at, signal, by));
+            }
             _ => {}
         }
     }
@@ -639,6 +649,29 @@ impl Surroundings {
             .map(|(netns, _)| *netns)
     }
 
+    /// The one listener that took connections to an address of this host all that time: in this namespace when the address
+    /// is its own, else in whatever one has it; none when several have both, since which of them is meant cannot be told.
+    pub fn only_listener_at(
+        &self,
+        own: Netns,
+        address: SocketAddr,
+        (from, to): (Ktime, Ktime),
+    ) -> Option<&ListenerLife> {
+        let takes = |life: &&ListenerLife| {
+            life.is_open_at(from) && life.is_open_at(to) && covers(&life.listener, address)
+        };
+        if self.is_own_address(own, address.ip()) {
+            return self.listeners_on(own, address.port()).rfind(takes);
+        }
+        let mut found = self
+            .addresses
+            .iter()
+            .filter(|(_, (_, known))| known.contains(&address.ip()))
+            .filter_map(|(netns, _)| self.listeners_on(*netns, address.port()).rfind(takes));
+        let only = found.next()?;
+        found.next().is_none().then_some(only)
+    }
+
     /// The listeners on a port of a namespace, whatever their address, oldest first.
     pub fn listeners_on(&self, netns: Netns, port: u16) -> impl DoubleEndedIterator<Item = &ListenerLife> {
         self.listeners.on(&Place::Port(netns, port)).iter()
@@ -684,10 +717,12 @@ impl Surroundings {
         last_told(&self.signals, pid, at).filter(|(_, told)| is_recent(told))
     }
 
-    /// The last signal at which this process, the master of others, may have replaced or ended them, if that was within a
-    /// minute: HUP, QUIT or USR2, or one to end.
+    /// The last signal at which this process, the master of others, may have replaced or ended them: HUP, QUIT or USR2
+    /// within a minute, TERM or INT within half of one.
     pub fn told_to_renew(&self, pid: Pid, at: Ktime) -> Option<(Ktime, Told)> {
-        last_told(&self.renewals, pid, at).or_else(|| self.told_before(pid, at))
+        let renewed = last_told(&self.renewals, pid, at);
+        let stopped = self.told_before(pid, at).filter(|(_, told)| is_stop(told.signal));
+        renewed.into_iter().chain(stopped).max_by_key(|(sent, _)| *sent)
     }
 
     /// Whether a packet that has the exchange's own address was the exchange's. Linux gives one port to connections to

@@ -1071,6 +1071,12 @@ fn a_worker_whose_master_was_told_to_reload_ended_for_that() {
     let confidence = |told, told_at| ended(told, told_at).0.1;
     assert_eq!(confidence(Some((Pid(4200), 12)), ms(69_000)), Confirmed);
     assert_eq!(confidence(Some((Pid(4200), 15)), ms(69_000)), Confirmed);
+    // Seconds later the end may have another reason: it is told, and no surer than it was.
+    let (named, summary) = ended(Some((Pid(4200), 1)), ms(60_000));
+    assert_eq!(named, ("backend-restarting", Likely));
+    assert!(summary.contains("had been sent SIGHUP"), "{summary}");
+    // A watchdog's ABRT is no reload.
+    assert_eq!(confidence(Some((Pid(4200), 6)), ms(70_000)), Likely);
     // Somebody else was told, nobody was, it was long ago, or later.
     assert_eq!(confidence(Some((Pid(4201), 1)), ms(70_000)), Likely);
     assert_eq!(confidence(None, ms(0)), Likely);
@@ -1753,6 +1759,91 @@ fn a_translated_address_is_no_far_host_s() {
     assert_eq!(
         is_refused_there(Some(refused(FAR).id.conn), None),
         "listener-died"
+    );
+}
+
+#[test]
+fn a_full_queue_behind_a_translated_address_is_asked_of_the_host() {
+    let elsewhere = Netns(HERE.0 + 1);
+    let named = |answer: Answer, in_two_places: bool| {
+        let mut lab = Lab::with_hooks(&["nginx-log"]);
+        for netns in [elsewhere, Netns(elsewhere.0 + 1)]
+            .into_iter()
+            .take(1 + usize::from(in_two_places))
+        {
+            lab.tell(
+                ms(0),
+                Input::Addresses {
+                    netns,
+                    addresses: vec!["10.9.0.7".parse().expect("an address")],
+                },
+            );
+            let mut listener = listener("10.9.0.7:3000", task(4242, "node"));
+            listener.netns = netns;
+            lab.see(Event::ListenerOpened { at: ms(0), listener });
+        }
+        lab.end(Exchange {
+            syn_retransmits: 2,
+            ..connect(FAR, ms(3))
+        });
+        lab.answer(Answer::Translation {
+            destination: Some("10.9.0.7:3000".parse().expect("an address")),
+        });
+        let is_asked = |output: &Output| matches!(output, Output::Ask(Question::AcceptQueue { .. }));
+        assert_eq!(lab.outputs.iter().any(is_asked), !in_two_places);
+        if !in_two_places {
+            lab.answer(answer);
+        }
+        verdict(&lab.only()).0
+    };
+    let queue = |waiting, are_all_full| Answer::AcceptQueue {
+        waiting,
+        limit: 128,
+        are_all_full,
+    };
+    assert_eq!(named(queue(129, true), false), "accept-queue-full");
+    assert_eq!(named(queue(128, false), false), "unknown");
+    // Of several sockets that share the port another one may have been meant.
+    assert_eq!(named(queue(129, false), false), "unknown");
+    let gone = Answer::Unavailable {
+        why: "process 4242 is gone".to_owned(),
+    };
+    assert_eq!(named(gone, false), "unknown");
+    // Containers may have the same address in networks of their own; then nobody is asked.
+    assert_eq!(named(Answer::Translation { destination: None }, true), "unknown");
+}
+
+#[test]
+fn a_thread_that_ended_by_itself_as_its_process_was_killed_hides_no_death() {
+    let mut lab = Lab::new();
+    // The last thread closes the listener; it had been on its way out with a code of its own, and counts as last as well.
+    let killed = |signalled_by| Event::ProcessExited {
+        at: ms(-2),
+        task: ending(4242, "node", Exit::Signal(9)),
+        parent: Pid(1),
+        is_nginx: false,
+        signalled_by,
+        told: None,
+    };
+    lab.see(killed(Some(task(7, "sh"))));
+    lab.see(killed(None));
+    lab.see(listener_closed(ms(-1), APP, ending(4242, "node", Exit::Code(0))));
+    lab.see(no_socket(APP));
+    lab.see(Event::Line(line(1, us(190), "connect() failed", Some(111))));
+    lab.end(Exchange {
+        line: Some(line_id(1)),
+        ..refused(APP)
+    });
+    let attempt = lab.only();
+    assert_eq!(verdict(&attempt), ("listener-died", Confirmed));
+    let summary = attempt
+        .cause
+        .as_ref()
+        .map(|cause| cause.summary.clone())
+        .unwrap_or_default();
+    assert!(
+        summary.contains("killed by SIGKILL from sh (pid 7)") || summary.contains("sh (pid 7)"),
+        "{summary}"
     );
 }
 

@@ -64,7 +64,7 @@ pub fn count_to(destination: SocketAddr) -> io::Result<Vec<(String, u32)>> {
         SocketAddr::V6(_) => &[AF_INET6],
     };
     for &family in families {
-        ask_inet(family, !(1 << LISTEN), destination.port(), |socket| {
+        ask_inet(family, !(1 << LISTEN), (0, destination.port()), |socket| {
             let host = socket.destination.ip().to_canonical();
             if SocketAddr::new(host, socket.destination.port()) == destination {
                 *counts.entry(socket.state).or_default() += 1;
@@ -82,10 +82,36 @@ pub fn count_to(destination: SocketAddr) -> io::Result<Vec<(String, u32)>> {
         .collect())
 }
 
+/// Connections that wait for accept() and their limit, for each socket that listens where `address` leads.
+pub fn accept_queues(address: SocketAddr) -> io::Result<Vec<(u32, u32)>> {
+    let mut exact = Vec::new();
+    let mut others = Vec::new();
+    // An IPv6 socket that listens everywhere takes IPv4 connections as well.
+    let families: &[u8] = match address {
+        SocketAddr::V4(_) => &[AF_INET, AF_INET6],
+        SocketAddr::V6(_) => &[AF_INET6],
+    };
+    for &family in families {
+        ask_inet(family, 1 << LISTEN, (address.port(), 0), |socket| {
+            let host = socket.source.ip().to_canonical();
+            if host == address.ip() {
+                exact.push(socket.queue);
+            } else if host.is_unspecified() {
+                others.push(socket.queue);
+            }
+        })?;
+    }
+    // The kernel prefers the one whose address is the narrower.
+    Ok(if exact.is_empty() { others } else { exact })
+}
+
 /// What matters of `struct inet_diag_msg`.
 struct InetSocket {
     state: u8,
+    source: SocketAddr,
     destination: SocketAddr,
+    /// `idiag_rqueue` and `idiag_wqueue`: of a listener, connections that wait and their limit.
+    queue: (u32, u32),
 }
 
 impl InetSocket {
@@ -98,24 +124,27 @@ impl InetSocket {
                 _ => IpAddr::V6(Ipv6Addr::from(octets)),
             })
         };
+        let number = |at: usize| Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
         Some(Self {
             state: *bytes.get(1)?,
+            source: SocketAddr::new(address(8)?, port(4)?),
             destination: SocketAddr::new(address(24)?, port(6)?),
+            queue: (number(56)?, number(60)?),
         })
     }
 }
 
-/// Asks for TCP sockets in any of `states`; the kernel passes over those with another destination port, which matters
-/// with ten thousands of them.
+/// Asks for TCP sockets in any of `states`; the kernel passes over those with another source or destination port, if it is
+/// not 0, which matters with ten thousands of them.
 fn ask_inet(
     family: u8,
     states: u32,
-    destination_port: u16,
+    (source_port, destination_port): (u16, u16),
     mut take: impl FnMut(InetSocket),
 ) -> io::Result<()> {
     let mut request = vec![family, IPPROTO_TCP, 0, 0];
     request.extend(states.to_ne_bytes());
-    request.extend([0; 2]);
+    request.extend(source_port.to_be_bytes());
     request.extend(destination_port.to_be_bytes());
     // No addresses, no interface; the cookie that stands for none.
     request.extend([0; 36]);

@@ -180,6 +180,39 @@ fn routes_say_why_they_forbid() {
 }
 
 #[test]
+fn the_queue_of_the_listener_that_takes_an_address_is_read() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+    let address = listener.local_addr().expect("its address");
+    let pid = OWN();
+    let Answer::AcceptQueue {
+        waiting: 0,
+        limit,
+        are_all_full: false,
+    } = answer(&Question::AcceptQueue { pid, address })
+    else {
+        panic!("its queue is empty");
+    };
+    assert!(limit > 0);
+    let _waiting = [(), ()].map(|()| TcpStream::connect(address).expect("a connection"));
+    eventually("both wait", || {
+        let two = Answer::AcceptQueue {
+            waiting: 2,
+            limit,
+            are_all_full: false,
+        };
+        (answer(&Question::AcceptQueue { pid, address }) == two).then_some(())
+    });
+    // Nobody listens there any more.
+    drop(listener);
+    assert_eq!(
+        answer(&Question::AcceptQueue { pid, address }),
+        Answer::Unavailable {
+            why: format!("process {pid}: nothing listens there")
+        }
+    );
+}
+
+#[test]
 fn descriptors_and_processes_are_read() {
     let sleeper = Sleeper::start(Sleeper::shell("ulimit -Sn 77; exec 9</dev/null"));
     let Answer::Descriptors { open, limit, system } = sleeper.ask(|pid| Question::Descriptors { pid }) else {

@@ -169,13 +169,10 @@ fn expectations(scenario: &Scenario, fill: Fill<'_>, records: &[Value]) -> Resul
     Ok(problems)
 }
 
-/// In a problem that says that attempts which succeeded are missing, or too many.
-const MISCOUNTED: &str = " successful attempts at ";
-
 /// Whether this problem is one of how many attempts succeeded.
 #[must_use]
 pub fn is_miscount(problem: &str) -> bool {
-    problem.contains(MISCOUNTED)
+    problem.contains(" successful attempts ")
 }
 
 /// As many successful attempts as there were requests.
@@ -201,7 +198,7 @@ fn successes(scenario: &Scenario, fill: Fill<'_>, records: &[Value]) -> Result<V
         let most = at_most.unwrap_or(*attempts);
         if seen.len() < *attempts || seen.len() > most {
             problems.push(format!(
-                "{}{MISCOUNTED}{name}, not {attempts} to {most}",
+                "{} successful attempts at {name}, not {attempts} to {most}",
                 seen.len()
             ));
         }

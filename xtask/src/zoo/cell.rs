@@ -226,10 +226,12 @@ pub fn judge(
         Verdict::NotRun
     } else if names.keys().any(|id| wanted.is_empty() || is_false(id)) {
         Verdict::Wrong
-    } else if records.is_empty() || n_failed < n_expected || report.went == Went::Error || is_miscounted {
+    } else if records.is_empty() || n_failed < n_expected || report.went == Went::Error {
         Verdict::Unseen
     } else if names.keys().any(|id| !wanted.contains(id)) {
         Verdict::Unknown
+    } else if short.is_empty() && is_miscounted {
+        Verdict::Unseen
     } else if short.is_empty() {
         Verdict::Right
     } else if instead().all(is_consequence) {

@@ -7,8 +7,8 @@ use crate::{
         surroundings::{Death, ListenerLife, SECOND, Surroundings, is_stop},
         text::{between, process, signal_name},
     },
-    event::{Exchange, Exit, Ktime, Peer, Task, Told},
-    model::{Evidence, Outcome},
+    event::{Exchange, Exit, Ktime, Peer, Pid, Task, Told},
+    model::{Confidence, Evidence, Outcome},
 };
 
 /// What follows from the end of a backend.
@@ -55,7 +55,7 @@ pub const BACKEND_RESTARTING: Cause = Cause {
     recognised: "the process that held the other end ended in an orderly way (TERM, INT, QUIT, HUP or code 0) with the \
         connection open, was killed by its master that had been told to stop, or closed its listener together with the \
         connection; `likely` when it closed the connection and ended within 250 ms (confirmed where its parent had been \
-        sent HUP, QUIT, USR2, TERM or INT in the minute before), or closed it within 30 s of a TERM or INT from another \
+        sent HUP, QUIT, USR2, TERM or INT in the 5 s before), or closed it within 30 s of a TERM or INT from another \
         process",
     needs: &[],
     look_alikes: &["backend-died", "closed-without-response", "closed-on-accept"],
@@ -177,39 +177,37 @@ impl Closing<'_> {
             .filter(|master| master.is_orderly())
     }
 
-    /// What its parent had been told, where nobody told it anything: many a master tells its workers over a pipe.
-    fn told_parent(&self, around: &Surroundings) -> Option<(Ktime, Told)> {
-        let death = self.end.death.filter(|_| self.sender().is_none())?;
-        around.told_to_renew(death.parent, death.at)
+    /// What its parent had been told last, where nobody told it anything: many a master tells its workers over a pipe.
+    fn told_parent(&self, around: &Surroundings) -> Option<(&Death, Ktime, Told)> {
+        // To the first process of the host such signals mean something else.
+        let death = self.end.death.filter(|death| death.parent != Pid(1))?;
+        let (sent_at, told) = around.told_to_renew(death.parent, death.at)?;
+        self.sender().is_none().then_some((death, sent_at, told))
     }
 
-    fn stand_with_parent(&self, exchange: &Exchange, sent_at: Ktime, told: &Told) -> Stand {
-        let Stand {
-            summary,
-            mut evidence,
-            ..
-        } = self.stand(exchange);
-        let (parent, at) = match self.end.death {
-            Some(death) => (death.parent, death.at),
-            None => (self.end.task.pid, self.at),
-        };
+    /// Shortly after the signal the end was its doing; later it may have been, and what was seen of the end itself counts.
+    fn stand_with_parent(&self, exchange: &Exchange, death: &Death, sent_at: Ktime, told: &Told) -> Stand {
+        const AT_ONCE: u64 = 5_000_000_000;
+        let mut stand = self.stand(exchange);
         let signal = signal_name(told.signal);
-        let fact = fact(
-            sent_at,
-            "process",
-            format!(
-                "its parent[{parent}] was sent {signal} by {}[{}]",
-                told.by.comm, told.by.pid
-            ),
+        let text = format!(
+            "its parent, pid {}, was sent {signal} by {}[{}]",
+            death.parent, told.by.comm, told.by.pid
         );
-        evidence.push(told_numbers(fact.number("pid", parent.0), told));
-        let summary = format!(
-            "{}; its parent (pid {parent}) had been sent {signal} by {} {} before.",
-            summary.trim_end_matches('.'),
+        let fact = fact(sent_at, "process", text).number("pid", death.parent.0);
+        stand.evidence.push(told_numbers(fact, told));
+        stand.summary = format!(
+            "{}; its parent (pid {}) had been sent {signal} by {} {} before.",
+            stand.summary.trim_end_matches('.'),
+            death.parent,
             process(&told.by),
-            between(sent_at, at)
+            between(sent_at, death.at)
         );
-        Stand::confirmed(summary, evidence).with_remedy(
+        if death.at.since(sent_at) > AT_ONCE {
+            return stand;
+        }
+        stand.confidence = Confidence::Confirmed;
+        stand.with_remedy(
             "a server that is told to reload or to stop ends its workers, and they close their kept connections: let nginx \
              try again (proxy_next_upstream; non_idempotent for POST), or take it out of the upstream first",
         )
@@ -411,8 +409,10 @@ fn backend_restarting(subject: &Subject<'_>, around: &Surroundings) -> Check {
         if !closing.end.is_orderly() {
             return Check::No;
         }
-        if let Some((sent_at, told)) = closing.told_parent(around) {
-            return closing.stand_with_parent(exchange, sent_at, &told).into();
+        if let Some((death, sent_at, told)) = closing.told_parent(around) {
+            return closing
+                .stand_with_parent(exchange, death, sent_at, &told)
+                .into();
         }
         let stand = closing.stand(exchange);
         let parent = closing.end.death.map(|death| death.parent);

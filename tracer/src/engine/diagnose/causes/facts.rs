@@ -226,9 +226,8 @@ pub fn end_of<'a>(task: &'a Task, near: Ktime, around: &'a Surroundings) -> Opti
     let from = Ktime(near.0.saturating_sub(1_000_000_000));
     let to = Ktime(near.0.saturating_add(300_000_000));
     let death = around.death_between(task.pid, from, to);
-    let exit = task
-        .exiting
-        .or_else(|| death.and_then(|death| death.task.exiting))?;
+    // The process's own end first: a thread that was on its own way out when its process was killed has its own code.
+    let exit = death.and_then(|death| death.task.exiting).or(task.exiting)?;
     Some(End {
         exit,
         oom: task.oom || death.is_some_and(|death| death.task.oom),
@@ -354,7 +353,7 @@ fn listener_fields(base: Evidence, listener: &Listener) -> Evidence {
 }
 
 /// `accept queue of 0.0.0.0:3000: 129 of 128 (node[4242])`.
-pub fn queue_fact(at: Ktime, listener: &Listener) -> Evidence {
+pub fn queue_fact(at: impl Into<Option<Ktime>>, listener: &Listener) -> Evidence {
     let text = format!(
         "accept queue of {}: {} waiting, limit {} ({}[{}])",
         listener.address, listener.queue, listener.limit, listener.task.comm, listener.task.pid

@@ -9,8 +9,8 @@ use crate::{
         surroundings::{DropKind, Dropped, Locality, Surroundings},
         text::{counted, process},
     },
-    event::{Errno, Exchange},
-    model::{Evidence, Outcome},
+    event::{Answer, Errno, Exchange, Listener, Question},
+    model::{Confidence, Evidence, Outcome},
 };
 
 pub const SYN_UNANSWERED: Cause = Cause {
@@ -40,7 +40,7 @@ pub const PACKET_DROPPED_LOCALLY: Cause = Cause {
     needs: &[],
     look_alikes: &["syn-unanswered", "accept-queue-full", "firewall-reset"],
     remedy: "find what dropped it: for NETFILTER_DROP the rule (nft list ruleset, iptables-save), for IP_RPFILTER \
-        (ip_rcv_finish_core before Linux 5.17) the rp_filter setting of the interface, for BPF or TC the program",
+        (before Linux 5.17 ip_rcv_finish_core, usually for that) the rp_filter setting of the interface, for BPF or TC the program",
     check: packet_dropped_locally,
 };
 
@@ -55,7 +55,8 @@ pub const ACCEPT_QUEUE_FULL: Cause = Cause {
     ],
     outcomes: &[Outcome::TimedOut],
     nginx_logs: "upstream timed out (110: Connection timed out) while connecting to upstream",
-    recognised: "at the moment of silence the listener held more connections than its limit (read in the kernel)",
+    recognised: "at the moment of silence the listener held more connections than its limit (read in the kernel; behind a \
+        translated address when nginx had given up, by asking the host)",
     needs: &[],
     look_alikes: &["syn-unanswered", "packet-dropped-locally", "never-accepted"],
     remedy: "accept faster (more workers, nothing blocking in the accept loop), or raise the listener's backlog and \
@@ -204,19 +205,7 @@ fn accept_queue_full(subject: &Subject<'_>, around: &Surroundings) -> Check {
     evidence.extend(around.drops_of(exchange).into_iter().map(drop_fact));
     if let Some((at, listener)) = full {
         evidence.push(queue_fact(at, listener));
-        let summary = format!(
-            "The accept queue of {} is full ({} waiting, limit {}; {}), so the kernel dropped the SYN; {gave_up}.",
-            listener.address,
-            listener.queue,
-            listener.limit,
-            process(&listener.task)
-        );
-        let remedy = format!(
-            "let {} accept faster (more workers, nothing blocking in its accept loop), or raise its backlog above {} \
-             together with net.core.somaxconn",
-            listener.task.comm, listener.limit
-        );
-        return Stand::confirmed(summary, evidence).with_remedy(remedy).into();
+        return full_queue(listener, &gave_up, evidence).into();
     }
     if is_dropped_ack {
         let summary = format!(
@@ -225,5 +214,83 @@ fn accept_queue_full(subject: &Subject<'_>, around: &Surroundings) -> Check {
         );
         return Stand::confirmed(summary, evidence).into();
     }
-    Check::No
+    translated_queue_full(subject, exchange, around, (&gave_up, evidence))
+}
+
+/// Behind a translated address the kernel half does not find the listener: whether its queue is full now is asked of the
+/// host.
+fn translated_queue_full(
+    subject: &Subject<'_>,
+    exchange: &Exchange,
+    around: &Surroundings,
+    (gave_up, mut evidence): (&str, Vec<Evidence>),
+) -> Check {
+    let is_answered = exchange.answered
+        || exchange.reset_at.is_some()
+        || exchange.icmp.is_some()
+        || exchange.soft_error.is_some();
+    let is_dropped = around
+        .drops_of(exchange)
+        .into_iter()
+        .any(|dropped| dropped.kind() != DropKind::Noise);
+    if subject.connecting().is_none() || is_answered || is_dropped {
+        return Check::No;
+    }
+    let real = match translated(subject, exchange, around) {
+        Translated::Ask(question) => return Check::Ask(question),
+        Translated::To(real, Locality::ThisHost) => real,
+        Translated::To(..) | Translated::No | Translated::Unclear => return Check::No,
+    };
+    let at = subject.attempt.ended_at;
+    // Its stack answers or drops, and of drops only the one on a full queue says nothing: so the queue was full each time.
+    let Some(life) = around.only_listener_at(exchange.netns, real, (exchange.began_at, at)) else {
+        return Check::No;
+    };
+    let question = Question::AcceptQueue {
+        pid: life.listener.task.pid,
+        address: real,
+    };
+    match around.answer(&question, at) {
+        None if subject.may_wait => Check::Ask(question),
+        Some(&Answer::AcceptQueue {
+            waiting,
+            limit,
+            are_all_full: true,
+        }) => {
+            let listener = Listener {
+                queue: waiting,
+                limit,
+                ..life.listener.clone()
+            };
+            evidence.push(translation_fact(exchange, real, exchange.began_at));
+            evidence.push(queue_fact(None, &listener));
+            let stand = full_queue(&listener, gave_up, evidence);
+            if around.sees("drops") {
+                stand.into()
+            } else {
+                Stand {
+                    confidence: Confidence::Likely,
+                    ..stand.without("drops: another one of this host may have dropped the SYN")
+                }
+                .into()
+            }
+        }
+        _ => Check::No,
+    }
+}
+
+fn full_queue(listener: &Listener, gave_up: &str, evidence: Vec<Evidence>) -> Stand {
+    let summary = format!(
+        "The accept queue of {} is full ({} waiting, limit {}; {}), so the kernel dropped the SYN; {gave_up}.",
+        listener.address,
+        listener.queue,
+        listener.limit,
+        process(&listener.task)
+    );
+    let remedy = format!(
+        "let {} accept faster (more workers, nothing blocking in its accept loop), or raise its backlog above {} \
+         together with net.core.somaxconn",
+        listener.task.comm, listener.limit
+    );
+    Stand::confirmed(summary, evidence).with_remedy(remedy)
 }
