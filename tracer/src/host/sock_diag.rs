@@ -124,12 +124,11 @@ impl InetSocket {
                 _ => IpAddr::V6(Ipv6Addr::from(octets)),
             })
         };
-        let number = |at: usize| Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
         Some(Self {
             state: *bytes.get(1)?,
             source: SocketAddr::new(address(8)?, port(4)?),
             destination: SocketAddr::new(address(24)?, port(6)?),
-            queue: (number(56)?, number(60)?),
+            queue: (number(bytes, 56)?, number(bytes, 60)?),
         })
     }
 }

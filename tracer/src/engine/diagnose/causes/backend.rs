@@ -1,6 +1,6 @@
 //! The backend's process ended, or stopped serving, with this connection in its hands.
 
-use super::facts::{End, closing_facts, end_of, listener_closed_fact};
+use super::facts::{End, closing_facts, end_of, listener_closed_fact, told_numbers};
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject, fact},
@@ -336,12 +336,6 @@ fn told_fact(at: Ktime, task: &Task, told: &Told) -> Evidence {
         .number("pid", task.pid.0)
         .text("comm", &*task.comm);
     told_numbers(fact, told)
-}
-
-fn told_numbers(fact: Evidence, told: &Told) -> Evidence {
-    fact.number("told", told.signal)
-        .number("told_by", told.by.pid.0)
-        .text("told_by_comm", &*told.by.comm)
 }
 
 /// A process that was told to end and then closed the connection, whether it has ended yet or not: a large application

@@ -14,7 +14,7 @@ use crate::{
         text::{between, ended, process, signal_name, span},
     },
     event::{
-        Answer, Backend, Errno, Exchange, Exit, Ktime, Listener, Netns, Peer, Question, ResetBy, Task,
+        Answer, Backend, Errno, Exchange, Exit, Ktime, Listener, Netns, Peer, Question, ResetBy, Task, Told,
         UnixPath,
     },
     model::{Evidence, Phase},
@@ -306,10 +306,7 @@ impl End<'_> {
                 let text = format!("{who} exited with code {code}{after}");
                 let base = fact(at, "process", text).number("exit_code", code);
                 match told {
-                    Some(told) => base
-                        .number("told", told.signal)
-                        .number("told_by", told.by.pid.0)
-                        .text("told_by_comm", &*told.by.comm),
+                    Some(told) => told_numbers(base, told),
                     None => base,
                 }
             }
@@ -318,6 +315,13 @@ impl End<'_> {
             .text("comm", &*self.task.comm)
             .flag("oom", self.oom)
     }
+}
+
+/// The signal that a process had been sent, and by whom, as fields.
+pub fn told_numbers(fact: Evidence, told: &Told) -> Evidence {
+    fact.number("told", told.signal)
+        .number("told_by", told.by.pid.0)
+        .text("told_by_comm", &*told.by.comm)
 }
 
 /// `0.0.0.0:3000 closed (node[4242], backlog 511)`.
