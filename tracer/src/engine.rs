@@ -33,7 +33,7 @@ use crate::{
 mod correlate;
 pub mod diagnose;
 mod findings;
-mod message;
+pub mod message;
 mod notes;
 mod socket;
 mod stats;

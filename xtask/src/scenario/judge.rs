@@ -39,6 +39,47 @@ pub fn judge(scenario: &Scenario, fill: Fill<'_>, seen: &Seen<'_>) -> Result<Vec
     Ok(problems)
 }
 
+/// What is wrong with what `tracer annotate` says of nginx's log beside its trace: every line that is an attempt must
+/// have one of its own, with the cause that the trace gives it.
+pub fn judge_annotation(records: &[Value], log: &str, annotation: &[Value]) -> Vec<String> {
+    let mut problems = Vec::new();
+    let Some((summary, lines)) = annotation.split_last() else {
+        return vec!["nothing was said of the log".to_owned()];
+    };
+    let wanted = error_log::attempts(log);
+    if wanted.len() != lines.len() {
+        problems.push(format!(
+            "{} lines of the log are attempts, and {} were annotated",
+            wanted.len(),
+            lines.len()
+        ));
+    }
+    if summary["failures_without_line"] != 0 {
+        problems.push(format!("failures were left without their line: {summary}"));
+    }
+    let mut taken = std::collections::BTreeSet::new();
+    for line in lines {
+        let attempt = &line["attempt"];
+        let is_known = attempt["cause"]["id"] != "unknown";
+        if line["explained"] != is_known {
+            problems.push(format!(
+                "line {} is not explained: {}",
+                line["number"], line["why_not"]
+            ));
+            continue;
+        }
+        let number = attempt["number"].as_u64();
+        if !taken.insert(number) {
+            problems.push(format!("attempt {number:?} was taken for two lines"));
+        }
+        let of_trace = of_type(records, "attempt").find(|record| record["number"].as_u64() == number);
+        if of_trace.is_none_or(|record| record["cause"] != attempt["cause"]) {
+            problems.push(format!("line {}: not as in the trace: {attempt}", line["number"]));
+        }
+    }
+    problems
+}
+
 /// What is wrong with a recording's replay, whose healthy traffic nobody counted; empty: nothing.
 pub fn judge_replay(
     scenario: &Scenario,
