@@ -36,7 +36,27 @@ pub fn judge(scenario: &Scenario, fill: Fill<'_>, seen: &Seen<'_>) -> Result<Vec
     problems.extend(successes(scenario, fill, seen.records)?);
     problems.extend(lines(seen));
     problems.extend(healthy(seen));
+    problems.extend(patterns(scenario, seen.records));
     Ok(problems)
+}
+
+/// Patterns that should have been found.
+fn patterns(scenario: &Scenario, records: &[Value]) -> Vec<String> {
+    let found = findings(records);
+    let missing = scenario
+        .findings
+        .iter()
+        .filter(|id| !found.contains(&id.as_str()));
+    missing
+        .map(|id| format!("no finding {id} in {found:?}"))
+        .collect()
+}
+
+/// The ids of a trace's findings.
+fn findings(records: &[Value]) -> Vec<&str> {
+    of_type(records, "finding")
+        .filter_map(|finding| finding["id"].as_str())
+        .collect()
 }
 
 /// What is wrong with what `tracer annotate` says of nginx's log beside its trace: every line that is an attempt must
@@ -97,6 +117,17 @@ pub fn judge_replay(
         clients: 0,
         inner_pids: &BTreeMap::new(),
     }));
+    let is_expected = |id: &&str| {
+        let mut expected = scenario.findings.iter().chain(&scenario.may_find);
+        expected.any(|expected| expected == id)
+    };
+    problems.extend(patterns(scenario, records));
+    let found = findings(records).into_iter();
+    problems.extend(
+        found
+            .filter(|id| !is_expected(id))
+            .map(|id| format!("nobody expects finding {id}")),
+    );
     Ok(problems)
 }
 
