@@ -1,3 +1,5 @@
+//! Lines and traces beside each other: which attempt a line is said to be, and what is said where none is sure.
+
 use std::{fmt::Write as _, path::PathBuf};
 
 use serde_json::{Value, json};

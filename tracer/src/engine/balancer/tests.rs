@@ -1,3 +1,5 @@
+//! What nginx would do with its peers after so many failures, second by second.
+
 use super::*;
 use crate::{
     model::{Confidence, Verdict},

@@ -1,3 +1,5 @@
+//! Each pattern where it is, and where something like it is not.
+
 use super::*;
 use crate::samples;
 
