@@ -16,6 +16,7 @@ use xtask::{
     lab::{
         Run,
         client::{Client, Keeps, Load},
+        netns::Netns,
         nginx::{Nginx, Start, children, wait_for_end},
         wait_for,
     },
@@ -81,6 +82,11 @@ pub fn trials(ground: &Arc<Ground>) -> Vec<Trial> {
             two_containers,
         ),
         live(ground, "follow/a_worker_pid_stands_for_its_instance", by_worker),
+        live(
+            ground,
+            "follow/two_hundred_instances_that_live_300_ms_renamed_as_angie",
+            short_lived,
+        ),
         live(
             ground,
             "follow/without_configuration_there_are_addresses",
@@ -662,4 +668,108 @@ fn no_configuration(run: &Run, nginx: &Path) -> Result<()> {
         records[0]["config"]
     );
     Ok(())
+}
+
+/// How many instances come and go.
+const INSTANCES: usize = 200;
+/// Of them at the same time.
+const INSTANCES_TOGETHER: usize = 4;
+/// How long each lives, as in nginx's own regression suite.
+const LIFE: Duration = Duration::from_millis(300);
+
+/// Instances that are there and gone again, each with one failing request: none is missed.
+fn short_lived(run: &Run, nginx: &Path) -> Result<()> {
+    let program = renamed(run, nginx, "angie")?;
+    let stage = refusing(run, &program, "short-lived", "app", "")?;
+    let tracer = attach(run, &stage, "angie", &["--keep", "failures"])?;
+    let folder = run.folder("brief")?;
+    let app = stage.names().fill("{app}")?;
+    let near = &stage.near;
+    let numbers: Vec<usize> = (0..INSTANCES).collect();
+    let workers = xtask::in_parallel(numbers, INSTANCES_TOGETHER, |number| {
+        let folder = folder.join(number.to_string());
+        fs::create_dir_all(&folder)?;
+        brief(near, &program, &folder, number, &app)
+    });
+    let workers: Vec<u32> = workers.into_iter().collect::<Result<_>>()?;
+    let is_its = |attempt: &&Value| {
+        let worker = attempt["worker"].as_u64();
+        workers.iter().any(|pid| Some(u64::from(*pid)) == worker)
+    };
+    let failed = wait_for("all their failures", PATIENCE, || {
+        let records = tracer.records().map_err(|error| format!("{error:#}"))?;
+        let its: Vec<Value> = not_ok(&records).filter(is_its).cloned().collect();
+        if its.len() >= INSTANCES {
+            Ok(its)
+        } else {
+            Err(format!("{} of {INSTANCES}", its.len()))
+        }
+    })?;
+    ensure!(
+        failed.len() == INSTANCES,
+        "{} failures of {INSTANCES}",
+        failed.len()
+    );
+    let mut wrong = Vec::new();
+    for (number, worker) in workers.iter().enumerate() {
+        let its: Vec<&Value> = failed
+            .iter()
+            .filter(|attempt| attempt["worker"] == *worker)
+            .collect();
+        let upstream = format!("brief_{number}");
+        let is_named = |attempt: &&&Value| {
+            told(attempt) == (Some(&upstream), Some("no-listener"), u64::from(*worker))
+                && attempt["nginx_says"] == REFUSED
+        };
+        if its.len() != 1 || its.iter().filter(is_named).count() != 1 {
+            wrong.push(format!("{upstream}, worker {worker}: {its:?}"));
+        }
+    }
+    ensure!(
+        wrong.is_empty(),
+        "{} not named right:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+    has_lost_nothing(&tracer.stop()?)
+}
+
+/// Starts an nginx, has it fail once, lets it live out its time and ends it; yields its worker.
+fn brief(near: &Netns, program: &Path, folder: &Path, number: usize, app: &str) -> Result<u32> {
+    let dir = folder.display();
+    let config = format!(
+        "worker_processes 1; pid {dir}/nginx.pid; error_log {dir}/error.log;
+        events {{ worker_connections 64; }}
+        http {{
+            access_log off;
+            client_body_temp_path {dir}/tmp/body; proxy_temp_path {dir}/tmp/proxy; fastcgi_temp_path {dir}/tmp/fastcgi;
+            uwsgi_temp_path {dir}/tmp/uwsgi; scgi_temp_path {dir}/tmp/scgi;
+            upstream brief_{number} {{ server {app}; }}
+            server {{ listen unix:{dir}/nginx.sock; location / {{ proxy_pass http://brief_{number}; }} }}
+        }}"
+    );
+    let begun = std::time::Instant::now();
+    let mut nginx = Nginx::start(
+        near,
+        &Start {
+            program,
+            config: &config,
+            folder,
+            etc: None,
+            workers: 1,
+            daemon: false,
+            contained: false,
+            context: None,
+        },
+    )?;
+    let worker = *nginx.workers().first().context("it has no worker")?;
+    let address = xtask::lab::client::Address::Unix(folder.join("nginx.sock"));
+    let mut client = Client::connect(near, &address)?;
+    client.send("GET", "/", 0, false)?;
+    let status = client.receive()?.status;
+    ensure!(status == 502, "it answered {status}");
+    // What is tested is how long it lives.
+    std::thread::sleep(LIFE.saturating_sub(begun.elapsed()));
+    nginx.stop()?;
+    Ok(worker)
 }

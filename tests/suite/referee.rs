@@ -17,7 +17,7 @@ use xtask::{
     demonstration::{self, FAILING, HEALTHY, race},
     lab::{Run, client::Client, wait_for},
     scenario::{error_log, judge, stage::Stage},
-    traced::{Tracer, not_ok},
+    traced::{Tracer, annotate, not_ok},
 };
 
 use crate::ground::{Dice, Ground, kept, live, tracer};
@@ -70,6 +70,12 @@ fn mix(run: &Run, nginx: &Path) -> Result<()> {
         inner_pids: &BTreeMap::new(),
     };
     problems.extend(judge::judge(&scenario, &|text| stage.names().fill(text), &seen)?);
+    let annotation = annotate(
+        &self::tracer(),
+        &stage.folder.join("error.log"),
+        &stage.folder.join("trace.jsonl"),
+    )?;
+    problems.extend(judge::judge_annotation(&records, &log, &annotation));
     let upstreams: BTreeSet<&str> = not_ok(&records)
         .filter_map(|attempt| attempt["upstream"].as_str())
         .collect();

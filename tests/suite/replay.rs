@@ -7,7 +7,7 @@ use libtest_mimic::Trial;
 use tracer::{event::Stamped, source::recording::RecordingReader};
 use xtask::{
     scenario::{Scenario, judge, stage::Names},
-    traced::{RECORDING, replay},
+    traced::{RECORDING, annotate, replay},
 };
 
 use crate::ground::{kept, plain, root, tracer};
@@ -57,8 +57,13 @@ fn is_diagnosed_again(name: &str) -> Result<()> {
     let error_log = fs::read_to_string(folder.join("error.log")).context("reading its error.log")?;
     let made = kept(&format!("replay-{name}"));
     fs::create_dir_all(&made)?;
-    let records = replay(&tracer(), &folder.join(RECORDING), &made.join("trace.jsonl"))?;
-    let problems = judge::judge_replay(&scenario, &|text| names.fill(text), &records, &error_log)?;
+    let trace = made.join("trace.jsonl");
+    let records = replay(&tracer(), &folder.join(RECORDING), &trace)?;
+    let mut problems = judge::judge_replay(&scenario, &|text| names.fill(text), &records, &error_log)?;
+    if !error_log.is_empty() {
+        let annotation = annotate(&tracer(), &folder.join("error.log"), &trace)?;
+        problems.extend(judge::judge_annotation(&records, &error_log, &annotation));
+    }
     ensure!(problems.is_empty(), "{}", problems.join("\n"));
     Ok(())
 }

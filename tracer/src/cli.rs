@@ -31,6 +31,11 @@ pub enum Command {
     Attach(AttachArgs),
     /// Read traces and say what happened.
     Report(ReportArgs),
+    /// Print nginx's error log with the cause under each line about an upstream.
+    ///
+    /// The log and the traces are read side by side in bounded memory, so both may be of any size. What stayed
+    /// unexplained is counted at the end, each with its reason.
+    Annotate(AnnotateArgs),
     /// Diagnose a recording again, with the rules of this version.
     Replay(ReplayArgs),
     /// Say what can be seen on this host, what cannot, and what is lost without it.
@@ -142,6 +147,32 @@ pub struct ReportArgs {
     /// End with exit status 1 when an attempt failed.
     #[arg(long)]
     pub fail_on_failure: bool,
+}
+
+/// Arguments of `tracer annotate`.
+#[derive(Debug, Args)]
+pub struct AnnotateArgs {
+    /// Error logs to read, in their order; - is stdin; compressed ones (.gz, .zst) too.
+    #[arg(required = true, value_name = "ERROR_LOG")]
+    pub logs: Vec<PathBuf>,
+    /// The trace that ran meanwhile; may be repeated, also for the files of one that was rotated.
+    #[arg(long, value_name = "TRACE", required = true)]
+    pub trace: Vec<PathBuf>,
+    /// Leave out the lines that are about no upstream.
+    #[arg(long)]
+    pub only_upstream: bool,
+    /// Also print the evidence of each cause.
+    #[arg(long)]
+    pub evidence: bool,
+    /// One JSON object for each line about an upstream, and one at the end.
+    #[arg(long, conflicts_with = "quiet")]
+    pub json: bool,
+    /// Nothing but the closing summary.
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// The log's time zone (Europe/Berlin, UTC); without it, that of the lines in the trace, or else the system's.
+    #[arg(long, value_name = "ZONE")]
+    pub zone: Option<String>,
 }
 
 /// Arguments of `tracer replay`.

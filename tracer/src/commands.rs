@@ -1,5 +1,6 @@
 //! The verbs of the command line, and how the program ends.
 
+pub mod annotate;
 pub mod attach;
 pub mod check;
 pub mod explain;
@@ -92,6 +93,7 @@ fn run(command: Command, verbose: u8) -> Result<Status, Stop> {
     match command {
         Command::Attach(args) => attach::run(&args, verbose),
         Command::Report(args) => report::run(&args),
+        Command::Annotate(args) => annotate::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(&args),

@@ -11,6 +11,7 @@ use std::{
 };
 
 use self::{
+    balancer::Balancers,
     correlate::{Configurations, LogJoin, Names, Resolved},
     diagnose::{Diagnosis, Subject, causes},
     findings::Watch,
@@ -30,10 +31,11 @@ use crate::{
     model::{Attempt, NoteEvent, Outcome, Phase, Request},
 };
 
+mod balancer;
 mod correlate;
 pub mod diagnose;
 mod findings;
-mod message;
+pub mod message;
 mod notes;
 mod socket;
 mod stats;
@@ -125,6 +127,7 @@ pub struct Engine {
     tried: BTreeSet<Place>,
     stats: Stats,
     watch: Watch,
+    balancers: Balancers,
     next_number: u64,
     /// An error-log file is read.
     has_tail: bool,
@@ -245,6 +248,7 @@ impl Engine {
             tried: BTreeSet::new(),
             stats: Stats::default(),
             watch: Watch::new(capacity.min(16_384)),
+            balancers: Balancers::default(),
             next_number: 1,
             has_tail: false,
             hears_errors: BTreeSet::new(),
@@ -369,6 +373,7 @@ impl Engine {
             ("tried", self.tried.len()),
             ("stats", self.stats.len()),
             ("watch", self.watch.len()),
+            ("balancers", self.balancers.len()),
             ("hears errors", self.hears_errors.len()),
         ];
         tables.extend(self.configurations.tables());
@@ -1787,7 +1792,26 @@ impl Engine {
         }
         self.stats.add(&attempt);
         self.watch.add(self.now, &attempt);
+        let change = self.balance(&attempt);
         outputs.push(Output::Attempt(Box::new(attempt)));
+        outputs.extend(change.map(Output::Event));
+    }
+
+    /// What nginx's balancer makes of an attempt.
+    fn balance(&mut self, attempt: &Attempt) -> Option<NoteEvent> {
+        if attempt.outcome == Outcome::Ok && self.balancers.is_idle() {
+            self.balancers.pass(attempt);
+            return None;
+        }
+        let (upstream, peer) = (attempt.upstream.as_ref()?, attempt.peer.as_ref()?);
+        let balancing = self.configurations.balancing(attempt.worker, upstream, peer)?;
+        let owner = if balancing.is_shared {
+            self.configurations.siblings(attempt.worker)?
+        } else {
+            (attempt.worker, Ktime(0))
+        };
+        self.balancers
+            .add(self.now, attempt, owner, balancing, is_counted(attempt))
     }
 
     fn is_wanted(&self, attempt: &Attempt) -> bool {
@@ -1825,7 +1849,12 @@ impl Engine {
                 self.resolver_connections,
             )));
         }
-        outputs.extend(self.watch.findings().into_iter().map(Output::Finding));
+        let configurations = &self.configurations;
+        let findings = self
+            .watch
+            .findings(|worker, peer| configurations.names(worker, peer, None).limits);
+        outputs.extend(findings.into_iter().map(Output::Finding));
+        outputs.extend(self.balancers.findings().into_iter().map(Output::Finding));
         outputs.push(Output::Summary(Box::new(self.stats.summary(self.now, in_flight))));
     }
 
@@ -1888,6 +1917,7 @@ impl Engine {
         self.clients.expire(self.now);
         self.asked.expire(self.now);
         self.asked_slowly.expire(self.now);
+        self.balancers.expire(self.now);
     }
 }
 

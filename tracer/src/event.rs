@@ -629,6 +629,9 @@ pub struct Limits {
     pub keepalive: Option<u32>,
     /// `keepalive_timeout` of the upstream block.
     pub keepalive_timeout_ms: Option<u64>,
+    /// nginx asks the backend to keep the connection; otherwise `keepalive` does nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asks_to_keep: Option<bool>,
 }
 
 /// What one generation of an instance's configuration says about upstreams.

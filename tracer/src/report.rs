@@ -103,7 +103,7 @@ const MAX_FINDINGS: usize = 50;
 const BURST_GAP_S: i64 = 60;
 
 /// Events that a reader of failures wants to see.
-const WORTH_TELLING: [&str; 8] = [
+const WORTH_TELLING: [&str; 10] = [
     "process-exit",
     "oom-kill",
     "listener-open",
@@ -111,6 +111,8 @@ const WORTH_TELLING: [&str; 8] = [
     "worker-exit",
     "reload",
     "config",
+    "peer-disabled",
+    "peer-enabled",
     "lines-unjoined",
 ];
 

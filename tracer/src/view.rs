@@ -311,13 +311,15 @@ impl<W: Write> View<W> {
 }
 
 /// The kinds of event that get a line of their own on the terminal.
-const WORTH_A_LINE: [&str; 7] = [
+const WORTH_A_LINE: [&str; 9] = [
     "process-exit",
     "oom-kill",
     "listener-open",
     "listener-closed",
     "reload",
     "config",
+    "peer-disabled",
+    "peer-enabled",
     "lines-unjoined",
 ];
 

@@ -1,7 +1,7 @@
 //! The pages of docs/hunts: what nginx logged and what the tracer said in them comes from the recordings, never by hand.
 //!
-//! A fenced block below `<!-- nginx: SCENARIO -->` or `<!-- tracer: SCENARIO -->` is made from that scenario's recording;
-//! `cargo xtask docs` writes it, and a test of the suite holds the committed pages to it.
+//! A fenced block below `<!-- nginx: SCENARIO -->`, `<!-- tracer: SCENARIO -->` or `<!-- findings: SCENARIO -->` is made from
+//! that scenario's recording; `cargo xtask docs` writes it, and a test of the suite holds the committed pages to it.
 
 use std::{
     collections::HashSet,
@@ -70,6 +70,7 @@ impl Hunts {
             let made = match what {
                 Block::Nginx => self.nginx(scenario),
                 Block::Tracer => self.tracer(scenario),
+                Block::Findings => self.findings(scenario),
             };
             let made = made.with_context(|| format!("making a block of {}", path.display()))?;
             let is_fence = |line: Option<&str>| line.is_some_and(|line| line.starts_with("```"));
@@ -104,6 +105,33 @@ impl Hunts {
 
     /// What the tracer says on a terminal, without what comes before and after every hunt.
     fn tracer(&self, scenario: &str) -> Result<String> {
+        let said = self.said(scenario)?;
+        let blocks: Vec<&str> = said
+            .split("\n\n")
+            .skip(1)
+            .take_while(|block| !is_closing(block))
+            .collect();
+        ensure!(
+            !blocks.is_empty(),
+            "the tracer says nothing of {scenario}: {said}"
+        );
+        Ok(blocks.join("\n\n").trim_end().to_owned())
+    }
+
+    /// The patterns that the tracer finds in the whole.
+    fn findings(&self, scenario: &str) -> Result<String> {
+        let said = self.said(scenario)?;
+        let blocks: Vec<&str> = said
+            .split("\n\n")
+            .skip_while(|block| !is_closing(block))
+            .filter(|block| is_finding(block))
+            .collect();
+        ensure!(!blocks.is_empty(), "nothing is found in {scenario}: {said}");
+        Ok(blocks.join("\n\n").trim_end().to_owned())
+    }
+
+    /// What a replay prints.
+    fn said(&self, scenario: &str) -> Result<String> {
         let packed = self.folder(scenario).join(RECORDING);
         let packed = fs::read(&packed).with_context(|| format!("reading {}", packed.display()))?;
         let recording = zstd::decode_all(&*packed).context("unpacking a recording")?;
@@ -124,17 +152,7 @@ impl Hunts {
             output.status,
             String::from_utf8_lossy(&output.stderr)
         );
-        let said = String::from_utf8(output.stdout).context("reading what the tracer said")?;
-        let blocks: Vec<&str> = said
-            .split("\n\n")
-            .skip(1)
-            .take_while(|block| !is_closing(block))
-            .collect();
-        ensure!(
-            !blocks.is_empty(),
-            "the tracer says nothing of {scenario}: {said}"
-        );
-        Ok(blocks.join("\n\n").trim_end().to_owned())
+        String::from_utf8(output.stdout).context("reading what the tracer said")
     }
 
     fn folder(&self, scenario: &str) -> PathBuf {
@@ -159,6 +177,7 @@ impl Hunts {
 enum Block {
     Nginx,
     Tracer,
+    Findings,
 }
 
 fn marker(line: &str) -> Option<(Block, &str)> {
@@ -166,6 +185,7 @@ fn marker(line: &str) -> Option<(Block, &str)> {
     match inner.split_once(": ")? {
         ("nginx", scenario) => Some((Block::Nginx, scenario)),
         ("tracer", scenario) => Some((Block::Tracer, scenario)),
+        ("findings", scenario) => Some((Block::Findings, scenario)),
         _ => None,
     }
 }
@@ -184,6 +204,15 @@ fn is_closing(block: &str) -> bool {
         .next()
         .is_some_and(|word| word.chars().all(|c| c.is_ascii_digit() || c == ','));
     is_number && words.next().is_some_and(|word| word.starts_with("attempt"))
+}
+
+/// A finding: its id alone in a line, what it claims in those below.
+fn is_finding(block: &str) -> bool {
+    let mut lines = block.lines();
+    let id = lines.next().and_then(|line| line.strip_prefix("  "));
+    let is_id =
+        id.is_some_and(|id| id.contains('-') && id.chars().all(|c| c.is_ascii_lowercase() || c == '-'));
+    is_id && lines.next().is_some_and(|line| line.starts_with("    "))
 }
 
 #[cfg(test)]
@@ -206,6 +235,17 @@ mod tests {
         assert!(!is_closing(
             "13:53:12.887  gunicorn (pid 16081) was ended by SIGKILL"
         ));
+    }
+
+    #[test]
+    fn a_finding_is_told_from_the_table() {
+        assert!(is_finding(
+            "  one-peer-fails\n    every failure of app is at 127.0.0.1:1 (12)"
+        ));
+        assert!(!is_finding(
+            "  app   12 attempts, 1 failed\n           1  no-listener"
+        ));
+        assert!(!is_finding("  lost      nothing"));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! `cargo xtask scenario`: runs scenarios by name and shows where to look.
 
 use std::{
-    fmt::Write as _,
+    fmt::{self, Write as _},
     path::{Path, PathBuf},
     process::Command,
+    str::FromStr,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
@@ -46,6 +47,9 @@ pub struct Args {
     /// Only where their laboratory says first, not also in their other placements.
     #[arg(long)]
     first_placement: bool,
+    /// Only one of several parts of them: 2/3 is the second of three.
+    #[arg(long)]
+    part: Option<Part>,
     /// Further arguments for `tracer attach`.
     #[arg(last = true)]
     arguments: Vec<String>,
@@ -63,6 +67,7 @@ impl Args {
             jobs,
             together: 1,
             first_placement: false,
+            part: None,
             arguments: Vec::new(),
         })
     }
@@ -81,6 +86,7 @@ pub fn run(args: &Args) -> Result<()> {
         .unwrap_or_else(|| target_folder().join("scenarios"));
     let run = Run::begin()?;
     let scenarios = chosen(&args.names, args.first_placement)?;
+    let scenarios = Part::of_all(args.part, scenarios);
     ensure!(
         !scenarios.is_empty(),
         "no scenario is called so: see tests/scenarios"
@@ -135,6 +141,52 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("{wrong} of {} scenarios are wrong", scenarios.len());
     }
     Ok(())
+}
+
+/// One of several parts of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// From 1.
+    pub number: usize,
+    of: usize,
+}
+
+impl Part {
+    /// All parts, when there are so many.
+    pub fn all(of: usize) -> impl Iterator<Item = Self> {
+        (1..=of).map(move |number| Self { number, of })
+    }
+
+    /// This part of a list, or all of it: each takes turns, since neighbours take much the same time.
+    pub fn of_all<T>(part: Option<Self>, items: Vec<T>) -> Vec<T> {
+        let Some(part) = part else { return items };
+        let is_its = |at: usize| at % part.of == part.number - 1;
+        let numbered = items.into_iter().enumerate();
+        numbered
+            .filter(|(at, _)| is_its(*at))
+            .map(|(_, item)| item)
+            .collect()
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.number, self.of)
+    }
+}
+
+impl FromStr for Part {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text
+            .split_once('/')
+            .and_then(|(number, of)| Some((number.parse().ok()?, of.parse().ok()?)));
+        match parsed {
+            Some((number, of)) if (1..=of).contains(&number) => Ok(Self { number, of }),
+            _ => Err(format!("`{text}` is no part: the second of three is 2/3")),
+        }
+    }
 }
 
 /// Parts the scenarios into groups of at most so many that can have one tracer.
@@ -222,4 +274,25 @@ pub fn root() -> PathBuf {
 /// Where cargo puts what it builds.
 pub fn target_folder() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_a_list_are_the_list() {
+        let all: Vec<u32> = (0..7).collect();
+        assert_eq!(Part::of_all(None, all.clone()), all);
+        let mut parts: Vec<u32> = Part::all(3)
+            .flat_map(|part| Part::of_all(Some(part), all.clone()))
+            .collect();
+        assert_eq!(parts, [0, 3, 6, 1, 4, 2, 5]);
+        parts.sort_unstable();
+        assert_eq!(parts, all);
+        assert_eq!("2/3".parse(), Ok(Part { number: 2, of: 3 }));
+        for wrong in ["0/3", "4/3", "2", "a/b", "/"] {
+            assert!(wrong.parse::<Part>().is_err(), "{wrong}");
+        }
+    }
 }

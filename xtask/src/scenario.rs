@@ -49,6 +49,12 @@ pub struct Scenario {
     /// What must have succeeded.
     #[serde(default)]
     pub succeeds: Vec<Succeeds>,
+    /// The patterns that must be found in it, by their ids.
+    #[serde(default)]
+    pub findings: Vec<String>,
+    /// Patterns that may also be found, as it happens: in its recording there must be no others.
+    #[serde(default)]
+    pub may_find: Vec<String>,
 }
 
 /// Where the peers are.

@@ -229,6 +229,29 @@ pub fn replay(program: &Path, recording: &Path, trace: &Path) -> Result<Vec<Valu
     records(trace)
 }
 
+/// What `tracer annotate` says of a log: one object for each line about an upstream, and the summary behind them.
+pub fn annotate(program: &Path, log: &Path, trace: &Path) -> Result<Vec<Value>> {
+    let output = Command::new(program)
+        .arg("annotate")
+        .arg(log)
+        .arg("--trace")
+        .arg(trace)
+        .arg("--json")
+        .output()
+        .with_context(|| format!("starting {}", program.display()))?;
+    ensure!(
+        output.status.success(),
+        "tracer annotate {} ended with {}: {}",
+        log.display(),
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let said = String::from_utf8(output.stdout).context("reading what `tracer annotate` said")?;
+    said.lines()
+        .map(|line| serde_json::from_str(line).context("reading what `tracer annotate` said"))
+        .collect()
+}
+
 /// In what two traces of the same inputs differ: every record but the session's, which names the command.
 pub fn first_difference(live: &[Value], replayed: &[Value]) -> Option<String> {
     let told = |records: &[Value]| -> Vec<Value> {

@@ -24,7 +24,7 @@ use xtask::{
 
 use self::kernels::{KERNELS, Kernel, Known};
 use crate::{
-    play::{build_tracer, root, target_folder},
+    play::{Part, build_tracer, root, target_folder},
     setup,
 };
 
@@ -35,7 +35,7 @@ const SILENCE: Duration = Duration::from_secs(900);
 /// How many times slower than this machine the emulated one is, for deadlines.
 const SLOWNESS: u32 = 8;
 /// How many scenarios of a guest share a tracer: loading its programs takes longer there than all the rest.
-const TOGETHER: usize = 8;
+const TOGETHER: usize = 16;
 /// How many of them are played at the same time.
 const JOBS: usize = 2;
 /// What the guest prints when it begins with what it was booted for; before it the firmware talks.
@@ -71,6 +71,9 @@ pub struct Args {
     /// Look for a newer package of this kernel.
     #[arg(long)]
     refresh: bool,
+    /// Only one of several parts of the scenarios: 2/3 is the second of three.
+    #[arg(long, conflicts_with_all = ["command", "shell"])]
+    part: Option<Part>,
 }
 
 impl Args {
@@ -86,6 +89,7 @@ impl Args {
             memory: 3072,
             append: String::new(),
             refresh: false,
+            part: None,
         }
     }
 }
@@ -143,9 +147,10 @@ pub struct Left {
 }
 
 /// Runs scenarios for the scoreboard; that some went wrong the results say.
-pub fn scenarios(kernel: &str, boot: Boot, names: Vec<String>) -> Result<Left> {
+pub fn scenarios(kernel: &str, boot: Boot, names: Vec<String>, part: Option<Part>) -> Result<Left> {
     let args = Args {
         names,
+        part,
         append: boot.words().to_owned(),
         ..Args::of(kernel)
     };
@@ -229,7 +234,9 @@ impl Guest {
         let kernel = kernels::fetch(known, args.refresh)?;
         // A column is booted both ways, and what the first one left is not to go with the second.
         let is_selinux = args.append.contains(Boot::Selinux.words());
-        let folder = format!("{}{}", known.name, if is_selinux { "-selinux" } else { "" });
+        let part = args.part.filter(|part| part.number > 1);
+        let part = part.map_or_else(String::new, |part| format!("-part{}", part.number));
+        let folder = format!("{}{}{part}", known.name, if is_selinux { "-selinux" } else { "" });
         let results = target_folder().join("vm").join(folder);
         if results.exists() {
             fs::remove_dir_all(&results).with_context(|| format!("emptying {}", results.display()))?;
@@ -281,6 +288,7 @@ fn command(args: &Args) -> String {
                     .to_owned(),
                 format!("--jobs {} --together {}", args.jobs, args.together),
             ];
+            words.extend(args.part.map(|part| format!("--part {part}")));
             words.extend(args.names.iter().map(|name| quoted(name)));
             words.join(" ")
         }

@@ -21,12 +21,15 @@ use xtask::{
 
 use self::cell::{Cell, Explained, Verdict, Where};
 use crate::{
-    play::{self, root, target_folder},
+    play::{self, Part, root, target_folder},
     vm::{self, Boot},
 };
 
 /// This machine's own kernel, as a column's name.
 const HOST: &str = "host";
+
+/// In how many guests a kernel's whole column is run: so that none is left to run alone at the end.
+const PARTS: usize = 2;
 
 /// Options of `cargo xtask zoo`.
 #[derive(clap::Args)]
@@ -191,18 +194,28 @@ pub fn run(args: &Args) -> Result<()> {
     // This machine's own scenarios keep all its processors busy.
     let (here, guests): (Vec<&str>, Vec<&str>) = kernels.into_iter().partition(|column| *column == HOST);
     let writing = Mutex::new(());
-    let run = |column| run_column(args, column, &writing);
-    let mut ran = in_parallel(here, 1, run);
+    let run = |(column, part)| run_column(args, column, part, &writing);
+    let mut ran = in_parallel(here.into_iter().map(|column| (column, None)).collect(), 1, run);
+    let is_whole = args.names.is_empty() && args.guests > 1;
+    let parts: Vec<Option<Part>> = if is_whole {
+        Part::all(PARTS).map(Some).collect()
+    } else {
+        vec![None]
+    };
+    let guests = parts
+        .iter()
+        .flat_map(|part| guests.iter().map(move |column| (*column, *part)))
+        .collect();
     ran.extend(in_parallel(guests, args.guests, run));
     let problems: Vec<String> = ran.into_iter().collect::<Result<Vec<_>>>()?.concat();
     ensure!(problems.is_empty(), "{}", problems.join("\n"));
     Ok(())
 }
 
-/// Runs scenarios on one kernel and puts their cells into the scoreboard; what is wrong with them.
-fn run_column(args: &Args, column: &str, writing: &Mutex<()>) -> Result<Vec<String>> {
+/// Runs scenarios, or a part of them, on one kernel and puts their cells into the scoreboard; what is wrong with them.
+fn run_column(args: &Args, column: &str, part: Option<Part>, writing: &Mutex<()>) -> Result<Vec<String>> {
     let mut problems = Vec::new();
-    let wanted = play::chosen(&args.names, column != HOST)?;
+    let wanted = part_of(part, play::chosen(&args.names, column != HOST)?);
     ensure!(
         !wanted.is_empty(),
         "no scenario is called so: see tests/scenarios"
@@ -211,7 +224,7 @@ fn run_column(args: &Args, column: &str, writing: &Mutex<()>) -> Result<Vec<Stri
     for (boot, of_boot) in boots(column, &wanted) {
         let ran = match boot {
             None => on_host(args),
-            Some(boot) => on_guest(args, column, boot, &of_boot),
+            Some(boot) => on_guest(args, column, part, boot, &of_boot),
         };
         let ran = ran.and_then(|ran| {
             new.extend(cells(column, &ran, &of_boot)?);
@@ -238,6 +251,22 @@ fn run_column(args: &Args, column: &str, writing: &Mutex<()>) -> Result<Vec<Stri
         board.write()?;
     }
     Ok(problems)
+}
+
+/// A part of the scenarios; those that need a guest of their own are all in the first.
+fn part_of(part: Option<Part>, scenarios: Vec<Scenario>) -> Vec<Scenario> {
+    let is_usual = |scenario: &Scenario| Boot::of(scenario) == Boot::Usual;
+    let others: Vec<Scenario> = scenarios
+        .iter()
+        .filter(|scenario| !is_usual(scenario))
+        .cloned()
+        .collect();
+    let mut of_part = Part::of_all(part, scenarios);
+    of_part.retain(is_usual);
+    if part.is_none_or(|part| part.number == 1) {
+        of_part.extend(others);
+    }
+    of_part
 }
 
 /// How a column's kernel is booted, `None` for this machine's own, and the scenarios for each way.
@@ -290,13 +319,13 @@ fn on_host(args: &Args) -> Result<Ran> {
     })
 }
 
-fn on_guest(args: &Args, column: &str, boot: Boot, of_boot: &[&Scenario]) -> Result<Ran> {
+fn on_guest(args: &Args, column: &str, part: Option<Part>, boot: Boot, of_boot: &[&Scenario]) -> Result<Ran> {
     let commit = commit();
-    let names = match boot {
-        Boot::Usual => args.names.clone(),
-        Boot::Selinux => of_boot.iter().map(|scenario| scenario.name.clone()).collect(),
+    let named = || of_boot.iter().map(|scenario| scenario.name.clone()).collect();
+    let guest = match boot {
+        Boot::Usual => vm::scenarios(column, boot, args.names.clone(), part)?,
+        Boot::Selinux => vm::scenarios(column, boot, named(), None)?,
     };
-    let guest = vm::scenarios(column, boot, names)?;
     if !guest.results.join("scenarios").exists() {
         guest.ended?;
         bail!("no scenario was run");

@@ -42,6 +42,7 @@ impl Names {
                 read_timeout_ms: agreed(candidates.iter().map(|peer| peer.limits.read_timeout_ms)),
                 keepalive: agreed(candidates.iter().map(|peer| peer.limits.keepalive)),
                 keepalive_timeout_ms: agreed(candidates.iter().map(|peer| peer.limits.keepalive_timeout_ms)),
+                asks_to_keep: agreed(candidates.iter().map(|peer| peer.limits.asks_to_keep)),
             },
         }
     }
@@ -350,6 +351,16 @@ impl Configurations {
             .filter(|peer| peer.upstream == upstream)
             .map(|peer| (peer.peer.clone(), peer.balancing))
             .collect()
+    }
+
+    /// When nginx leaves out this peer of an upstream, as this worker's configuration has it; `None`: that is not known, or
+    /// its lines do not agree.
+    pub fn balancing(&self, worker: Pid, upstream: &str, peer: &Peer) -> Option<Balancing> {
+        let configured = &self.generation(worker)?.peers.get(peer)?.configured;
+        let of_upstream = configured
+            .iter()
+            .filter(|configured| configured.upstream == upstream);
+        agreed(of_upstream.map(|configured| configured.balancing))
     }
 
     /// The workers with which a worker shares what a `zone` holds, by their master and when it read its files.

@@ -1,7 +1,10 @@
 //! Patterns over many attempts, said at the end of a trace. Few, and only what the numbers prove.
 
+mod recurrence;
+
 use std::collections::{BTreeMap, btree_map::Entry};
 
+use self::recurrence::Recurrences;
 use crate::{
     engine::{
         diagnose::fact,
@@ -9,7 +12,7 @@ use crate::{
         table::Keyed,
         text::{counted, span},
     },
-    event::{Ktime, Peer},
+    event::{Ktime, Limits, Peer, Pid},
     model::{Attempt, Finding, Outcome},
 };
 
@@ -25,11 +28,21 @@ pub struct Watch {
     chain: Keyed<u64, Option<u64>>,
     hidden: BTreeMap<String, u64>,
     n_hidden: u64,
+    recurrences: Recurrences,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Tally {
+    /// A worker that tried it: its configuration says what applies to the peer.
+    worker: Pid,
     attempts: u64,
+    /// Successes on connections of their own, and on ones that had been used before.
+    new: u64,
+    reused: u64,
+    /// Connections that stand although SYNs were lost, and how long the quickest and the slowest took.
+    slowed: u64,
+    slowed_min: u64,
+    slowed_max: u64,
     failures: u64,
     races: u64,
     idle_min: u64,
@@ -46,6 +59,7 @@ impl Watch {
             chain: Keyed::new(capacity, 300_000_000_000),
             hidden: BTreeMap::new(),
             n_hidden: 0,
+            recurrences: Recurrences::default(),
         }
     }
 
@@ -57,6 +71,7 @@ impl Watch {
         } else if attempt.outcome == Outcome::Ok {
             self.count_hidden(of, attempt.upstream.as_deref());
         }
+        self.recurrences.add(attempt);
         let (Some(upstream), Some(peer)) = (&attempt.upstream, &attempt.peer) else {
             return;
         };
@@ -67,12 +82,21 @@ impl Watch {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) if self.n_peers < PEERS => {
                 self.n_peers += 1;
-                place.insert(Tally::default())
+                place.insert(Tally::new(attempt.worker))
             }
             Entry::Vacant(_) => return,
         };
+        tally.worker = attempt.worker;
         tally.attempts += 1;
         tally.failures += u64::from(attempt.outcome.is_failure());
+        if attempt.outcome == Outcome::Ok {
+            *(if attempt.reused {
+                &mut tally.reused
+            } else {
+                &mut tally.new
+            }) += 1;
+            tally.add_connect(attempt);
+        }
         let is_race = attempt
             .cause
             .as_ref()
@@ -111,17 +135,20 @@ impl Watch {
         }
     }
 
-    /// The patterns that stand.
-    pub fn findings(&self) -> Vec<Finding> {
+    /// The patterns that stand; `limits` says what a worker's configuration holds for a peer.
+    pub fn findings(&self, limits: impl Fn(Pid, &Peer) -> Limits) -> Vec<Finding> {
         let mut findings = self.idle_timeouts();
         findings.extend(self.one_peer_or_family());
         findings.extend(self.hidden_failures());
+        findings.extend(self.recurrences.findings());
+        findings.extend(self.never_kept(limits));
+        findings.extend(self.slowed_connects());
         findings
     }
 
     /// How many entries it holds.
     pub fn len(&self) -> usize {
-        self.upstreams.len() + self.n_peers + self.chain.len() + self.hidden.len()
+        self.upstreams.len() + self.n_peers + self.chain.len() + self.hidden.len() + self.recurrences.len()
     }
 
     /// All races of a peer at one idle time: that time is the backend's keep-alive timeout.
@@ -178,6 +205,89 @@ impl Watch {
             .collect()
     }
 
+    /// `keepalive` in an upstream whose connections nothing ever keeps, since nginx asks for each to be closed.
+    fn never_kept(&self, limits: impl Fn(Pid, &Peer) -> Limits) -> Vec<Finding> {
+        let of = |(upstream, peers): (&String, &BTreeMap<Peer, Tally>)| {
+            let new: u64 = peers.values().map(|tally| tally.new).sum();
+            if new < 20 || peers.values().any(|tally| tally.reused > 0) {
+                return None;
+            }
+            let mut keepalive = None;
+            for (peer, tally) in peers {
+                let limits = limits(tally.worker, peer);
+                if limits.asks_to_keep != Some(false) {
+                    return None;
+                }
+                keepalive = Some(limits.keepalive.filter(|size| *size > 0)?);
+            }
+            let keepalive = keepalive?;
+            Some(Finding {
+                id: "keepalive-never-used",
+                summary: format!(
+                    "upstream {upstream} has keepalive {keepalive}, yet {} were all on new connections: nginx asks the \
+                     backend to close each one",
+                    counted(new, "successful attempt")
+                ),
+                remedy: format!(
+                    "where requests are passed to {upstream}, set proxy_http_version 1.1 and proxy_set_header Connection \
+                     \"\" (in the same place as its other proxy_set_header lines), or fastcgi_keep_conn on; uwsgi and \
+                     scgi keep no connections"
+                ),
+                attempts: new,
+                evidence: vec![
+                    fact(
+                        None,
+                        "nginx",
+                        format!("0 of {new} reused a connection; keepalive {keepalive}"),
+                    )
+                    .text("upstream", upstream.clone())
+                    .count("new_connections", new)
+                    .count("keepalive", u64::from(keepalive)),
+                ],
+            })
+        };
+        self.upstreams.iter().filter_map(of).collect()
+    }
+
+    /// Connections that took a second and more, since SYNs or their answers were lost.
+    fn slowed_connects(&self) -> Vec<Finding> {
+        let of = |(upstream, peer, tally): (&str, &Peer, &Tally)| {
+            let (least, most) = (
+                span(tally.slowed_min * 1000),
+                span(tally.slowed_max.saturating_mul(1000)),
+            );
+            Finding {
+                id: "connects-slowed-by-lost-syns",
+                summary: format!(
+                    "{} to {peer} of {upstream} took {least} to {most}, since a SYN or its answer was lost and sent \
+                     again ({} connections in all)",
+                    counted(tally.slowed, "connection"),
+                    tally.new
+                ),
+                remedy: format!(
+                    "nothing failed yet, but proxy_connect_timeout counts this time: look for packet loss on the way \
+                     to {peer}, and for a full accept queue there (ss -ltn, nstat TcpExtListenOverflows)"
+                ),
+                attempts: tally.slowed,
+                evidence: vec![
+                    fact(
+                        None,
+                        "tcp",
+                        format!("{} of {} connections", tally.slowed, tally.new),
+                    )
+                    .text("upstream", upstream)
+                    .text("peer", peer.to_string())
+                    .count("connect_min_us", tally.slowed_min)
+                    .count("connect_max_us", tally.slowed_max),
+                ],
+            }
+        };
+        self.peers()
+            .filter(|(.., tally)| tally.slowed >= 5)
+            .map(of)
+            .collect()
+    }
+
     fn hidden_failures(&self) -> Vec<Finding> {
         if self.n_hidden == 0 {
             return Vec::new();
@@ -212,6 +322,41 @@ impl Watch {
             attempts: self.n_hidden,
             evidence,
         }]
+    }
+}
+
+impl Tally {
+    fn new(worker: Pid) -> Self {
+        Self {
+            worker,
+            attempts: 0,
+            new: 0,
+            reused: 0,
+            slowed: 0,
+            slowed_min: 0,
+            slowed_max: 0,
+            failures: 0,
+            races: 0,
+            idle_min: 0,
+            idle_max: 0,
+            idle_sum: 0,
+        }
+    }
+
+    fn add_connect(&mut self, attempt: &Attempt) {
+        let (Some(1..), Some(connect)) = (attempt.syn_retransmits, attempt.connect_us) else {
+            return;
+        };
+        if attempt.reused {
+            return;
+        }
+        self.slowed_min = if self.slowed == 0 {
+            connect
+        } else {
+            self.slowed_min.min(connect)
+        };
+        self.slowed_max = self.slowed_max.max(connect);
+        self.slowed += 1;
     }
 }
 
@@ -265,3 +410,6 @@ fn one_sided(upstream: &str, peers: &[(&Peer, &Tally)]) -> Option<Finding> {
         evidence,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     engine::{
         surroundings::Death,
-        text::{counted, ended as how_ended, process},
+        text::{counted, ended as how_ended, process, span},
     },
-    event::{Exit, Ktime, Listener, Pid},
-    model::{FieldValue, NoteEvent},
+    event::{Balancing, Exit, Ktime, Listener, Pid},
+    model::{Attempt, FieldValue, NoteEvent},
 };
 
 fn note(at: Ktime, kind: &'static str, text: String) -> NoteEvent {
@@ -98,6 +98,70 @@ pub fn reloaded(
         note
     });
     std::iter::once(reload).chain(changes)
+}
+
+/// nginx's balancer leaves a peer out from now on, for these failures (attempt and cause), the last of them this attempt.
+pub fn peer_disabled(attempt: &Attempt, balancing: Balancing, causes: &[(u64, &'static str)]) -> NoteEvent {
+    let times: Vec<String> = causes
+        .iter()
+        .map(|(number, cause)| format!("{cause} (attempt {number})"))
+        .collect();
+    let who = if balancing.is_shared { "nginx" } else { "worker" };
+    let text = format!(
+        "{who}{} leaves {} out of {} for {}: max_fails={} reached by {}",
+        if balancing.is_shared {
+            String::new()
+        } else {
+            format!(" {}", attempt.worker)
+        },
+        attempt
+            .peer
+            .as_ref()
+            .map_or_else(String::new, ToString::to_string),
+        attempt.upstream.as_deref().unwrap_or_default(),
+        span(balancing.fail_timeout_ms.saturating_mul(1_000_000)),
+        balancing.max_fails,
+        times.join(", ")
+    );
+    let mut note = of_peer(attempt, "peer-disabled", text);
+    note.fields.insert("max_fails", number(balancing.max_fails));
+    let timeout = i64::try_from(balancing.fail_timeout_ms).unwrap_or(i64::MAX);
+    note.fields.insert("fail_timeout_ms", number(timeout));
+    let cause = causes.last().map_or("unknown", |(_, cause)| *cause);
+    note.fields.insert("cause", FieldValue::Text(cause.to_owned()));
+    note
+}
+
+/// A peer that was left out since then, for this cause, has answered again.
+pub fn peer_enabled(attempt: &Attempt, since: Ktime, cause: &'static str) -> NoteEvent {
+    let text = format!(
+        "{} of {} answers worker {} again, which had left it out {} before ({cause})",
+        attempt
+            .peer
+            .as_ref()
+            .map_or_else(String::new, ToString::to_string),
+        attempt.upstream.as_deref().unwrap_or_default(),
+        attempt.worker,
+        span(attempt.ended_at.since(since)),
+    );
+    let mut note = of_peer(attempt, "peer-enabled", text);
+    let out = i64::try_from(attempt.ended_at.since(since) / 1000).unwrap_or(i64::MAX);
+    note.fields.insert("since_us", number(out));
+    note.fields.insert("cause", FieldValue::Text(cause.to_owned()));
+    note
+}
+
+fn of_peer(attempt: &Attempt, kind: &'static str, text: String) -> NoteEvent {
+    let mut note = note(attempt.ended_at, kind, text);
+    let mut name = |field, value: Option<String>| {
+        if let Some(value) = value {
+            note.fields.insert(field, FieldValue::Text(value));
+        }
+    };
+    name("upstream", attempt.upstream.clone());
+    name("peer", attempt.peer.as_ref().map(ToString::to_string));
+    note.fields.insert("worker", number(attempt.worker.0));
+    note
 }
 
 /// Lines about upstreams that belong to no attempt we could be sure of.

@@ -2252,7 +2252,10 @@ fn old_workers_keep_the_names_they_started_with() {
         Output::Event(event) => Some(event.kind),
         _ => None,
     });
-    assert_eq!(kinds.collect::<Vec<_>>(), ["reload", "config", "worker-start"]);
+    assert_eq!(
+        kinds.collect::<Vec<_>>(),
+        ["reload", "config", "worker-start", "peer-disabled"]
+    );
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Reading lines back, from a file or stdin, plain or zstd, in bounded memory.
+//! Reading lines back, from a file or stdin, plain, zstd or gzip, in bounded memory.
 
 use std::{
     fs::File,
@@ -6,10 +6,15 @@ use std::{
     path::Path,
 };
 
+use flate2::read::MultiGzDecoder;
+
 use super::{ZSTD_MAGIC, plain};
 
 /// No record is nearly as long; what has such a line is no file of ours.
 const MAX_LINE: usize = 64 << 20;
+
+/// What a gzip member begins with (RFC 1952, 2.3.1).
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 /// Why a file cannot be read: one line for the user.
 #[derive(Debug, thiserror::Error)]
@@ -70,11 +75,14 @@ impl LineReader {
             .take(ZSTD_MAGIC.len() as u64)
             .read_to_end(&mut head)
             .map_err(|error| reader.failed(&error))?;
-        let is_zstd = head == ZSTD_MAGIC;
+        let (is_zstd, is_gzip) = (head == ZSTD_MAGIC, head.starts_with(&GZIP_MAGIC));
         let whole = io::Cursor::new(head).chain(input);
         reader.input = if is_zstd {
             let frames = zstd::stream::read::Decoder::new(whole).map_err(|error| reader.failed(&error))?;
             Box::new(BufReader::with_capacity(1 << 16, frames))
+        } else if is_gzip {
+            // Logs that were rotated; files may stand one behind the other.
+            Box::new(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(whole)))
         } else {
             Box::new(BufReader::with_capacity(1 << 16, whole))
         };
@@ -107,7 +115,9 @@ impl LineReader {
             }));
         }
         if self.line.len() >= MAX_LINE {
-            return Err(self.unreadable("has a line without end: this is neither a trace nor a recording"));
+            return Err(
+                self.unreadable("has a line without end: this is neither a trace nor a recording nor a log")
+            );
         }
         if self.line.is_empty() {
             return Ok(None);

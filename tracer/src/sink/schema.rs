@@ -275,7 +275,7 @@ pub struct Event {
     #[schemars(extend("format" = "date-time"))]
     pub time: String,
     /// `process-exit`, `listener-open`, `listener-closed`, `worker-start`, `worker-exit`, `reload`, `config`,
-    /// `oom-kill`; `continued`: the trace goes on in the next file.
+    /// `peer-disabled`, `peer-enabled`, `oom-kill`; `continued`: the trace goes on in the next file.
     pub kind: Name,
     /// One readable sentence.
     pub text: String,

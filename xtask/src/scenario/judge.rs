@@ -36,7 +36,68 @@ pub fn judge(scenario: &Scenario, fill: Fill<'_>, seen: &Seen<'_>) -> Result<Vec
     problems.extend(successes(scenario, fill, seen.records)?);
     problems.extend(lines(seen));
     problems.extend(healthy(seen));
+    problems.extend(patterns(scenario, seen.records));
     Ok(problems)
+}
+
+/// Patterns that should have been found.
+fn patterns(scenario: &Scenario, records: &[Value]) -> Vec<String> {
+    let found = findings(records);
+    let missing = scenario
+        .findings
+        .iter()
+        .filter(|id| !found.contains(&id.as_str()));
+    missing
+        .map(|id| format!("no finding {id} in {found:?}"))
+        .collect()
+}
+
+/// The ids of a trace's findings.
+fn findings(records: &[Value]) -> Vec<&str> {
+    of_type(records, "finding")
+        .filter_map(|finding| finding["id"].as_str())
+        .collect()
+}
+
+/// What is wrong with what `tracer annotate` says of nginx's log beside its trace: every line that is an attempt must
+/// have one of its own, with the cause that the trace gives it.
+pub fn judge_annotation(records: &[Value], log: &str, annotation: &[Value]) -> Vec<String> {
+    let mut problems = Vec::new();
+    let Some((summary, lines)) = annotation.split_last() else {
+        return vec!["nothing was said of the log".to_owned()];
+    };
+    let wanted = error_log::attempts(log);
+    if wanted.len() != lines.len() {
+        problems.push(format!(
+            "{} lines of the log are attempts, and {} were annotated",
+            wanted.len(),
+            lines.len()
+        ));
+    }
+    if summary["failures_without_line"] != 0 {
+        problems.push(format!("failures were left without their line: {summary}"));
+    }
+    let mut taken = std::collections::BTreeSet::new();
+    for line in lines {
+        let attempt = &line["attempt"];
+        let is_known = attempt["cause"]["id"] != "unknown";
+        if line["explained"] != is_known {
+            problems.push(format!(
+                "line {} is not explained: {}",
+                line["number"], line["why_not"]
+            ));
+            continue;
+        }
+        let number = attempt["number"].as_u64();
+        if !taken.insert(number) {
+            problems.push(format!("attempt {number:?} was taken for two lines"));
+        }
+        let of_trace = of_type(records, "attempt").find(|record| record["number"].as_u64() == number);
+        if of_trace.is_none_or(|record| record["cause"] != attempt["cause"]) {
+            problems.push(format!("line {}: not as in the trace: {attempt}", line["number"]));
+        }
+    }
+    problems
 }
 
 /// What is wrong with a recording's replay, whose healthy traffic nobody counted; empty: nothing.
@@ -56,6 +117,17 @@ pub fn judge_replay(
         clients: 0,
         inner_pids: &BTreeMap::new(),
     }));
+    let is_expected = |id: &&str| {
+        let mut expected = scenario.findings.iter().chain(&scenario.may_find);
+        expected.any(|expected| expected == id)
+    };
+    problems.extend(patterns(scenario, records));
+    let found = findings(records).into_iter();
+    problems.extend(
+        found
+            .filter(|id| !is_expected(id))
+            .map(|id| format!("nobody expects finding {id}")),
+    );
     Ok(problems)
 }
 

@@ -71,7 +71,7 @@ pub fn evaluate(
             _ => continue,
         };
         let mut section = Section::new(kind, block.directives());
-        section.walk(block.directives(), &Timeouts::default());
+        section.walk(block.directives(), &Settings::default());
         section.finish(release, names, &mut evaluated);
     }
     if evaluated.problems.len() > MAX_PROBLEMS {
@@ -177,8 +177,12 @@ enum Kind {
 /// kept among them.
 const UPGRADE: &str = "Upgrade";
 
-/// Timeouts in force, by directive name; `None`: the value was not understood.
-type Timeouts = BTreeMap<String, Option<u64>>;
+/// The header that tells a backend whether its connection is to be kept.
+const CONNECTION: &str = "Connection";
+
+/// What is in force, by directive name: times in milliseconds, and the few others as their constants say; `None`: the
+/// value was not understood.
+type Settings = BTreeMap<String, Option<u64>>;
 
 /// One line that names a peer.
 #[derive(Clone, Debug)]
@@ -200,6 +204,27 @@ const DEFAULT_BALANCING: Balancing = Balancing {
     max_conns: 0,
     is_shared: false,
 };
+
+/// What nginx itself has in an upstream block; modules bring along balancers and health checks of their own.
+const OWN_DIRECTIVES: [&str; 17] = [
+    "server",
+    "zone",
+    "state",
+    "hash",
+    "ip_hash",
+    "least_conn",
+    "least_time",
+    "random",
+    "keepalive",
+    "keepalive_requests",
+    "keepalive_time",
+    "keepalive_timeout",
+    "ntlm",
+    "queue",
+    "sticky",
+    "resolver",
+    "resolver_timeout",
+];
 
 /// What the parameters of a `server` line say.
 fn balancing(parameters: &[String]) -> Balancing {
@@ -228,6 +253,8 @@ struct Upstream {
     n_down: usize,
     /// It has a `zone`.
     is_shared: bool,
+    /// Something of its block is not nginx's own: when peers are left out is not known.
+    is_foreign: bool,
     keepalive: Option<u32>,
     keepalive_timeout: Option<u64>,
     uses: Vec<Use>,
@@ -238,9 +265,79 @@ struct Upstream {
 struct Use {
     via: String,
     upgrades: bool,
+    keeping: Keeping,
     connect: Option<u64>,
     send: Option<u64>,
     read: Option<u64>,
+}
+
+/// What decides whether nginx asks a backend to keep the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keeping {
+    /// It always does, or never.
+    Always(bool),
+    /// `proxy_http_version`, as 10 or 11 or more, and what `proxy_set_header Connection` asks for; the outer `None`:
+    /// as nginx has it by default.
+    Proxy {
+        version: Option<Option<u64>>,
+        connection: Option<Option<u64>>,
+    },
+}
+
+impl Keeping {
+    /// Whether it does; `None`: that is not certain.
+    fn is_asked(self, release: Option<(u32, u32, u32)>) -> Option<bool> {
+        let (version, connection) = match self {
+            Self::Always(always) => return Some(always),
+            Self::Proxy { version, connection } => (version, connection),
+        };
+        // Since 1.29.7 nginx speaks 1.1 and leaves the header out by itself.
+        let is_new = release.map(|release| release >= (1, 29, 7));
+        let connection = match connection {
+            Some(asks) => asks?,
+            None if is_new? => EMPTY,
+            None => CLOSE,
+        };
+        if connection == CLOSE {
+            return Some(false);
+        }
+        let version = match version {
+            Some(version) => version?,
+            None if is_new? => 11,
+            None => 10,
+        };
+        // Without a header HTTP/1.0 ends with the connection.
+        Some(version >= 11 || connection == KEEP_ALIVE)
+    }
+}
+
+/// What a `Connection` header says.
+const CLOSE: u64 = 0;
+/// See [`CLOSE`]: nginx sends none.
+const EMPTY: u64 = 1;
+/// See [`CLOSE`].
+const KEEP_ALIVE: u64 = 2;
+
+/// What a `Connection` header says; `None`: it is decided per request.
+fn said_of_connection(value: &str) -> Option<u64> {
+    match value.to_ascii_lowercase().as_str() {
+        "" => Some(EMPTY),
+        "keep-alive" => Some(KEEP_ALIVE),
+        value if value.contains('$') => None,
+        _ => Some(CLOSE),
+    }
+}
+
+/// `on`, `off`, or an HTTP version as ten times its number.
+fn setting(value: &str) -> Option<u64> {
+    match value {
+        "on" => Some(1),
+        "off" => Some(0),
+        "1.0" => Some(10),
+        "1.1" => Some(11),
+        "2" | "2.0" => Some(20),
+        _ => None,
+    }
 }
 
 /// `http {}` or `stream {}`.
@@ -284,6 +381,7 @@ impl<'a> Section<'a> {
             servers: vec![],
             n_down: 0,
             is_shared: false,
+            is_foreign: false,
             keepalive: None,
             keepalive_timeout: None,
             uses: vec![],
@@ -328,8 +426,9 @@ impl<'a> Section<'a> {
                     "{}: Lua code chooses the peers of upstream {}; those it brings along have no name",
                     directive.place, upstream.name
                 )),
-                _ => {}
+                (name, _) => upstream.is_foreign |= !OWN_DIRECTIVES.contains(&name),
             }
+            upstream.is_foreign |= directive.name().starts_with("balancer_by_lua");
         }
         self.upstreams.push(upstream);
     }
@@ -341,8 +440,15 @@ impl<'a> Section<'a> {
     }
 
     /// Follows one level with what it inherits, and everything in it.
-    fn walk(&mut self, level: &'a [Directive], inherited: &Timeouts) {
-        let mut timeouts = inherited.clone();
+    fn walk(&mut self, level: &'a [Directive], inherited: &Settings) {
+        let mut settings = inherited.clone();
+        // Headers are inherited all together or not at all.
+        if level
+            .iter()
+            .any(|directive| directive.name() == "proxy_set_header")
+        {
+            settings.remove(CONNECTION);
+        }
         for directive in level {
             let name = directive.name();
             let is_time = ["_connect_timeout", "_send_timeout", "_read_timeout"]
@@ -353,16 +459,20 @@ impl<'a> Section<'a> {
                 .get(1)
                 .filter(|_| is_time || name == "proxy_timeout")
             {
-                timeouts.insert(name.to_owned(), parse_time(value));
+                settings.insert(name.to_owned(), parse_time(value));
             }
-            if name == "proxy_set_header"
-                && directive
-                    .words
-                    .get(1)
-                    .is_some_and(|header| header.eq_ignore_ascii_case("upgrade"))
-            {
-                // Cut off by any header set further in, but that is to nobody's harm.
-                timeouts.insert(UPGRADE.to_owned(), None);
+            match (name, directive.arguments()) {
+                ("proxy_set_header", [header, _]) if header.eq_ignore_ascii_case("upgrade") => {
+                    // Cut off by any header set further in, but that is to nobody's harm.
+                    settings.insert(UPGRADE.to_owned(), None);
+                }
+                ("proxy_set_header", [header, value]) if header.eq_ignore_ascii_case("connection") => {
+                    settings.insert(CONNECTION.to_owned(), said_of_connection(value));
+                }
+                ("proxy_http_version" | "fastcgi_keep_conn", [value]) => {
+                    settings.insert(name.to_owned(), setting(value));
+                }
+                _ => {}
             }
         }
         let is_udp = self.kind == Kind::Stream && listens_for_udp_only(level);
@@ -371,12 +481,12 @@ impl<'a> Section<'a> {
                 ("upstream", _) => {}
                 (name, [target]) if name.ends_with("_pass") && directive.block.is_none() => {
                     if !is_udp {
-                        self.pass(directive, target, &timeouts);
+                        self.pass(directive, target, &settings);
                     }
                 }
                 (name, _) => {
                     let outer = (name == "server").then(|| self.variables.enter(directive));
-                    self.walk(directive.directives(), &timeouts);
+                    self.walk(directive.directives(), &settings);
                     if let Some(outer) = outer {
                         self.variables.leave(outer);
                     }
@@ -385,7 +495,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    fn pass(&mut self, directive: &Directive, target: &str, timeouts: &Timeouts) {
+    fn pass(&mut self, directive: &Directive, target: &str, settings: &Settings) {
         let place = &directive.place;
         let candidates = match target.contains('$') {
             true => self.variables.expand(target),
@@ -409,7 +519,7 @@ impl<'a> Section<'a> {
             } else {
                 Uri::None
             };
-            let usage = self.usage(directive.name(), &via, timeouts);
+            let usage = self.usage(directive.name(), &via, settings);
             if is_undecided(rest) {
                 is_open = true;
                 if !self.open_uses.contains(&usage) {
@@ -493,6 +603,7 @@ impl<'a> Section<'a> {
             servers: vec![server],
             n_down: 0,
             is_shared: false,
+            is_foreign: false,
             keepalive: None,
             keepalive_timeout: None,
             uses: vec![usage],
@@ -523,9 +634,9 @@ impl<'a> Section<'a> {
         })
     }
 
-    fn usage(&self, name: &str, via: &str, timeouts: &Timeouts) -> Use {
+    fn usage(&self, name: &str, via: &str, settings: &Settings) -> Use {
         let protocol = name.strip_suffix("_pass").unwrap_or(name);
-        let value = |directive: String, default| timeouts.get(&directive).copied().unwrap_or(Some(default));
+        let value = |directive: String, default| settings.get(&directive).copied().unwrap_or(Some(default));
         let of_protocol = |end: &str| value(format!("{protocol}_{end}"), DEFAULT_TIMEOUT_MS);
         let idle = value("proxy_timeout".to_owned(), DEFAULT_STREAM_TIMEOUT_MS);
         let (send, read) = match self.kind {
@@ -534,7 +645,17 @@ impl<'a> Section<'a> {
         };
         Use {
             via: via.to_owned(),
-            upgrades: protocol == "proxy" && timeouts.contains_key(UPGRADE),
+            upgrades: protocol == "proxy" && settings.contains_key(UPGRADE),
+            keeping: match protocol {
+                _ if self.kind == Kind::Stream => Keeping::Always(false),
+                "proxy" => Keeping::Proxy {
+                    version: settings.get("proxy_http_version").copied(),
+                    connection: settings.get(CONNECTION).copied(),
+                },
+                "fastcgi" => Keeping::Always(settings.get("fastcgi_keep_conn") == Some(&Some(1))),
+                "grpc" | "memcached" => Keeping::Always(true),
+                _ => Keeping::Always(false),
+            },
             connect: of_protocol("connect_timeout"),
             send,
             read,
@@ -586,7 +707,7 @@ impl<'a> Section<'a> {
                         via: via.clone(),
                         upgrades: uses.iter().any(|usage| usage.upgrades),
                         limits: limits.clone(),
-                        balancing: Some(Balancing {
+                        balancing: (!upstream.is_foreign).then_some(Balancing {
                             is_shared: upstream.is_shared,
                             ..server.balancing
                         }),
@@ -656,6 +777,11 @@ fn agreed(
             Some(0) => None,
             _ if upstream.is_block => upstream.keepalive_timeout.or(Some(DEFAULT_KEEPALIVE_TIMEOUT_MS)),
             _ => None,
+        },
+        asks_to_keep: {
+            let mut asked = uses.iter().map(|usage| usage.keeping.is_asked(release));
+            let first = asked.next().flatten();
+            first.filter(|_| asked.all(|other| other == first))
         },
     };
     (via, limits)
@@ -1113,6 +1239,69 @@ mod tests {
             let keepalive: Vec<_> = evaluated.peers.iter().map(|peer| peer.limits.keepalive).collect();
             assert_eq!(keepalive, [block, implicit], "{release:?}");
         }
+    }
+
+    #[test]
+    fn whether_a_connection_is_asked_to_be_kept() {
+        let old = Some((1, 22, 1));
+        let new = Some((1, 29, 7));
+        let both = "proxy_http_version 1.1; proxy_set_header Connection \"\";";
+        for (release, outer, inner, asks) in [
+            (old, "", "", Some(false)),
+            (new, "", "", Some(true)),
+            (None, "", "", None),
+            (old, "", both, Some(true)),
+            (old, both, "", Some(true)),
+            (None, both, "", Some(true)),
+            // Headers of the outer level do not count where the inner one has some.
+            (old, both, "proxy_set_header Host a;", Some(false)),
+            (new, both, "proxy_set_header Host a;", Some(true)),
+            (old, "proxy_http_version 1.1;", "", Some(false)),
+            (old, "", "proxy_set_header Connection \"\";", Some(false)),
+            (old, "", "proxy_set_header Connection keep-alive;", Some(true)),
+            (new, "", "proxy_set_header Connection close;", Some(false)),
+            (new, "", "proxy_http_version 1.0;", Some(false)),
+            (
+                old,
+                "proxy_http_version 1.1;",
+                "proxy_set_header Connection $upgrade;",
+                None,
+            ),
+        ] {
+            let text = format!(
+                "http {{ upstream a {{ server 127.0.0.1:1; keepalive 8; }}
+                 server {{ {outer} location / {{ {inner} proxy_pass http://a; }} }} }}"
+            );
+            let loaded = parse(&text);
+            let evaluated = evaluate(&loaded.directives, &layout(), release, &mut Names::default());
+            let asked: Vec<_> = evaluated
+                .peers
+                .iter()
+                .map(|peer| peer.limits.asks_to_keep)
+                .collect();
+            assert_eq!(asked, [asks], "{release:?}: {outer} | {inner}");
+        }
+        let of = |text: &str| {
+            let loaded = parse(text);
+            let evaluated = evaluate(&loaded.directives, &layout(), old, &mut Names::default());
+            evaluated.peers[0].limits.asks_to_keep
+        };
+        assert_eq!(
+            of("http { server { location / { fastcgi_pass 127.0.0.1:1; } } }"),
+            Some(false)
+        );
+        assert_eq!(
+            of("http { fastcgi_keep_conn on; server { location / { fastcgi_pass 127.0.0.1:1; } } }"),
+            Some(true)
+        );
+        // Two places that use it and do not agree.
+        assert_eq!(
+            of(&format!(
+                "http {{ server {{ location /a {{ proxy_pass http://127.0.0.1:1; }}
+                 location /b {{ {both} proxy_pass http://127.0.0.1:1; }} }} }}"
+            )),
+            None
+        );
     }
 
     #[test]

@@ -1,0 +1,78 @@
+//! Each pattern where it is, and where something like it is not.
+
+use super::*;
+use crate::samples;
+
+/// What a configuration says of keeping connections.
+fn keeping(keepalive: u32, asks_to_keep: Option<bool>) -> Limits {
+    Limits {
+        keepalive: Some(keepalive),
+        asks_to_keep,
+        ..Limits::default()
+    }
+}
+
+fn watched(attempts: impl IntoIterator<Item = Attempt>) -> Watch {
+    let mut watch = Watch::new(1024);
+    for (attempt, number) in attempts.into_iter().zip(1..) {
+        watch.add(attempt.ended_at, &Attempt { number, ..attempt });
+    }
+    watch
+}
+
+fn ids(watch: &Watch, limits: &Limits) -> Vec<&'static str> {
+    watch
+        .findings(|_, _| limits.clone())
+        .iter()
+        .map(|finding| finding.id)
+        .collect()
+}
+
+#[test]
+fn a_keepalive_that_is_never_used_is_found_where_nginx_is_why() {
+    let anew = || watched((0..30).map(|_| samples::healthy()));
+    let close = keeping(65, Some(false));
+    assert_eq!(ids(&anew(), &close), ["keepalive-never-used"]);
+    let summary = &anew().findings(|_, _| close.clone())[0].summary;
+    assert_eq!(
+        summary,
+        "upstream api has keepalive 65, yet 30 successful attempts were all on new connections: nginx asks the backend to \
+         close each one"
+    );
+    for other in [
+        keeping(0, Some(false)),
+        keeping(65, Some(true)),
+        keeping(65, None),
+        Limits::default(),
+    ] {
+        assert_eq!(ids(&anew(), &other), [""; 0], "{other:?}");
+    }
+    let reused = || Attempt {
+        reused: true,
+        exchange: 2,
+        ..samples::healthy()
+    };
+    let one_reused = watched((0..30).map(|_| samples::healthy()).chain([reused()]));
+    assert_eq!(ids(&one_reused, &close), [""; 0]);
+    assert_eq!(
+        ids(&watched((0..9).map(|_| samples::healthy())), &close),
+        [""; 0],
+        "too few"
+    );
+}
+
+#[test]
+fn connects_that_lost_syns_are_found() {
+    let slowed = |n: usize, retransmits: u32| {
+        let slow = (0..n).map(move |n| Attempt {
+            syn_retransmits: Some(retransmits),
+            connect_us: Some(1_000_000 + n as u64 * 1_000),
+            ..samples::healthy()
+        });
+        watched(slow.chain((0..30).map(|_| samples::healthy())))
+    };
+    let none = Limits::default();
+    assert_eq!(ids(&slowed(5, 1), &none), ["connects-slowed-by-lost-syns"]);
+    assert_eq!(ids(&slowed(4, 1), &none), [""; 0]);
+    assert_eq!(ids(&slowed(5, 0), &none), [""; 0]);
+}
