@@ -184,8 +184,10 @@ impl Move {
                 let owners = sockets.iter_mut().flat_map(|socket| &mut socket.owners);
                 owners.for_each(|(pid, _)| self.pid(pid));
             }
-            Answer::Process(Some(ProcessInfo { parent, .. })) => self.pid(parent),
-            Answer::Process(None)
+            Answer::Process {
+                found: Some(ProcessInfo { parent, .. }),
+            } => self.pid(parent),
+            Answer::Process { found: None }
             | Answer::Ports { .. }
             | Answer::Descriptors { .. }
             | Answer::Route { .. }

@@ -13,10 +13,7 @@ use std::collections::BTreeMap;
 
 use jiff::civil;
 
-use self::{
-    traces::{Before, Traces},
-    window::Taken,
-};
+use self::traces::{Before, Taken, Traces};
 use crate::{
     engine::message::{Meaning, Said},
     event::LogLine,
@@ -59,6 +56,8 @@ pub enum WhyNot {
     Lost,
     /// More failures at that time than are held for comparison.
     TooMany,
+    /// It lies long before lines that stand above it, and the failures of that time were let go.
+    OutOfOrder,
     /// Several attempts fit, with these causes.
     Ambiguous(Vec<String>),
     /// The attempt is in the trace, and its cause is unknown.
@@ -81,6 +80,7 @@ impl WhyNot {
             Self::Filtered => "filtered",
             Self::Lost => "lost",
             Self::TooMany => "too-many",
+            Self::OutOfOrder => "out-of-order",
             Self::Ambiguous(_) => "ambiguous",
             Self::UnknownCause => "unknown-cause",
             Self::NoFailure(_) => "no-failure",
@@ -99,8 +99,11 @@ impl WhyNot {
             Self::Filtered => {
                 "no such attempt in the trace, which was restricted to some upstreams or peers".to_owned()
             }
-            Self::Lost => "no such attempt in the trace, which lost records at that time".to_owned(),
+            Self::Lost => {
+                "the trace does not hold this line, and lost records at that time: the attempt may be among them".to_owned()
+            }
             Self::TooMany => "more failures at that time than are held for comparison".to_owned(),
+            Self::OutOfOrder => "its time lies long before that of lines above it".to_owned(),
             Self::Ambiguous(causes) => format!(
                 "several attempts fit, with different causes: {}",
                 causes.join(", ")
@@ -207,20 +210,22 @@ pub fn explain(traces: &mut Traces, log: &LogLine, said: &Said) -> Result<Answer
         return Ok(unexplained(WhyNot::NoTime));
     };
     Ok(match traces.take(at, log, said) {
-        Taken::One { attempt, alike } => {
+        Taken::One(trace, found) => {
+            let (attempt, alike) = (found.attempt, found.alike);
             let why_not = match &attempt.cause {
                 Some(cause) if cause.id == "unknown" => Some(WhyNot::UnknownCause),
                 Some(_) => None,
                 None => Some(WhyNot::NoFailure(attempt.outcome.clone().into_owned())),
             };
             Answer {
-                before: traces.before(&attempt),
+                before: (alike == 1).then(|| traces.before(trace, &attempt)).flatten(),
                 attempt: Some(attempt),
                 alike,
                 why_not,
             }
         }
         Taken::Ambiguous(causes) => unexplained(WhyNot::Ambiguous(causes)),
+        Taken::Doubtful(why_not) => unexplained(why_not),
         Taken::None => unexplained(traces.why_none(at)),
     })
 }

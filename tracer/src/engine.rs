@@ -11,7 +11,7 @@ use std::{
 };
 
 use self::{
-    balancer::Balancers,
+    balancer::{Balanced, Balancers},
     correlate::{Configurations, LogJoin, Names, Resolved},
     diagnose::{Diagnosis, Subject, causes},
     findings::Watch,
@@ -1783,7 +1783,7 @@ impl Engine {
                 peer: peer.clone(),
                 cause: cause.id,
                 retry_of: attempt.retry.map(|(number, _)| number),
-                is_counted: is_counted(&attempt),
+                is_counted: counting(&attempt) == Counting::Counted,
             };
             self.around.failed(&attempt.upstreams, &failure);
         }
@@ -1791,27 +1791,32 @@ impl Engine {
             return;
         }
         self.stats.add(&attempt);
-        self.watch.add(self.now, &attempt);
-        let change = self.balance(&attempt);
+        let balanced = self.balance(&attempt);
+        self.watch.add(self.now, &attempt, balanced.is_probe);
         outputs.push(Output::Attempt(Box::new(attempt)));
-        outputs.extend(change.map(Output::Event));
+        outputs.extend(balanced.note.map(Output::Event));
     }
 
     /// What nginx's balancer makes of an attempt.
-    fn balance(&mut self, attempt: &Attempt) -> Option<NoteEvent> {
-        if attempt.outcome == Outcome::Ok && self.balancers.is_idle() {
-            self.balancers.pass(attempt);
-            return None;
-        }
-        let (upstream, peer) = (attempt.upstream.as_ref()?, attempt.peer.as_ref()?);
-        let balancing = self.configurations.balancing(attempt.worker, upstream, peer)?;
-        let owner = if balancing.is_shared {
-            self.configurations.siblings(attempt.worker)?
-        } else {
-            (attempt.worker, Ktime(0))
+    fn balance(&mut self, attempt: &Attempt) -> Balanced {
+        self.balancers.pass(attempt);
+        let (Some(upstream), Some(peer)) = (&attempt.upstream, &attempt.peer) else {
+            return Balanced::default();
         };
-        self.balancers
-            .add(self.now, attempt, owner, balancing, is_counted(attempt))
+        if attempt.outcome == Outcome::Ok && !self.balancers.knows(upstream) {
+            return Balanced::default();
+        }
+        let Some(balancing) = self.configurations.balancing(attempt.worker, upstream, peer) else {
+            return Balanced::default();
+        };
+        let owner = match balancing.is_shared {
+            true => self.configurations.siblings(attempt.worker),
+            false => Some((attempt.worker, Ktime(0))),
+        };
+        owner.map_or_else(Balanced::default, |owner| {
+            self.balancers
+                .add(self.now, attempt, owner, balancing, counting(attempt))
+        })
     }
 
     fn is_wanted(&self, attempt: &Attempt) -> bool {
@@ -1880,6 +1885,7 @@ impl Engine {
 
     fn lose(&mut self, class: LossClass, count: u64, outputs: &mut Vec<Output>) {
         if count > 0 {
+            self.balancers.lost(self.now);
             self.stats.lose(class, count);
             outputs.push(Output::Lost {
                 at: self.now,
@@ -1890,7 +1896,7 @@ impl Engine {
     }
 
     fn take_evicted(&mut self) -> u64 {
-        let mut lost = self.around.take_evicted();
+        let mut lost = self.around.take_evicted() + self.balancers.take_evicted();
         // A line that its attempt has, or that is an attempt itself, has done its work; so has an attempt that nothing
         // retried at once.
         self.tries.take_evicted();
@@ -1988,20 +1994,44 @@ impl Pending {
     }
 }
 
-/// Whether nginx's balancer counts it as a failure of the peer: it does not once it passes on the answer, nor when it had
-/// no socket to try with.
-fn is_counted(attempt: &Attempt) -> bool {
-    attempt.nginx_says.as_deref().is_none_or(|says| {
-        let is_late = [
-            "while reading upstream",
-            "while sending to client",
-            "while proxying upgraded connection",
-        ]
+/// What nginx's balancer makes of a failure of the peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counting {
+    /// It counts it.
+    Counted,
+    /// It does not: the answer was being passed on already.
+    Late,
+    /// It does not: nginx had no socket to try with.
+    Own,
+    /// It depends on how far nginx was, and nginx was not heard.
+    Unknown,
+}
+
+/// Whether nginx's balancer counts it as a failure of the peer.
+fn counting(attempt: &Attempt) -> Counting {
+    let is_stream = attempt.via.as_deref() == Some("stream");
+    let Some(says) = attempt.nginx_says.as_deref() else {
+        return match attempt.phase {
+            Phase::Connecting | Phase::Handshaking | Phase::Resolving => Counting::Counted,
+            _ if is_stream => Counting::Late,
+            Phase::Sending | Phase::Waiting => Counting::Counted,
+            Phase::Reading | Phase::Idle => Counting::Unknown,
+        };
+    };
+    let is_late = says.ends_with(" while reading upstream")
+        || says.ends_with(" while sending to client")
+        || says.contains(" while proxying ");
+    let is_own = ["bind(", "socket() ", "epoll_ctl(", "ioctl(", "setsockopt("]
         .iter()
-        .any(|phase| says.ends_with(phase));
-        let is_own = says.starts_with("bind(") || says.starts_with("socket()");
-        !is_late && !is_own
-    })
+        .any(|call| says.starts_with(call))
+        || says.contains("worker_connections are not enough");
+    if is_late {
+        Counting::Late
+    } else if is_own {
+        Counting::Own
+    } else {
+        Counting::Counted
+    }
 }
 
 fn find_retry(tries: &Keyed<Origin, (u64, u32)>, of: Option<RetryOf>) -> Option<(u64, u32)> {

@@ -601,6 +601,9 @@ pub struct Balancing {
     pub max_conns: u32,
     /// The upstream has a `zone`: its workers count together.
     pub is_shared: bool,
+    /// Some statuses of answers count as failures too (`proxy_next_upstream http_503`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub counts_statuses: bool,
 }
 
 /// A host name that nginx resolves when it reads its configuration, and keeps the addresses of until it does so again.
@@ -818,8 +821,11 @@ pub enum Answer {
         /// The device and gateway, when there is one.
         via: Option<String>,
     },
-    /// See [`Question::Process`]; `None`: gone.
-    Process(Option<ProcessInfo>),
+    /// See [`Question::Process`].
+    Process {
+        /// `None`: it is gone.
+        found: Option<ProcessInfo>,
+    },
     /// See [`Question::Translation`].
     Translation {
         /// Who really answers there; `None`: the connection is not tracked.

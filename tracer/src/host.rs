@@ -66,7 +66,11 @@ pub fn answer(question: &Question) -> Answer {
         ),
         Question::AcceptQueue { pid, address } => (accept_queue(*pid, *address), *pid),
         Question::Name { pid, name } => (resolver::look_up(*pid, name).map(Answer::Name), *pid),
-        Question::Process { pid } => return Answer::Process(process::info(*pid)),
+        Question::Process { pid } => {
+            return Answer::Process {
+                found: process::info(*pid),
+            };
+        }
     };
     answer.unwrap_or_else(|error| Answer::Unavailable {
         why: match process::stat(pid) {

@@ -2,8 +2,8 @@
 //!
 //! The map of the crate: [`event`] is what goes into the engine and comes out, [`model`] the vocabulary of the result.
 //! [`outputs`] takes what the engine says to the files ([`sink`]) and the terminal ([`view`]); [`source`] reads inputs
-//! back from a recording; [`report`] reads traces, [`annotate`] reads them beside nginx's log. [`nginx`] finds instances and reads their configuration and log,
-//! [`host`] answers questions about processes, sockets, files and routes.
+//! back from a recording; [`report`] reads traces, [`annotate`] reads them beside nginx's log. [`nginx`] finds instances
+//! and reads their configuration and log, [`host`] answers questions about processes, sockets, files and routes.
 
 #![forbid(unsafe_code)]
 

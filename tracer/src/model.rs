@@ -323,8 +323,8 @@ pub struct Attempt {
 pub struct NoteEvent {
     /// When.
     pub at: Ktime,
-    /// `process-exit`, `listener-open`, `listener-closed`, `worker-start`, `worker-exit`, `reload`, `config`, `peer-disabled`, `peer-enabled`,
-    /// `oom-kill`.
+    /// `process-exit`, `listener-open`, `listener-closed`, `worker-start`, `worker-exit`, `reload`, `config`,
+    /// `peer-disabled`, `peer-enabled`, `oom-kill`.
     pub kind: &'static str,
     /// One readable sentence.
     pub text: String,

@@ -34,8 +34,6 @@ const MODULES: &[&str] = &["virtio_pci", "9pnet_virtio", "9p", "overlay"];
 const SILENCE: Duration = Duration::from_secs(900);
 /// How many times slower than this machine the emulated one is, for deadlines.
 const SLOWNESS: u32 = 8;
-/// How many scenarios of a guest share a tracer: loading its programs takes longer there than all the rest.
-const TOGETHER: usize = 16;
 /// How many of them are played at the same time.
 const JOBS: usize = 2;
 /// What the guest prints when it begins with what it was booted for; before it the firmware talks.
@@ -59,9 +57,9 @@ pub struct Args {
     /// Scenarios played at the same time; the guest has one processor, but much of a scenario is waiting.
     #[arg(long, default_value_t = JOBS)]
     jobs: usize,
-    /// Scenarios with one tracer.
-    #[arg(long, default_value_t = TOGETHER)]
-    together: usize,
+    /// Scenarios with one tracer; without it, as many as are good for the kernel.
+    #[arg(long)]
+    together: Option<usize>,
     /// The guest's memory in MiB.
     #[arg(long, default_value_t = 3072)]
     memory: u32,
@@ -85,7 +83,7 @@ impl Args {
             command: None,
             shell: false,
             jobs: JOBS,
-            together: TOGETHER,
+            together: None,
             memory: 3072,
             append: String::new(),
             refresh: false,
@@ -277,6 +275,12 @@ impl Guest {
     }
 }
 
+/// How many scenarios share a tracer.
+fn together(args: &Args) -> usize {
+    let of_kernel = || Known::by_name(&args.kernel).map_or(1, |known| known.together);
+    args.together.unwrap_or_else(of_kernel)
+}
+
 /// What the guest is booted for.
 fn command(args: &Args) -> String {
     match (&args.command, args.shell) {
@@ -286,7 +290,7 @@ fn command(args: &Args) -> String {
             let mut words = vec![
                 "/vm/bin/xtask scenario --tracer /vm/bin/tracer --keep /vm/scenarios --first-placement"
                     .to_owned(),
-                format!("--jobs {} --together {}", args.jobs, args.together),
+                format!("--jobs {} --together {}", args.jobs, together(args)),
             ];
             words.extend(args.part.map(|part| format!("--part {part}")));
             words.extend(args.names.iter().map(|name| quoted(name)));

@@ -25,7 +25,7 @@ pub fn line(log: &str, number: u64, answer: &Answer) -> Value {
 
 /// What is said at the end.
 #[must_use]
-pub fn closing(totals: &Totals, logs: &[String], unclaimed: u64, torn: &[String]) -> Value {
+pub fn closing(totals: &Totals, logs: &[String], unclaimed: Option<u64>, torn: &[String]) -> Value {
     let mut causes = Vec::new();
     for (upstream, tally) in &totals.tally.upstreams {
         for (cause, by_cause) in tally.by_frequency() {

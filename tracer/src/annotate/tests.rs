@@ -261,8 +261,17 @@ fn what_the_trace_could_not_see_is_the_reason() {
     assert_eq!(
         of(&[
             session("2026-11-22T12:00:00Z"),
-            lost,
+            lost.clone(),
             summary("2026-11-22T13:00:00Z")
+        ]),
+        ["- (lost)"]
+    );
+    // What is there may be another's where something is missing.
+    assert_eq!(
+        of(&[
+            session("2026-11-22T12:00:00Z"),
+            refused(1, "2026-11-22T12:04:31.1Z", "no-listener", None),
+            lost,
         ]),
         ["- (lost)"]
     );
@@ -430,6 +439,188 @@ fn a_long_trace_is_held_in_part() {
         assert_eq!(answer.attempt.map(|attempt| attempt.number), Some(number));
         most = most.max(traces.held());
     }
-    assert!(most < 1_100, "{most} were held at once");
-    assert_eq!(traces.unclaimed(), 0);
+    assert!(most < 1_200, "{most} were held at once");
+    assert_eq!(traces.unclaimed(), Some(0));
+}
+
+#[test]
+fn the_trace_that_holds_the_line_has_the_attempt_however_well_another_fits() {
+    let bench = Bench::new();
+    let stamp = "2026/11/22 12:04:31";
+    let text = kept(stamp, 1);
+    let one = bench.trace(
+        "one.jsonl",
+        &[
+            session("2026-11-22T12:00:00Z"),
+            refused(1, "2026-11-22T12:04:31.1Z", "no-listener", None),
+        ],
+    );
+    let mut retry = refused(
+        2,
+        "2026-11-22T12:04:31.1Z",
+        "firewall-reset",
+        Some(("2026-11-22T12:04:31Z", &text)),
+    );
+    retry["retry"] = json!({"of": 1, "n": 2});
+    let two = bench.trace("two.jsonl", &[session("2026-11-22T12:00:01Z"), retry]);
+    // Nor is the first try one of the other trace.
+    assert_eq!(bench.annotate(&[one, two], &line(stamp, 1)), ["2 firewall-reset"]);
+}
+
+#[test]
+fn the_same_line_of_two_containers_is_nobodys() {
+    let bench = Bench::new();
+    let stamp = "2026/11/22 12:04:31";
+    let text = kept(stamp, 1);
+    let log = Some(("2026-11-22T12:04:31Z", text.as_str()));
+    let mut other = refused(2, "2026-11-22T12:04:31.2Z", "firewall-reset", log);
+    other["worker"] = json!(5811);
+    let trace = bench.trace(
+        "trace.jsonl",
+        &[
+            session("2026-11-22T12:00:00Z"),
+            refused(1, "2026-11-22T12:04:31.1Z", "no-listener", log),
+            other,
+        ],
+    );
+    assert_eq!(
+        bench.annotate(&[trace], &line(stamp, 1)),
+        ["- (ambiguous) [\"firewall-reset\", \"no-listener\"]"]
+    );
+}
+
+#[test]
+fn another_phase_worker_or_upstream_is_another_attempt() {
+    let bench = Bench::new();
+    let of = |attempt: Value, line: &str| {
+        let trace = bench.trace("trace.jsonl", &[session("2026-11-22T12:00:00Z"), attempt]);
+        bench.annotate(&[trace], line)
+    };
+    let at = "2026-11-22T12:04:31.1Z";
+    let timed_out = |says: Option<&str>| {
+        let mut attempt = refused(1, at, "syn-unanswered", None);
+        attempt["outcome"] = json!("timed-out");
+        attempt["errno"] = json!("ETIMEDOUT");
+        attempt["nginx_says"] = json!(says);
+        attempt
+    };
+    let stamp = "2026/11/22 12:04:31";
+    let connecting = line(stamp, 1).replace(
+        "connect() failed (111: Connection refused)",
+        "upstream timed out (110: Connection timed out)",
+    );
+    let reading = connecting.replace(
+        "while connecting to upstream",
+        "while reading response header from upstream",
+    );
+    let says = "upstream timed out (110: Connection timed out) while connecting to upstream";
+    for says in [Some(says), None] {
+        assert_eq!(of(timed_out(says), &connecting), ["1 syn-unanswered"]);
+        assert_eq!(of(timed_out(says), &reading), ["- (no-attempt)"]);
+    }
+    // The pid of the line is a worker's of the trace, only not of this attempt's.
+    let mut of_other = refused(1, at, "no-listener", None);
+    of_other["worker"] = json!(812);
+    let mut its = refused(2, "2026-11-22T12:00:31Z", "no-listener", None);
+    its["worker"] = json!(811);
+    let trace = bench.trace("trace.jsonl", &[session("2026-11-22T12:00:00Z"), its, of_other]);
+    assert_eq!(bench.annotate(&[trace], &line(stamp, 1)), ["- (no-attempt)"]);
+    let mut none_alive = refused(1, at, "no-live-upstreams", None);
+    none_alive["outcome"] = json!("no-live-upstreams");
+    none_alive["peer"] = json!(null);
+    none_alive["upstream"] = json!("app");
+    none_alive["nginx_says"] = json!(null);
+    let no_live = |upstream: &str| {
+        line(stamp, 1)
+            .replace("connect() failed (111: Connection refused)", "no live upstreams")
+            .replace("http://127.0.0.1:3000/", &format!("http://{upstream}/"))
+    };
+    assert_eq!(of(none_alive.clone(), &no_live("app")), ["1 no-live-upstreams"]);
+    assert_eq!(of(none_alive, &no_live("api")), ["- (no-attempt)"]);
+}
+
+#[test]
+fn failures_whose_line_is_elsewhere_are_counted_for_the_time_of_the_log() {
+    let bench = Bench::new();
+    let trace = bench.trace(
+        "trace.jsonl",
+        &[
+            session("2026-11-22T12:00:00Z"),
+            refused(1, "2026-11-22T12:04:00Z", "no-listener", None),
+            refused(2, "2026-11-22T12:10:00Z", "no-listener", None),
+            refused(3, "2026-11-22T12:15:00Z", "no-listener", None),
+            refused(4, "2026-11-22T12:20:00Z", "no-listener", None),
+            refused(5, "2026-11-22T12:30:00Z", "no-listener", None),
+        ],
+    );
+    let mut traces = Traces::open(&[trace], bench.zone.clone()).unwrap();
+    for stamp in ["2026/11/22 12:10:00", "2026/11/22 12:20:00"] {
+        let Kind::Upstream(upstream) = kind(line(stamp, 1).as_bytes(), &as_it_stands()) else {
+            panic!("it is about an upstream");
+        };
+        assert!(
+            explain(&mut traces, &upstream.0, &upstream.1)
+                .unwrap()
+                .attempt
+                .is_some()
+        );
+    }
+    assert_eq!(traces.unclaimed(), Some(1), "the third alone");
+}
+
+#[test]
+fn lines_of_several_zones_in_one_trace_want_to_be_told_apart() {
+    let mut bench = Bench::new();
+    bench.zone = None;
+    let logged = |number: u64, minute: u32, hour: u32| {
+        let text = kept(&format!("2026/11/22 {hour}:{minute:02}:00"), 1);
+        let at = format!("2026-11-22T12:{minute:02}:00Z");
+        refused(number, &at, "no-listener", Some((at.as_str(), text.as_str())))
+    };
+    let records = [
+        session("2026-11-22T12:00:00Z"),
+        logged(1, 1, 12),
+        logged(2, 2, 13),
+        logged(3, 3, 12),
+    ];
+    let trace = bench.trace("trace.jsonl", &records);
+    let mut traces = Traces::open(&[trace], None).unwrap();
+    let Kind::Upstream(upstream) = kind(line("2026/11/22 12:03:00", 1).as_bytes(), &as_it_stands()) else {
+        panic!("it is about an upstream");
+    };
+    let error = explain(&mut traces, &upstream.0, &upstream.1)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("several time zones (UTC+00, UTC+01)"), "{error}");
+}
+
+/// The log's zone is not the reader's, and what the trace holds tells when its summer time ended.
+#[test]
+fn the_end_of_summer_time_is_learned_from_the_trace() {
+    let mut bench = Bench::new();
+    bench.zone = None;
+    let logged = |number: u64, local: &str, utc: &str, connection: u32| {
+        let text = kept(&format!("2026/10/25 {local}"), connection);
+        let at = format!("2026-10-25T{utc}Z");
+        refused(number, &at, "no-listener", Some((at.as_str(), text.as_str())))
+    };
+    // Nepal has no summer time and a zone like nobody's; an hour apart stands for one that has.
+    let trace = bench.trace(
+        "trace.jsonl",
+        &[
+            session("2026-10-24T18:00:00Z"),
+            logged(1, "02:30:00", "20:45:00", 1),
+            logged(2, "02:50:00", "21:05:00", 2),
+            logged(3, "02:30:00", "21:45:00", 3),
+            logged(4, "03:10:00", "22:25:00", 4),
+            summary("2026-10-25T23:00:00Z"),
+        ],
+    );
+    let log: Vec<String> = [("02:30:00", 1), ("02:50:00", 2), ("02:30:00", 3), ("03:10:00", 4)]
+        .map(|(time, connection)| line(&format!("2026/10/25 {time}"), connection))
+        .to_vec();
+    assert_eq!(
+        bench.annotate(&[trace], &log.join("\n")),
+        ["1 no-listener", "2 no-listener", "3 no-listener", "4 no-listener"]
+    );
 }

@@ -109,7 +109,13 @@ fn paragraph(out: &mut String, text: &str, look: &Look, paint: fn(Style, &str) -
 
 /// What is said at the end: how many lines are explained, by what, and which are not.
 #[must_use]
-pub fn closing(totals: &Totals, logs: &[String], unclaimed: u64, torn: &[String], look: &Look) -> String {
+pub fn closing(
+    totals: &Totals,
+    logs: &[String],
+    unclaimed: Option<u64>,
+    torn: &[String],
+    look: &Look,
+) -> String {
     let style = look.style();
     let mut out = String::new();
     let claim = format!(
@@ -148,9 +154,9 @@ pub fn closing(totals: &Totals, logs: &[String], unclaimed: u64, torn: &[String]
         );
         labelled(&mut out, "open", &text, look, Style::warning);
     }
-    if unclaimed > 0 {
+    if let Some(unclaimed) = unclaimed.filter(|unclaimed| *unclaimed > 0) {
         let text = format!(
-            "{} of that time that nginx logged elsewhere or not at all: `tracer report` has them",
+            "{} of that time whose lines are not in the log: another log may have them; `tracer report` has the failures",
             count(unclaimed, "failure", "failures")
         );
         labelled(&mut out, "more", &text, look, Style::dim);

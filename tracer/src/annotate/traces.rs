@@ -1,7 +1,7 @@
 //! Traces read beside a log: each only as far as the line being read needs it.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     path::{Path, PathBuf},
 };
 
@@ -12,7 +12,7 @@ use jiff::{
 
 use super::{
     WhyNot,
-    window::{Taken, Window},
+    window::{Found, Kind, NEAR_S, Window},
 };
 use crate::{
     engine::message::Said,
@@ -27,17 +27,36 @@ use crate::{
 /// An attempt is written when its cause stands: later than its line, by at most as many seconds.
 const AHEAD_S: i64 = 10;
 
-/// Lines of several workers, and lines of one second, are out of order by less than this.
-const BEHIND_S: i64 = 10;
+/// Lines of several workers are out of order by less than this.
+const BEHIND_S: i64 = 30;
+
+/// A line that lies farther behind than this is not late: another log begins, or a clock was set.
+const RETURN_S: i64 = 600;
+
+/// Workers remembered of a trace; of more, pids tell nothing.
+const WORKERS: usize = 65_536;
 
 /// Failures remembered for the attempts that retry them.
 const REMEMBERED: usize = 10_000;
 
-/// So many failures of a trace are read to learn the log's time zone from the lines they hold.
+/// So many failures of a trace are read at first to learn the log's time zone from the lines they hold.
 const LEARN_FROM: usize = 1_000;
 
 /// A log whose time goes back so often is none of one nginx.
 const MAX_RETURNS: u32 = 16;
+
+/// What was found for a line.
+#[derive(Debug)]
+pub enum Taken {
+    /// An attempt, and which trace has it.
+    One(usize, Found),
+    /// Several fit, and they have these causes.
+    Ambiguous(Vec<String>),
+    /// One may fit, but what else may have is not known.
+    Doubtful(WhyNot),
+    /// None fits.
+    None,
+}
 
 /// What a request had met before an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +76,7 @@ pub struct Traces {
     /// The time of the line read last.
     at: Option<i64>,
     returns: u32,
+    has_returned: bool,
 }
 
 impl Traces {
@@ -65,7 +85,13 @@ impl Traces {
     pub fn open(files: &[PathBuf], zone: Option<TimeZone>) -> Result<Self, Unreadable> {
         let mut parts: BTreeMap<(String, String), Vec<(u32, PathBuf)>> = BTreeMap::new();
         let mut streams = Vec::new();
-        for file in files {
+        for (number, file) in files.iter().enumerate() {
+            if files[..number].contains(file) {
+                return Err(Unreadable {
+                    file: file.display().to_string(),
+                    problem: "is given twice: each trace once".to_owned(),
+                });
+            }
             let mut reader = TraceReader::open(file)?;
             let Some(Line::Session(session)) = reader.next_record()? else {
                 continue;
@@ -90,10 +116,12 @@ impl Traces {
             zone: LogZone {
                 given: zone,
                 system: TimeZone::system(),
-                learned: None,
+                learned: Vec::new(),
+                is_mixed: false,
             },
             at: None,
             returns: 0,
+            has_returned: false,
         };
         traces.learn_zone()?;
         Ok(traces)
@@ -101,10 +129,7 @@ impl Traces {
 
     fn learn_zone(&mut self) -> Result<(), Unreadable> {
         for stream in &mut self.streams {
-            while self.zone.learned.is_none()
-                && stream.window.len() < LEARN_FROM
-                && stream.read_one(&mut self.zone)?
-            {}
+            while stream.window.len() < LEARN_FROM && stream.read_one(&mut self.zone)? {}
         }
         Ok(())
     }
@@ -114,7 +139,7 @@ impl Traces {
         let Some(mut at) = self.zone.second_of(local, self.at) else {
             return Ok(None);
         };
-        if self.at.is_some_and(|before| at < before - BEHIND_S) {
+        if self.at.is_some_and(|before| at < before - RETURN_S) {
             self.go_back()?;
         }
         for index in 0..self.streams.len() {
@@ -129,10 +154,20 @@ impl Traces {
                 }
             }
         }
-        for stream in &mut self.streams {
-            stream.window.forget_before(at - BEHIND_S);
+        if let Some(zones) = self.zone.mixed() {
+            return Err(Unreadable {
+                file: "the trace".to_owned(),
+                problem: format!(
+                    "holds lines of logs in several time zones ({zones}): say with --zone which is this log's"
+                ),
+            });
         }
         self.at = Some(self.at.map_or(at, |before| before.max(at)));
+        let behind = self.at.unwrap_or(at) - BEHIND_S;
+        for stream in &mut self.streams {
+            stream.window.begin(at);
+            stream.window.forget_before(behind);
+        }
         Ok(Some(at))
     }
 
@@ -150,6 +185,7 @@ impl Traces {
             stream.restart()?;
         }
         self.at = None;
+        self.has_returned = true;
         Ok(())
     }
 
@@ -160,28 +196,80 @@ impl Traces {
 
     /// The attempt of a line written in this second since the epoch.
     pub fn take(&mut self, at: i64, log: &LogLine, said: &Said) -> Taken {
-        let mut ambiguous = Taken::None;
-        for stream in &mut self.streams {
-            match stream.window.take(at, log, said) {
-                Taken::None => {}
-                Taken::Ambiguous(causes) => ambiguous = Taken::Ambiguous(causes),
-                one @ Taken::One { .. } => return one,
-            }
+        let same: Vec<(usize, u64)> = self.each(|stream| stream.window.same_line(log));
+        if !same.is_empty() {
+            return self.choose(&same);
         }
-        ambiguous
+        // What is missing might fit as well as what is there.
+        if let Some(why_not) = self.doubt(at) {
+            return Taken::Doubtful(why_not);
+        }
+        let mut fitting = Vec::new();
+        for (index, stream) in self.streams.iter().enumerate() {
+            // A container's pids are not the host's: they tell attempts apart only where they are among them.
+            let worker = stream.workers.contains(&log.pid.0).then_some(log.pid.0);
+            let Some(numbers) = stream.window.fitting(at, log, said, worker) else {
+                return Taken::Doubtful(WhyNot::TooMany);
+            };
+            fitting.extend(numbers.into_iter().map(|number| (index, number)));
+        }
+        self.choose(&fitting)
     }
 
-    /// What the request had met before this attempt, where the trace tells.
+    fn each(&self, of: impl Fn(&Stream) -> Vec<u64>) -> Vec<(usize, u64)> {
+        let streams = self.streams.iter().enumerate();
+        streams
+            .flat_map(|(index, stream)| of(stream).into_iter().map(move |number| (index, number)))
+            .collect()
+    }
+
+    /// One of those that fit alike, or none where they do not say the same.
+    fn choose(&mut self, fitting: &[(usize, u64)]) -> Taken {
+        let kinds: BTreeSet<Kind> = fitting
+            .iter()
+            .filter_map(|(index, number)| self.streams[*index].window.kind(*number))
+            .collect();
+        let alike = if kinds.len() == 1 { fitting.len() } else { 0 };
+        if fitting.len() > 1 {
+            // Which of them this line's is stays open for the others too.
+            for (index, number) in fitting {
+                self.streams[*index].window.mark(*number, alike);
+            }
+        }
+        let found = fitting.first().filter(|_| alike > 0).and_then(|(index, number)| {
+            let found = self.streams[*index].window.take(*number)?;
+            Some(Taken::One(*index, found))
+        });
+        match found {
+            Some(found) => found,
+            None if fitting.is_empty() => Taken::None,
+            None => Taken::Ambiguous(kinds.into_iter().map(|(cause, _)| cause).collect()),
+        }
+    }
+
+    /// Why what a trace holds of that second may not be all.
+    fn doubt(&self, at: i64) -> Option<WhyNot> {
+        let mut running = self.streams.iter().filter(|stream| stream.ran_at(at));
+        running.find_map(|stream| {
+            if stream.window.was_crowded(at) {
+                Some(WhyNot::TooMany)
+            } else if stream.lost_at(at) {
+                Some(WhyNot::Lost)
+            } else {
+                None
+            }
+        })
+    }
+
+    /// What the request had met before this attempt of that trace, where it tells.
     #[must_use]
-    pub fn before(&self, attempt: &Attempt) -> Option<Before> {
+    pub fn before(&self, index: usize, attempt: &Attempt) -> Option<Before> {
         let retry = attempt.retry?;
-        self.streams.iter().find_map(|stream| {
-            let (peer, cause) = stream.remembered.get(&retry.of)?;
-            Some(Before {
-                n: retry.n,
-                peer: peer.clone(),
-                cause: cause.clone(),
-            })
+        let (peer, cause) = self.streams.get(index)?.remembered.get(&retry.of)?;
+        Some(Before {
+            n: retry.n,
+            peer: peer.clone(),
+            cause: cause.clone(),
         })
     }
 
@@ -204,10 +292,8 @@ impl Traces {
                 None => WhyNot::BetweenTraces,
             };
         }
-        if running.iter().any(|stream| stream.window.was_crowded(at)) {
-            WhyNot::TooMany
-        } else if running.iter().any(|stream| stream.lost_at(at)) {
-            WhyNot::Lost
+        if self.at.is_some_and(|latest| at < latest - BEHIND_S + NEAR_S) {
+            WhyNot::OutOfOrder
         } else if running.iter().all(|stream| stream.is_filtered) {
             WhyNot::Filtered
         } else {
@@ -215,10 +301,15 @@ impl Traces {
         }
     }
 
-    /// Failures that nginx says something about, that lie within the time of the log, and whose line was not in it.
-    #[must_use]
-    pub fn unclaimed(&self) -> u64 {
-        self.streams.iter().map(|stream| stream.window.unclaimed()).sum()
+    /// Failures that nginx says something about, that lie within the time of the log, and whose line was not in it; `None`
+    /// where a log was gone back in. The last line has been read.
+    pub fn unclaimed(&mut self) -> Option<u64> {
+        let at = self.at.unwrap_or(i64::MIN);
+        for stream in &mut self.streams {
+            stream.window.end(at);
+        }
+        let all = self.streams.iter().map(|stream| stream.window.unclaimed()).sum();
+        (!self.has_returned).then_some(all)
     }
 
     /// How many failures are held at this moment.
@@ -252,6 +343,7 @@ struct Stream {
     lost: VecDeque<i64>,
     /// Peer and cause of the latest failures, by the attempt's number.
     remembered: HashMap<u64, (Option<String>, Option<String>)>,
+    workers: BTreeSet<u32>,
     order: VecDeque<u64>,
     torn: Vec<String>,
 }
@@ -269,6 +361,7 @@ impl Stream {
             is_filtered: false,
             lost: VecDeque::new(),
             remembered: HashMap::new(),
+            workers: BTreeSet::new(),
             order: VecDeque::new(),
             torn: Vec::new(),
         }
@@ -344,6 +437,9 @@ impl Stream {
     fn attempt(&mut self, mut attempt: Box<Attempt>, zone: &mut LogZone) {
         let ended = end_of(&attempt);
         self.see(ended);
+        if self.workers.len() < WORKERS {
+            self.workers.insert(attempt.worker);
+        }
         let written = attempt.log.as_ref().and_then(|log| {
             let written = second_of(&log.time)?;
             zone.learn(&log.line, written);
@@ -393,9 +489,14 @@ fn end_of(attempt: &Attempt) -> Option<i64> {
 struct LogZone {
     given: Option<TimeZone>,
     system: TimeZone,
-    /// Its distance from UTC at the latest line that a trace holds, and when that was.
-    learned: Option<(Offset, i64)>,
+    /// Its distances from UTC, each with when a line showed it first, in the order of time.
+    learned: Vec<(i64, Offset)>,
+    /// Lines of several zones are in turns, which summer time alone does not do.
+    is_mixed: bool,
 }
+
+/// Summer time begins and ends once a year.
+const SEASON_S: i64 = 30 * 86_400;
 
 impl LogZone {
     /// Learns from a line of a trace: its text has the local time, and when it was written is known.
@@ -412,30 +513,78 @@ impl LogZone {
         let offset = i32::try_from(local.as_second() - written)
             .ok()
             .and_then(|seconds| Offset::from_seconds(seconds).ok());
-        if let Some(offset) = offset {
-            self.learned = Some((offset, written));
+        let Some(offset) = offset else {
+            return;
+        };
+        // What was learned of that time already, where a trace is read again or a second one is.
+        let place = self.learned.partition_point(|(since, _)| *since <= written);
+        if place
+            .checked_sub(1)
+            .and_then(|before| self.learned.get(before))
+            .is_some_and(|(_, known)| *known == offset)
+        {
+            return;
         }
+        if let Some((since, known)) = self.learned.get_mut(place)
+            && *known == offset
+        {
+            *since = written;
+            return;
+        }
+        self.learned.insert(place, (written, offset));
+        let turns = self
+            .learned
+            .windows(3)
+            .filter(|three| three[2].0 - three[0].0 < SEASON_S);
+        self.is_mixed = turns.count() > 0;
     }
 
-    fn zone(&self) -> TimeZone {
+    /// The zones of which there are lines in turns.
+    fn mixed(&self) -> Option<String> {
+        self.is_mixed.then_some(())?;
+        let all: BTreeSet<i32> = self.learned.iter().map(|(_, offset)| offset.seconds()).collect();
+        let shown = all
+            .into_iter()
+            .filter_map(|seconds| Offset::from_seconds(seconds).ok());
+        Some(
+            shown
+                .map(|offset| format!("UTC{offset}"))
+                .collect::<Vec<_>>()
+                .join(", "),
+        )
+    }
+
+    /// The zone with its rules, where they are known: the one given, or the reader's own where all that was learned is
+    /// its.
+    fn ruled(&self) -> Option<&TimeZone> {
         if let Some(given) = &self.given {
-            return given.clone();
+            return Some(given);
         }
-        let Some((offset, at)) = self.learned else {
-            return self.system.clone();
+        let is_its = |(since, offset): &(i64, Offset)| {
+            Timestamp::from_second(*since).is_ok_and(|at| self.system.to_offset(at) == *offset)
         };
-        // The reader's own zone knows when summer time ends; a distance alone does not.
-        match Timestamp::from_second(at) {
-            Ok(at) if self.system.to_offset(at) == offset => self.system.clone(),
-            Ok(_) | Err(_) => TimeZone::fixed(offset),
-        }
+        self.learned.iter().all(is_its).then_some(&self.system)
     }
 
     /// The second since the epoch; of two, the one that comes after the line before.
     fn second_of(&self, local: civil::DateTime, before: Option<i64>) -> Option<i64> {
-        let ambiguous = self.zone().to_ambiguous_timestamp(local);
         let second = |offset: Offset| Some(offset.to_timestamp(local).ok()?.as_second());
-        match ambiguous.offset() {
+        let Some(zone) = self.ruled() else {
+            // A distance holds from its first line to the first of the next; where two fit, an hour comes twice.
+            let fits = |index: usize| {
+                let (since, offset) = self.learned[index];
+                let at = second(offset)?;
+                let is_begun = index == 0 || at >= since;
+                let is_over = self.learned.get(index + 1).is_some_and(|(next, _)| at >= *next);
+                (is_begun && !is_over).then_some(at)
+            };
+            let mut fitting = (0..self.learned.len()).filter_map(fits);
+            let earliest = fitting.clone().next();
+            let is_next = |at: &i64| before.is_none_or(|before| *at >= before - BEHIND_S);
+            let latest = self.learned.last().and_then(|(_, offset)| second(*offset));
+            return fitting.find(is_next).or(earliest).or(latest);
+        };
+        match zone.to_ambiguous_timestamp(local).offset() {
             AmbiguousOffset::Unambiguous { offset } => second(offset),
             AmbiguousOffset::Gap { .. } => None,
             AmbiguousOffset::Fold {
@@ -453,9 +602,19 @@ impl LogZone {
     }
 
     fn shown(&self, second: i64) -> String {
-        Timestamp::from_second(second).map_or_else(
-            |_| second.to_string(),
-            |at| at.to_zoned(self.zone()).strftime("%Y/%m/%d %H:%M:%S").to_string(),
-        )
+        let Ok(at) = Timestamp::from_second(second) else {
+            return second.to_string();
+        };
+        let offset = self
+            .learned
+            .iter()
+            .rev()
+            .find(|(since, _)| *since <= second)
+            .or(self.learned.first());
+        let zone = match (self.ruled(), offset) {
+            (None, Some((_, offset))) => TimeZone::fixed(*offset),
+            (zone, _) => zone.cloned().unwrap_or(TimeZone::UTC),
+        };
+        at.to_zoned(zone).strftime("%Y/%m/%d %H:%M:%S").to_string()
     }
 }

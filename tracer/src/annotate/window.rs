@@ -1,8 +1,8 @@
 //! The failures of one trace that were written about when the line being read was.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
-    hash::{BuildHasher, RandomState},
+    collections::{HashMap, VecDeque},
+    hash::{BuildHasher, Hash, RandomState},
 };
 
 use crate::{
@@ -14,8 +14,11 @@ use crate::{
 /// More failures than this are not held at a time.
 const CAPACITY: usize = 50_000;
 
+/// Of more failures than this that fit a line none is taken.
+const MAX_ALIKE: usize = 1_000;
+
 /// Seconds between nginx's clock at the line and the attempt's end: nginx reads the clock once in a turn of its loop.
-const NEAR_S: i64 = 2;
+pub const NEAR_S: i64 = 2;
 
 /// A text pre-formatted by nginx may be cut in either; its beginning identifies it.
 const HEAD: usize = 24;
@@ -26,11 +29,14 @@ pub struct Window {
     failures: VecDeque<Option<Failure>>,
     /// The number of the first of them.
     first: u64,
+    /// Numbers by the line that the trace holds, and of those without one by their peer; in ascending order.
     by_text: HashMap<u64, VecDeque<u64>>,
     by_peer: HashMap<Option<String>, VecDeque<u64>>,
     hasher: RandomState,
     /// Failures beyond the capacity went away until then, in seconds since the epoch.
     crowded_until: Option<i64>,
+    /// From when on the log was read.
+    from: Option<i64>,
     unclaimed: u64,
 }
 
@@ -38,51 +44,45 @@ pub struct Window {
 struct Failure {
     attempt: Box<Attempt>,
     at: i64,
-    /// It was one of so many that a line fitted alike.
+    /// It was one of so many that a line fitted alike; 0: of several with different causes.
     alike: usize,
 }
 
-/// What was found for a line.
+/// What tells attempts apart that fit a line alike.
+pub type Kind = (String, Option<String>);
+
+/// An attempt that was found for a line.
 #[derive(Debug)]
-pub enum Taken {
-    /// The attempt; where `alike` is more than 1, one of so many with the same cause.
-    One {
-        /// See there.
-        attempt: Box<Attempt>,
-        /// See there.
-        alike: usize,
-    },
-    /// Several fit, and they have these causes.
-    Ambiguous(Vec<String>),
-    /// None fits.
-    None,
+pub struct Found {
+    /// The attempt.
+    pub attempt: Box<Attempt>,
+    /// One of so many alike.
+    pub alike: usize,
 }
 
 impl Window {
     /// Takes in an attempt whose line was written, or that ended, in this second since the epoch.
     pub fn push(&mut self, attempt: Box<Attempt>, at: i64) {
         let number = self.first + self.failures.len() as u64;
-        if let Some(log) = &attempt.log {
-            let key = self.hasher.hash_one(log.line.as_str());
-            self.by_text.entry(key).or_default().push_back(number);
-        } else {
-            self.by_peer
-                .entry(attempt.peer.clone())
-                .or_default()
-                .push_back(number);
+        match &attempt.log {
+            Some(log) => {
+                let key = self.hasher.hash_one(log.line.as_str());
+                self.by_text.entry(key).or_default().push_back(number);
+            }
+            None => {
+                let of_peer = self.by_peer.entry(attempt.peer.clone()).or_default();
+                of_peer.push_back(number);
+            }
         }
         self.failures.push_back(Some(Failure {
             attempt,
             at,
             alike: 1,
         }));
-        if self.failures.len() > CAPACITY {
-            let at = self
-                .failures
-                .front()
-                .and_then(|failure| Some(failure.as_ref()?.at));
-            self.crowded_until = self.crowded_until.max(at);
-            self.pop();
+        if self.failures.len() > CAPACITY
+            && let Some(failure) = self.pop()
+        {
+            self.crowded_until = self.crowded_until.max(Some(failure.at));
         }
     }
 
@@ -98,10 +98,27 @@ impl Window {
         self.failures.is_empty()
     }
 
-    /// Failures that nginx says something about and that went away without their line.
+    /// From this second on the log was read.
+    pub fn begin(&mut self, at: i64) {
+        self.from = Some(self.from.map_or(at, |from| from.min(at)));
+    }
+
+    /// Failures that nginx says something about and whose line was not in the log, of the time that was read.
     #[must_use]
     pub fn unclaimed(&self) -> u64 {
         self.unclaimed
+    }
+
+    /// The log ended in this second: what is left has no line in it.
+    pub fn end(&mut self, at: i64) {
+        while self
+            .failures
+            .front()
+            .is_some_and(|failure| failure.as_ref().is_none_or(|failure| failure.at <= at))
+        {
+            let failure = self.pop();
+            self.count(failure);
+        }
     }
 
     /// Failures of this second were let go for want of room.
@@ -117,169 +134,187 @@ impl Window {
             .front()
             .is_some_and(|failure| failure.as_ref().is_none_or(|failure| failure.at < second))
         {
-            self.pop();
+            let failure = self.pop();
+            self.count(failure);
         }
     }
 
-    fn pop(&mut self) {
-        let Some(failure) = self.failures.pop_front() else {
-            return;
-        };
+    fn count(&mut self, failure: Option<Failure>) {
+        let is_missing = failure.is_some_and(|failure| {
+            failure.alike > 0
+                && failure.attempt.nginx_says.is_some()
+                && self.from.is_some_and(|from| failure.at >= from)
+        });
+        self.unclaimed += u64::from(is_missing);
+    }
+
+    fn pop(&mut self) -> Option<Failure> {
+        let failure = self.failures.pop_front()?;
         let number = self.first;
         self.first += 1;
-        let Some(Failure { attempt, .. }) = failure else {
-            return;
-        };
-        self.unclaimed += u64::from(attempt.nginx_says.is_some());
-        self.forget(&attempt, number);
+        if let Some(failure) = &failure {
+            self.forget(&failure.attempt, number);
+        }
+        failure
     }
 
     /// Takes the number out of its index.
     fn forget(&mut self, attempt: &Attempt, number: u64) {
-        fn without<K: Eq + std::hash::Hash>(index: &mut HashMap<K, VecDeque<u64>>, key: &K, number: u64) {
+        fn without<K: Eq + Hash>(index: &mut HashMap<K, VecDeque<u64>>, key: &K, number: u64) {
             let Some(numbers) = index.get_mut(key) else {
                 return;
             };
-            numbers.retain(|known| *known != number);
+            if numbers.front() == Some(&number) {
+                numbers.pop_front();
+            } else if let Ok(at) = numbers.binary_search(&number) {
+                numbers.remove(at);
+            }
             if numbers.is_empty() {
                 index.remove(key);
             }
         }
         match &attempt.log {
-            Some(log) => without(
-                &mut self.by_text,
-                &self.hasher.hash_one(log.line.as_str()),
-                number,
-            ),
+            Some(log) => {
+                let key = self.hasher.hash_one(log.line.as_str());
+                without(&mut self.by_text, &key, number);
+            }
             None => without(&mut self.by_peer, &attempt.peer, number),
         }
     }
 
-    fn get(&self, number: u64) -> Option<&Failure> {
-        let index = usize::try_from(number.checked_sub(self.first)?).ok()?;
-        self.failures.get(index)?.as_ref()
+    fn index(&self, number: u64) -> Option<usize> {
+        usize::try_from(number.checked_sub(self.first)?).ok()
     }
 
-    fn take_out(&mut self, number: u64) -> Option<Failure> {
-        let index = usize::try_from(number.checked_sub(self.first)?).ok()?;
+    fn get(&self, number: u64) -> Option<&Failure> {
+        self.failures.get(self.index(number)?)?.as_ref()
+    }
+
+    /// What tells this failure apart from others that fit alike.
+    #[must_use]
+    pub fn kind(&self, number: u64) -> Option<Kind> {
+        let attempt = &self.get(number)?.attempt;
+        let cause = attempt.cause.as_ref().map_or("none", |cause| cause.id.as_ref());
+        Some((cause.to_owned(), attempt.upstream.clone()))
+    }
+
+    /// Remembers of a failure that it was one of so many alike; 0: of several that are not.
+    pub fn mark(&mut self, number: u64, alike: usize) {
+        let index = self.index(number);
+        if let Some(Some(failure)) = index.and_then(|index| self.failures.get_mut(index)) {
+            failure.alike = match alike {
+                0 => 0,
+                _ => failure.alike.max(alike),
+            };
+        }
+    }
+
+    /// Takes a failure out.
+    pub fn take(&mut self, number: u64) -> Option<Found> {
+        let index = self.index(number)?;
         let failure = self.failures.get_mut(index)?.take()?;
         self.forget(&failure.attempt, number);
-        Some(failure)
+        Some(Found {
+            attempt: failure.attempt,
+            alike: failure.alike.max(1),
+        })
     }
 
-    /// The attempt of a line that was written in this second since the epoch; it is taken out.
-    pub fn take(&mut self, at: i64, log: &LogLine, said: &Said) -> Taken {
-        if let Some(number) = self.same_line(log) {
-            return self.one(number);
-        }
-        let mut fitting = self.fitting(at, log, said);
-        // The pids of a container are not the host's: they tell attempts apart only where they are among them.
-        let of_worker: Vec<u64> = fitting
-            .iter()
-            .copied()
-            .filter(|number| {
-                self.get(*number)
-                    .is_some_and(|failure| failure.attempt.worker == log.pid.0)
+    /// The attempts that hold this very line. Those of one worker are one after the other; of several workers, as in
+    /// containers whose pids are alike, any of them may be meant.
+    #[must_use]
+    pub fn same_line(&self, log: &LogLine) -> Vec<u64> {
+        let numbers = self.by_text.get(&self.hasher.hash_one(log.text.as_str()));
+        let same: Vec<(u64, u32)> = numbers
+            .into_iter()
+            .flatten()
+            .filter_map(|number| {
+                let attempt = &self.get(*number)?.attempt;
+                let is_it = attempt.log.as_ref().is_some_and(|known| known.line == log.text);
+                is_it.then_some((*number, attempt.worker))
             })
+            .take(MAX_ALIKE)
             .collect();
-        if !of_worker.is_empty() {
-            fitting = of_worker;
-        }
-        let causes: BTreeSet<String> = fitting
-            .iter()
-            .filter_map(|number| self.get(*number))
-            .map(|failure| {
-                failure
-                    .attempt
-                    .cause
-                    .as_ref()
-                    .map_or("none", |cause| cause.id.as_ref())
-                    .to_owned()
-            })
-            .collect();
-        match fitting.first() {
-            None => Taken::None,
-            Some(number) if causes.len() == 1 => {
-                // Which of them this line's is stays open for the others too.
-                for alike in &fitting {
-                    self.mark(*alike, fitting.len());
-                }
-                self.one(*number)
-            }
-            Some(_) => Taken::Ambiguous(causes.into_iter().collect()),
+        match same.first() {
+            Some((number, worker)) if same.iter().all(|(_, other)| other == worker) => vec![*number],
+            _ => same.into_iter().map(|(number, _)| number).collect(),
         }
     }
 
-    fn mark(&mut self, number: u64, alike: usize) {
-        let index = number
-            .checked_sub(self.first)
-            .and_then(|index| usize::try_from(index).ok());
-        if let Some(Some(failure)) = index.and_then(|index| self.failures.get_mut(index)) {
-            failure.alike = failure.alike.max(alike);
-        }
-    }
-
-    fn one(&mut self, number: u64) -> Taken {
-        self.take_out(number)
-            .map_or(Taken::None, |Failure { attempt, alike, .. }| Taken::One {
-                attempt,
-                alike,
-            })
-    }
-
-    /// The first attempt that holds this very line.
-    fn same_line(&self, log: &LogLine) -> Option<u64> {
-        let numbers = self.by_text.get(&self.hasher.hash_one(log.text.as_str()))?;
-        let is_it = |number: &&u64| {
-            let failure = self.get(**number);
-            failure.is_some_and(|failure| {
-                failure
-                    .attempt
-                    .log
-                    .as_ref()
-                    .is_some_and(|known| known.line == log.text)
-            })
-        };
-        numbers.iter().find(is_it).copied()
-    }
-
-    /// Attempts without a line that may be this line's.
-    fn fitting(&self, at: i64, log: &LogLine, said: &Said) -> Vec<u64> {
+    /// Attempts without a line that may be this line's; `None`: too many. `worker`: only of this one.
+    #[must_use]
+    pub fn fitting(&self, at: i64, log: &LogLine, said: &Said, worker: Option<u32>) -> Option<Vec<u64>> {
         let peer = said.peer.as_ref().or(log.peer.as_ref()).map(ToString::to_string);
-        let is_unnamed = log.upstream.is_some() && peer.is_none() && said.meaning != Meaning::NoLiveUpstreams;
-        let all = self.by_peer.iter().filter(|(known, _)| {
+        let mut queues: Vec<&VecDeque<u64>> = Vec::new();
+        if peer.is_some() {
+            queues.extend(self.by_peer.get(&peer));
+        } else if let Some(named) = log
+            .upstream
+            .as_ref()
+            .filter(|_| said.meaning != Meaning::NoLiveUpstreams)
+        {
             // Some lines do not show where a unix path ends.
-            if is_unnamed {
-                known.as_ref().is_some_and(|known| {
-                    log.upstream
-                        .as_ref()
-                        .is_some_and(|named| named.contains(known.as_str()))
-                })
-            } else {
-                **known == peer
+            let is_named =
+                |known: &&Option<String>| known.as_ref().is_some_and(|known| named.contains(known.as_str()));
+            queues.extend(
+                self.by_peer
+                    .keys()
+                    .filter(is_named)
+                    .filter_map(|known| self.by_peer.get(known)),
+            );
+        }
+        // Some attempts without a socket have no peer in the trace, although the line names one.
+        if said.meaning.stands_alone() {
+            queues.extend(
+                self.by_peer
+                    .get(&None)
+                    .filter(|_| peer.is_some() || queues.is_empty()),
+            );
+        }
+        let mut fitting = Vec::new();
+        for numbers in queues {
+            // Written as they end, they are in the order of time but for a moment.
+            let is_old = |number: &u64| {
+                self.get(*number)
+                    .is_none_or(|failure| failure.at < at - 2 * NEAR_S)
+            };
+            for number in numbers.iter().skip(numbers.partition_point(is_old)) {
+                let Some(failure) = self.get(*number) else {
+                    continue;
+                };
+                if failure.at > at + 2 * NEAR_S {
+                    break;
+                }
+                let is_near = (failure.at - at).abs() <= NEAR_S;
+                let is_its = worker.is_none_or(|worker| failure.attempt.worker == worker);
+                if is_near && is_its && is_about(&failure.attempt, log, said) {
+                    fitting.push(*number);
+                }
+                if fitting.len() > MAX_ALIKE {
+                    return None;
+                }
             }
-        });
-        let mut fitting: Vec<u64> = all
-            .flat_map(|(_, numbers)| numbers)
-            .copied()
-            .filter(|number| {
-                self.get(*number).is_some_and(|failure| {
-                    (failure.at - at).abs() <= NEAR_S && is_about(&failure.attempt, said)
-                })
-            })
-            .collect();
+        }
         fitting.sort_unstable();
-        fitting
+        Some(fitting)
     }
 }
 
 /// Whether nginx may have said this about the attempt.
-fn is_about(attempt: &Attempt, said: &Said) -> bool {
-    let head = |text: &str| text.chars().take(HEAD).collect::<String>();
+fn is_about(attempt: &Attempt, log: &LogLine, said: &Said) -> bool {
     let errno = said.errno.map(errno_name);
+    let is_same_errno = attempt.errno.is_none() || errno.is_none() || attempt.errno == errno;
+    if said.meaning == Meaning::NoLiveUpstreams {
+        return attempt.outcome == "no-live-upstreams" && is_of_upstream(attempt, log);
+    }
     if let Some(says) = &attempt.nginx_says {
-        let is_same_errno = attempt.errno.is_none() || errno.is_none() || attempt.errno == errno;
-        return is_same_errno && head(says) == head(&said.text);
+        let action = |text: &str| text.rsplit_once(" while ").map(|(_, action)| action.to_owned());
+        return is_same_errno
+            && says.chars().take(HEAD).eq(said.text.chars().take(HEAD))
+            && action(says) == action(&said.text);
+    }
+    if !is_phase(&attempt.phase, said.action.as_deref().unwrap_or_default()) {
+        return false;
     }
     match said.meaning {
         Meaning::ConnectAtOnce | Meaning::Connect | Meaning::Bind | Meaning::Socket | Meaning::Io => {
@@ -291,5 +326,30 @@ fn is_about(attempt: &Attempt, said: &Said) -> bool {
         Meaning::NoLiveUpstreams => attempt.outcome == "no-live-upstreams",
         Meaning::Unacceptable => attempt.outcome == "invalid",
         Meaning::Other | Meaning::Nothing => false,
+    }
+}
+
+/// Whether a line is about the upstream of an attempt without a peer: `upstream: "http://app/path"`.
+fn is_of_upstream(attempt: &Attempt, log: &LogLine) -> bool {
+    let Some(named) = &log.upstream else {
+        return true;
+    };
+    let named = named.split_once("://").map_or(named.as_str(), |(_, named)| named);
+    let named = named.split('/').next().unwrap_or(named);
+    let mut names = attempt.upstreams.iter().chain(&attempt.upstream);
+    names.any(|name| name == named) || (attempt.upstream.is_none() && attempt.upstreams.is_empty())
+}
+
+/// Whether an attempt that ended in this phase may be one of which nginx says that it happened while it did this.
+fn is_phase(phase: &str, action: &str) -> bool {
+    match phase {
+        "connecting" => action.starts_with("connecting"),
+        "handshaking" => action.starts_with("SSL handshaking"),
+        "sending" => action.starts_with("sending request"),
+        "waiting" => action.starts_with("reading response header") || action.starts_with("proxying"),
+        "reading" => ["reading", "sending to client", "proxying"]
+            .iter()
+            .any(|begin| action.starts_with(begin)),
+        _ => true,
     }
 }

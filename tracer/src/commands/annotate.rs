@@ -30,6 +30,10 @@ pub fn run(args: &AnnotateArgs) -> Result<Status, Stop> {
     if stdin.count() > 1 {
         return Err(Stop::usage("stdin is named twice: it can be read once"));
     }
+    // Found out now rather than after the hours that others take.
+    for log in args.logs.iter().filter(|log| *log != Path::new("-")) {
+        opened(log)?;
+    }
     let zone = args.zone.as_deref().map(zone).transpose()?;
     let mut annotation = Annotation {
         args,
@@ -45,11 +49,7 @@ pub fn run(args: &AnnotateArgs) -> Result<Status, Stop> {
         // A reader that went away has seen enough.
         Err(Broken::Written(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Status::Ran),
         Err(Broken::Written(error)) => Err(Stop::usage(format!("cannot write to stdout: {error}"))),
-        Err(Broken::Read(error)) => {
-            // What was found until then is not lost.
-            let _ = out.flush();
-            Err(error.into())
-        }
+        Err(Broken::Read(error)) => Err(error.into()),
         Ok(()) => Ok(Status::Ran),
     }
 }
@@ -95,8 +95,10 @@ struct Annotation<'a> {
 
 impl Annotation<'_> {
     fn run(&mut self, out: &mut impl Write) -> Result<(), Broken> {
-        for number in 0..self.args.logs.len() {
-            self.log(number, out)?;
+        let read = (0..self.args.logs.len()).try_for_each(|number| self.log(number, out));
+        // What was found until then is not lost.
+        if read.is_err() && (self.totals.upstream_lines == 0 || matches!(read, Err(Broken::Written(_)))) {
+            return read;
         }
         let (unclaimed, torn) = (self.traces.unclaimed(), self.traces.torn());
         if self.args.json {
@@ -113,7 +115,7 @@ impl Annotation<'_> {
             out.write_all(closing.as_bytes())?;
         }
         out.flush()?;
-        Ok(())
+        read
     }
 
     fn log(&mut self, log: usize, out: &mut impl Write) -> Result<(), Broken> {
@@ -181,11 +183,13 @@ fn open(path: &Path, progress: &ProgressBar) -> Result<LineReader, Unreadable> {
     if path == Path::new("-") {
         return LineReader::open(path);
     }
-    let name = path.display().to_string();
-    let file = File::open(path).map_err(|error| Unreadable {
-        file: name.clone(),
+    let input: Box<dyn Read> = Box::new(progress.wrap_read(opened(path)?));
+    LineReader::new(&path.display().to_string(), input)
+}
+
+fn opened(path: &Path) -> Result<File, Unreadable> {
+    File::open(path).map_err(|error| Unreadable {
+        file: path.display().to_string(),
         problem: format!("cannot be opened: {}", crate::lines::plain(&error)),
-    })?;
-    let input: Box<dyn Read> = Box::new(progress.wrap_read(file));
-    LineReader::new(&name, input)
+    })
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     engine::{
+        Counting,
         diagnose::fact,
         notes,
         table::Keyed,
@@ -48,10 +49,23 @@ const NOT_ITS_FAULT: [&str; 9] = [
 /// Who keeps count: a worker by itself, or all that share a `zone`, by their master and when it read its files.
 pub type Owner = (Pid, Ktime);
 
+/// What came of an attempt.
+#[derive(Debug, Default)]
+pub struct Balanced {
+    /// What nginx does with the peer from now on, if that changes.
+    pub note: Option<NoteEvent>,
+    /// The peer had been left out: nginx tries such a one once in a while, by a rhythm of its own.
+    pub is_probe: bool,
+}
+
 /// What the balancers think of their peers.
 #[derive(Debug)]
 pub struct Balancers {
     states: Keyed<Key, State>,
+    /// How many states each upstream has.
+    upstreams: BTreeMap<String, usize>,
+    /// When something was lost last: successes may be missing since.
+    lost_at: Ktime,
     peers: BTreeMap<(String, Peer), Whole>,
     /// When the earliest attempt began and the latest ended.
     from: Option<Ktime>,
@@ -103,8 +117,9 @@ struct Whole {
     times: u64,
     by_cause: BTreeMap<&'static str, u64>,
     left_out: u64,
+    is_shared: bool,
     counted: u64,
-    uncounted: u64,
+    late: u64,
     /// The longest time over which the failures were spread that disabled it, how many, and `fail_timeout`.
     spread: Option<(u64, u32, u64)>,
 }
@@ -113,6 +128,8 @@ impl Default for Balancers {
     fn default() -> Self {
         Self {
             states: Keyed::new(STATES, MEMORY),
+            upstreams: BTreeMap::new(),
+            lost_at: Ktime(0),
             peers: BTreeMap::new(),
             from: None,
             until: Ktime(0),
@@ -121,12 +138,12 @@ impl Default for Balancers {
 }
 
 impl Balancers {
-    /// Whether no peer has failed: an attempt that succeeded changes nothing then.
-    pub fn is_idle(&self) -> bool {
-        self.states.len() == 0
+    /// Whether a peer of this upstream has failed: otherwise an attempt that succeeded changes nothing.
+    pub fn knows(&self, upstream: &str) -> bool {
+        self.upstreams.contains_key(upstream)
     }
 
-    /// Takes in when a success was seen, which is all that matters of it while [`Self::is_idle`].
+    /// Takes in when an attempt was made.
     pub fn pass(&mut self, attempt: &Attempt) {
         self.from = Some(
             self.from
@@ -135,61 +152,109 @@ impl Balancers {
         self.until = self.until.max(attempt.ended_at);
     }
 
-    /// Takes in a finished attempt of that owner: what nginx does with the peer from now on, if that changes.
+    /// Something was lost: a success that made nginx forget failures may have been.
+    pub fn lost(&mut self, at: Ktime) {
+        self.lost_at = at;
+    }
+
+    /// Of how many peers the failures were forgotten for want of room since this was last asked.
+    pub fn take_evicted(&mut self) -> u64 {
+        self.states.take_evicted()
+    }
+
+    /// Takes in a finished attempt of that owner.
     pub fn add(
         &mut self,
         now: Ktime,
         attempt: &Attempt,
         owner: Owner,
         balancing: Balancing,
-        is_counted: bool,
-    ) -> Option<NoteEvent> {
-        self.pass(attempt);
-        let (upstream, peer) = (attempt.upstream.as_ref()?, attempt.peer.as_ref()?);
-        if balancing.max_fails == 0 {
-            return None;
-        }
-        let is_failure = attempt.outcome.is_failure();
-        let place = (upstream.clone(), peer.clone());
-        if is_failure && (self.peers.len() < PEERS || self.peers.contains_key(&place)) {
-            let whole = self.peers.entry(place.clone()).or_default();
-            *(if is_counted {
-                &mut whole.counted
-            } else {
-                &mut whole.uncounted
-            }) += 1;
+        counting: Counting,
+    ) -> Balanced {
+        let (Some(upstream), Some(peer)) = (&attempt.upstream, &attempt.peer) else {
+            return Balanced::default();
+        };
+        // Nothing disables it; or answers count too, whose statuses are not known.
+        if balancing.max_fails == 0 || balancing.counts_statuses {
+            return Balanced::default();
         }
         let key = Key {
             owner,
             upstream: upstream.clone(),
             peer: peer.clone(),
         };
-        if is_failure && is_counted {
-            if self.states.last(&key).is_none() {
-                self.states.push(now, key.clone(), State::new(attempt.began_at));
-            }
-            let state = self.states.last_mut(&key)?;
-            let whole = self.peers.get_mut(&place)?;
-            return match state.fail(attempt, balancing) {
-                Failed::Counted => None,
-                Failed::Disabled => Some(whole.disabled(owner, state, attempt, balancing)),
-                Failed::Again { cause, left_out } => {
-                    whole.add(cause, left_out);
-                    None
+        let is_probe = self.states.last(&key).is_some_and(|state| state.out.is_some());
+        let note = match counting {
+            _ if attempt.outcome == Outcome::Ok => self.succeed(&key, attempt, balancing),
+            _ if !attempt.outcome.is_failure() => None,
+            Counting::Counted => self.fail(now, &key, attempt, balancing),
+            Counting::Late => {
+                if let Some(whole) = self.whole(&key) {
+                    whole.late += 1;
                 }
-            };
-        }
-        if attempt.outcome != Outcome::Ok {
+                None
+            }
+            Counting::Own | Counting::Unknown => None,
+        };
+        Balanced { note, is_probe }
+    }
+
+    fn whole(&mut self, key: &Key) -> Option<&mut Whole> {
+        let place = (key.upstream.clone(), key.peer.clone());
+        if self.peers.len() >= PEERS && !self.peers.contains_key(&place) {
             return None;
         }
-        let (out, left_out) = self.states.last_mut(&key)?.succeed(attempt, balancing)?;
-        self.peers.get_mut(&place)?.add(out.cause, left_out);
-        Some(notes::peer_enabled(attempt, out.since, out.cause))
+        Some(self.peers.entry(place).or_default())
+    }
+
+    fn fail(&mut self, now: Ktime, key: &Key, attempt: &Attempt, balancing: Balancing) -> Option<NoteEvent> {
+        if self.states.last(key).is_none() {
+            self.states.push(now, key.clone(), State::new(attempt.began_at));
+            *self.upstreams.entry(key.upstream.clone()).or_default() += 1;
+        }
+        let lost_at = self.lost_at;
+        let state = self.states.last_mut(key)?;
+        if state.out.is_none() && state.last < lost_at {
+            state.fails = 0;
+        }
+        let failed = state.fail(attempt, balancing);
+        let note =
+            (failed == Failed::Disabled).then(|| notes::peer_disabled(attempt, balancing, &state.causes));
+        let first = state.first;
+        if let Some(whole) = self.whole(key) {
+            whole.counted += 1;
+            match failed {
+                Failed::Counted => {}
+                Failed::Disabled => whole.disabled(key.owner, first, attempt, balancing),
+                Failed::Again { cause, left_out } => whole.add(cause, left_out),
+            }
+        }
+        note
+    }
+
+    fn succeed(&mut self, key: &Key, attempt: &Attempt, balancing: Balancing) -> Option<NoteEvent> {
+        let state = self.states.last_mut(key)?;
+        let ended = state.succeed(attempt, balancing);
+        if state.fails > 0 {
+            return None;
+        }
+        self.states.forget(key);
+        if let Some(states) = self.upstreams.get_mut(&key.upstream) {
+            *states = states.saturating_sub(1);
+            if *states == 0 {
+                self.upstreams.remove(&key.upstream);
+            }
+        }
+        let (out, left_out) = ended?;
+        if let Some(whole) = self.whole(key) {
+            whole.add(out.cause, left_out);
+        }
+        Some(notes::peer_enabled(attempt, balancing, out.since, out.cause))
     }
 
     /// How many entries it holds.
     pub fn len(&self) -> usize {
-        self.states.len() + self.peers.len()
+        self.states.len() + self.upstreams.len() + self.peers.len()
     }
 
     /// Drops what is too old.
@@ -260,40 +325,38 @@ impl State {
 
     /// A success: `Some` when the peer had been left out until then, and how long since it was last tried.
     fn succeed(&mut self, attempt: &Attempt, balancing: Balancing) -> Option<(Out, u64)> {
-        // One that was under way when another failed says nothing of the time after that.
-        if self.fails == 0 || attempt.began_at <= self.last {
-            return None;
-        }
         let timeout = balancing.fail_timeout_ms.saturating_mul(1_000_000);
-        let quiet = attempt.began_at.since(self.last);
-        // A little later nginx may not forget yet; that it does, is what claims less.
-        if self.out.is_none() && quiet <= timeout {
+        let Some(out) = self.out else {
+            // nginx may not forget yet; that it does, is what claims less.
+            if attempt.ended_at.since(self.last) > timeout {
+                self.fails = 0;
+            }
+            return None;
+        };
+        // One that was under way when another failed says nothing of the time after that.
+        if attempt.began_at <= self.last {
             return None;
         }
         self.fails = 0;
-        Some((self.out.take()?, quiet.min(timeout.saturating_add(COARSE))))
+        self.out = None;
+        let quiet = attempt.began_at.since(self.last);
+        Some((out, quiet.min(timeout.saturating_add(COARSE))))
     }
 }
 
 impl Whole {
-    fn disabled(
-        &mut self,
-        owner: Owner,
-        state: &State,
-        attempt: &Attempt,
-        balancing: Balancing,
-    ) -> NoteEvent {
+    fn disabled(&mut self, owner: Owner, first: Ktime, attempt: &Attempt, balancing: Balancing) {
         let timeout = balancing.fail_timeout_ms.saturating_mul(1_000_000);
         self.times += 1;
+        self.is_shared = balancing.is_shared;
         if !self.owners.contains(&owner) && self.owners.len() < OWNERS {
             self.owners.push(owner);
         }
-        let over = attempt.ended_at.since(state.first);
+        let over = attempt.ended_at.since(first);
         if balancing.max_fails > 1 && over > timeout.saturating_add(COARSE) {
             let spread = (over, balancing.max_fails, timeout);
             self.spread = Some(self.spread.map_or(spread, |known| known.max(spread)));
         }
-        notes::peer_disabled(attempt, balancing, &state.causes)
     }
 
     fn add(&mut self, cause: &'static str, left_out: u64) {
@@ -327,13 +390,14 @@ impl Whole {
         Some(Finding {
             id: "peer-left-out",
             summary: format!(
-                "nginx left {peer} out of {upstream} {share} % of the time ({} in {}{}), {fault}",
+                "{} left {peer} out of {upstream} {share} % of the time ({} in {}), {fault}",
+                match (self.is_shared, owners) {
+                    (true, _) => "nginx".to_owned(),
+                    (false, 1) => "one worker".to_owned(),
+                    (false, n) => format!("{n} workers, on average,"),
+                },
                 span(self.left_out),
                 counted(self.times, "outage"),
-                match owners {
-                    0 | 1 => String::new(),
-                    n => format!(" of {n} workers"),
-                },
             ),
             remedy: "cure the cause; until then a larger max_fails, or a shorter fail_timeout, on its server line keeps \
                      single failures from putting it out"
@@ -381,7 +445,7 @@ impl Whole {
 
     /// It fails again and again, and the balancer does not notice.
     fn never_counted(&self, upstream: &str, peer: &Peer) -> Option<Finding> {
-        if self.counted > 0 || self.uncounted < 10 {
+        if self.counted > 0 || self.late < 10 {
             return None;
         }
         Some(Finding {
@@ -389,17 +453,17 @@ impl Whole {
             summary: format!(
                 "{} of {upstream} at {peer} came after nginx had begun to pass on the answer: the balancer counts none of \
                  these, so it goes on choosing {peer}",
-                counted(self.uncounted, "failure")
+                counted(self.late, "failure")
             ),
             remedy: format!(
                 "max_fails and proxy_next_upstream do nothing for them; look at {peer}, or have something else watch it"
             ),
-            attempts: self.uncounted,
+            attempts: self.late,
             evidence: vec![
-                fact(None, "nginx", format!("{} failures, 0 counted", self.uncounted))
+                fact(None, "nginx", format!("{} failures, 0 counted", self.late))
                     .text("upstream", upstream)
                     .text("peer", peer.to_string())
-                    .count("failures", self.uncounted),
+                    .count("failures", self.late),
             ],
         })
     }

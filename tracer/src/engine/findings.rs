@@ -63,15 +63,18 @@ impl Watch {
         }
     }
 
-    /// Takes in a finished attempt.
-    pub fn add(&mut self, now: Ktime, attempt: &Attempt) {
+    /// Takes in a finished attempt; `is_probe`: of a peer that nginx leaves out and tries once in a while.
+    pub fn add(&mut self, now: Ktime, attempt: &Attempt, is_probe: bool) {
         let of = attempt.retry.map(|(of, _)| of);
         if attempt.outcome.is_failure() {
             self.chain.push(now, attempt.number, of);
         } else if attempt.outcome == Outcome::Ok {
             self.count_hidden(of, attempt.upstream.as_deref());
         }
-        self.recurrences.add(attempt);
+        // The balancer's own rhythm is no news.
+        if !is_probe {
+            self.recurrences.add(attempt);
+        }
         let (Some(upstream), Some(peer)) = (&attempt.upstream, &attempt.peer) else {
             return;
         };
@@ -265,8 +268,12 @@ impl Watch {
                     tally.new
                 ),
                 remedy: format!(
-                    "nothing failed yet, but proxy_connect_timeout counts this time: look for packet loss on the way \
-                     to {peer}, and for a full accept queue there (ss -ltn, nstat TcpExtListenOverflows)"
+                    "{}look for packet loss on the way to {peer}, and for a full accept queue there (ss -ltn, nstat \
+                     TcpExtListenOverflows)",
+                    match tally.failures {
+                        0 => "nothing failed yet, but proxy_connect_timeout counts this time: ",
+                        _ => "",
+                    }
                 ),
                 attempts: tally.slowed,
                 evidence: vec![

@@ -151,7 +151,8 @@ pub fn is_same(line: &Line, log: &LogLine) -> bool {
     let heard = heard_text(line);
     // A pre-formatted text may be cut at a different place by either side; its beginning identifies it.
     let head = |text: &str| text.chars().take(24).collect::<String>();
-    heard.is_empty() || head(&heard) == head(&log.message) || log.message.starts_with(&heard)
+    let is_numbered = line.message.starts_with("%ui ") && log.message.ends_with(&heard);
+    heard.is_empty() || head(&heard) == head(&log.message) || log.message.starts_with(&heard) || is_numbered
 }
 
 /// The message with its first argument filled in, up to the first one that is not known.
@@ -159,6 +160,10 @@ fn heard_text(line: &Line) -> String {
     let argument = line.argument.as_deref().unwrap_or("");
     if line.message.starts_with("%*s") {
         return argument.to_owned();
+    }
+    // `%ui worker_connections are not enough`: the number alone is not known.
+    if let Some(known) = line.message.strip_prefix("%ui ") {
+        return known.to_owned();
     }
     let filled = line.message.replacen("%V", argument, 1);
     match filled.split_once('%') {
@@ -302,6 +307,33 @@ mod tests {
             (heard.meaning, heard.peer),
             (Meaning::ConnectAtOnce, Some(Peer::Unix("/run/a.sock".into())))
         );
+    }
+
+    #[test]
+    fn a_number_in_front_is_not_known_at_its_source() {
+        let heard = line(
+            "%ui worker_connections are not enough",
+            None,
+            None,
+            "connecting to upstream",
+        );
+        assert_eq!(Said::heard(&heard).meaning, Meaning::WorkerConnections);
+        let logged = LogLine {
+            message: "32 worker_connections are not enough".to_owned(),
+            pid: heard.worker,
+            connection: heard.connection,
+            ..crate::samples::log_line()
+        };
+        let without_errno = LogLine {
+            errno: None,
+            ..logged
+        };
+        assert!(is_same(&heard, &without_errno));
+        let other = LogLine {
+            message: "32 worker_connections exceed open file resource limit: 16".to_owned(),
+            ..without_errno
+        };
+        assert!(!is_same(&heard, &other));
     }
 
     #[test]

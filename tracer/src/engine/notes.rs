@@ -100,24 +100,37 @@ pub fn reloaded(
     std::iter::once(reload).chain(changes)
 }
 
-/// nginx's balancer leaves a peer out from now on, for these failures (attempt and cause), the last of them this attempt.
+/// Who keeps count of a peer's failures.
+fn balancer(attempt: &Attempt, balancing: Balancing) -> String {
+    match balancing.is_shared {
+        true => "nginx".to_owned(),
+        false => format!("worker {}", attempt.worker),
+    }
+}
+
+/// `127.0.0.1:3000`, or nothing.
+fn peer_of(attempt: &Attempt) -> String {
+    attempt
+        .peer
+        .as_ref()
+        .map_or_else(String::new, ToString::to_string)
+}
+
+/// nginx's balancer leaves a peer out from now on; the latest of the failures that count (attempt and cause), the last of
+/// them this attempt.
 pub fn peer_disabled(attempt: &Attempt, balancing: Balancing, causes: &[(u64, &'static str)]) -> NoteEvent {
     let times: Vec<String> = causes
         .iter()
         .map(|(number, cause)| format!("{cause} (attempt {number})"))
         .collect();
-    let who = if balancing.is_shared { "nginx" } else { "worker" };
+    let last = match causes.len() < balancing.max_fails as usize {
+        true => format!("{} failures, the last ", balancing.max_fails),
+        false => String::new(),
+    };
     let text = format!(
-        "{who}{} leaves {} out of {} for {}: max_fails={} reached by {}",
-        if balancing.is_shared {
-            String::new()
-        } else {
-            format!(" {}", attempt.worker)
-        },
-        attempt
-            .peer
-            .as_ref()
-            .map_or_else(String::new, ToString::to_string),
+        "{} leaves {} out of {} for {}: max_fails={} reached by {last}{}",
+        balancer(attempt, balancing),
+        peer_of(attempt),
         attempt.upstream.as_deref().unwrap_or_default(),
         span(balancing.fail_timeout_ms.saturating_mul(1_000_000)),
         balancing.max_fails,
@@ -132,16 +145,13 @@ pub fn peer_disabled(attempt: &Attempt, balancing: Balancing, causes: &[(u64, &'
     note
 }
 
-/// A peer that was left out since then, for this cause, has answered again.
-pub fn peer_enabled(attempt: &Attempt, since: Ktime, cause: &'static str) -> NoteEvent {
+/// A peer that was first left out then, for this cause, has answered again.
+pub fn peer_enabled(attempt: &Attempt, balancing: Balancing, since: Ktime, cause: &'static str) -> NoteEvent {
     let text = format!(
-        "{} of {} answers worker {} again, which had left it out {} before ({cause})",
-        attempt
-            .peer
-            .as_ref()
-            .map_or_else(String::new, ToString::to_string),
+        "{} of {} answers {} again, which had first left it out {} before ({cause})",
+        peer_of(attempt),
         attempt.upstream.as_deref().unwrap_or_default(),
-        attempt.worker,
+        balancer(attempt, balancing),
         span(attempt.ended_at.since(since)),
     );
     let mut note = of_peer(attempt, "peer-enabled", text);

@@ -2150,6 +2150,7 @@ fn configured(upstream: &str, address: &str) -> ConfiguredPeer {
             fail_timeout_ms: 10_000,
             max_conns: 0,
             is_shared: false,
+            counts_statuses: false,
         }),
     }
 }

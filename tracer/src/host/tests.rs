@@ -224,7 +224,7 @@ fn descriptors_and_processes_are_read() {
     // The shell becomes cat after it has said that it is ready.
     let info = eventually("cat runs", || {
         match sleeper.ask(|pid| Question::Process { pid }) {
-            Answer::Process(Some(info)) if info.command == "cat" => Some(info),
+            Answer::Process { found: Some(info) } if info.command == "cat" => Some(info),
             _ => None,
         }
     });
@@ -235,7 +235,10 @@ fn descriptors_and_processes_are_read() {
     assert!(matches!(info.state, 'S' | 'R'), "{info:?}");
     let pid = sleeper.pid();
     drop(sleeper);
-    assert_eq!(answer(&Question::Process { pid }), Answer::Process(None));
+    assert_eq!(
+        answer(&Question::Process { pid }),
+        Answer::Process { found: None }
+    );
     let gone = Answer::Unavailable {
         why: format!("process {pid} is gone"),
     };

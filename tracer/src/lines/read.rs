@@ -128,7 +128,7 @@ impl LineReader {
         }))
     }
 
-    /// The end of the file was in the middle of a zstd frame.
+    /// The end of the file was in the middle of a compressed frame.
     #[must_use]
     pub fn is_cut(&self) -> bool {
         self.cut
@@ -222,6 +222,27 @@ mod tests {
             assert_eq!(lines[..whole], all[..whole], "cut at {cut}");
             assert_eq!(is_cut, !ends.contains(&cut), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn gzip_is_read_member_after_member_and_a_cut_is_known() {
+        use std::io::Write as _;
+        let member = |text: &str| {
+            let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+            packed.write_all(text.as_bytes()).unwrap();
+            packed.finish().unwrap()
+        };
+        let bytes = [member("one\ntwo\n"), member("three\n")].concat();
+        let (lines, is_cut) = read(bytes.clone()).unwrap();
+        assert_eq!(
+            (lines, is_cut),
+            (vec!["one".into(), "two".into(), "three".into()], false)
+        );
+        let (lines, is_cut) = read(bytes[..bytes.len() - 12].to_vec()).unwrap();
+        assert_eq!(
+            (&lines[..2], is_cut),
+            (&["one".to_owned(), "two".to_owned()][..], true)
+        );
     }
 
     #[test]

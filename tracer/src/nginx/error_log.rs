@@ -283,6 +283,10 @@ fn ends(text: &str) -> impl Iterator<Item = usize> {
 fn split_errno(message: &str) -> (&str, Option<Errno>) {
     let split = || {
         let at = message.rfind(" (")?;
+        // `certificate verify error: (18:self-signed certificate)` has a number of OpenSSL's.
+        if message[..at].ends_with(':') {
+            return None;
+        }
         let (number, _) = message[at + 2..].split_once(':')?;
         Some((&message[..at], Errno(number.parse().ok()?)))
     };

@@ -80,7 +80,7 @@ fn attempt(line: &str) -> Option<AttemptLine> {
         .map(str::to_owned);
     let begins = |with: &&str| says.starts_with(*with);
     let is_attempt = match upstream {
-        Some(_) => WITH_UPSTREAM.iter().any(begins),
+        Some(_) => WITH_UPSTREAM.iter().any(begins) || says.contains(" worker_connections are not enough "),
         None => WITHOUT_UPSTREAM.iter().any(begins) || says.contains(" could not be resolved ("),
     };
     let is_only_a_remark = says.starts_with("upstream sent no valid HTTP/1.0 header")

@@ -1,7 +1,7 @@
 //! Judges a trace against a scenario and against nginx's own error log. A single wrong name anywhere in the trace fails
 //! the scenario; so does a failure that nginx logged and the trace lacks, or the other way round.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use serde_json::Value;
@@ -37,7 +37,40 @@ pub fn judge(scenario: &Scenario, fill: Fill<'_>, seen: &Seen<'_>) -> Result<Vec
     problems.extend(lines(seen));
     problems.extend(healthy(seen));
     problems.extend(patterns(scenario, seen.records));
+    problems.extend(disabled(scenario, seen));
     Ok(problems)
+}
+
+/// Where nginx logs which servers it disables, the trace says the same of them.
+fn disabled(scenario: &Scenario, seen: &Seen<'_>) -> Vec<String> {
+    if !matches!(scenario.lab.nginx.level.as_str(), "warn" | "notice" | "info") || !seen.inner_pids.is_empty()
+    {
+        return Vec::new();
+    }
+    let logged: BTreeSet<(String, String)> = seen
+        .error_log
+        .lines()
+        .filter(|line| line.contains(" upstream server temporarily disabled "))
+        .filter_map(|line| {
+            let (_, behind) = line.split_once("[warn] ")?;
+            let (worker, _) = behind.split_once('#')?;
+            let (_, upstream) = line.split_once(", upstream: \"")?;
+            let peer = upstream.split_once("://").map_or(upstream, |(_, peer)| peer);
+            let peer = peer.split(['/', '"']).next()?;
+            Some((worker.to_owned(), peer.to_owned()))
+        })
+        .collect();
+    let said: BTreeSet<(String, String)> = of_type(seen.records, "event")
+        .filter(|event| event["kind"] == "peer-disabled")
+        .filter_map(|event| Some((event["worker"].to_string(), event["peer"].as_str()?.to_owned())))
+        .collect();
+    let missing = logged
+        .difference(&said)
+        .map(|it| format!("nginx disabled a peer, and no event says so: {it:?}"));
+    let wrong = said
+        .difference(&logged)
+        .map(|it| format!("nginx disabled no such peer: {it:?}"));
+    missing.chain(wrong).collect()
 }
 
 /// Patterns that should have been found.
@@ -77,7 +110,7 @@ pub fn judge_annotation(records: &[Value], log: &str, annotation: &[Value]) -> V
     if summary["failures_without_line"] != 0 {
         problems.push(format!("failures were left without their line: {summary}"));
     }
-    let mut taken = std::collections::BTreeSet::new();
+    let mut taken = BTreeSet::new();
     for line in lines {
         let attempt = &line["attempt"];
         let is_known = attempt["cause"]["id"] != "unknown";
@@ -91,6 +124,15 @@ pub fn judge_annotation(records: &[Value], log: &str, annotation: &[Value]) -> V
         let number = attempt["number"].as_u64();
         if !taken.insert(number) {
             problems.push(format!("attempt {number:?} was taken for two lines"));
+        }
+        // The attempt's own line, where it holds one, is this one; a line is its attempt's peer's in any case.
+        let number_of_line = line["number"]
+            .as_u64()
+            .and_then(|number| usize::try_from(number).ok());
+        let there = number_of_line.and_then(|number| log.lines().nth(number.checked_sub(1)?));
+        let held = attempt["log"]["line"].as_str();
+        if held.is_some() && held != there {
+            problems.push(format!("line {}: taken for {attempt}", line["number"]));
         }
         let of_trace = of_type(records, "attempt").find(|record| record["number"].as_u64() == number);
         if of_trace.is_none_or(|record| record["cause"] != attempt["cause"]) {
@@ -110,13 +152,15 @@ pub fn judge_replay(
     let mut problems = frame(records);
     problems.extend(expectations(scenario, fill, records)?);
     problems.extend(successes(scenario, fill, records)?);
-    problems.extend(lines(&Seen {
+    let seen = Seen {
         records,
         error_log,
         healthy: 0,
         clients: 0,
         inner_pids: &BTreeMap::new(),
-    }));
+    };
+    problems.extend(lines(&seen));
+    problems.extend(disabled(scenario, &seen));
     let is_expected = |id: &&str| {
         let mut expected = scenario.findings.iter().chain(&scenario.may_find);
         expected.any(|expected| expected == id)

@@ -617,7 +617,7 @@ fn config(lab: &super::Lab, folder: &Path) -> String {
          pid {dir}/nginx.pid;\n\
          error_log {dir}/error.log {level};\n\
          {main}\n\
-         events {{ worker_connections 2048; {events} }}\n\
+         events {{ {events} }}\n\
          http {{\n\
          log_format lab '$msec $pid $connection $status $request_method $uri $upstream_addr $upstream_status';\n\
          access_log {dir}/access.log lab;\n\
@@ -645,7 +645,11 @@ fn config(lab: &super::Lab, folder: &Path) -> String {
         level = nginx.level,
         listen = nginx.listen,
         main = nginx.main,
-        events = nginx.events,
+        events = if nginx.events.contains("worker_connections") {
+            nginx.events.clone()
+        } else {
+            format!("worker_connections 2048; {}", nginx.events)
+        },
         http = nginx.http,
         server = nginx.server,
     );

@@ -24,6 +24,9 @@ pub struct Known {
     suite: &'static str,
     /// Whether security updates of that suite are a suite of their own.
     has_security: bool,
+    /// How many scenarios share a tracer there: loading its programs takes longer than a scenario, but where the kernel
+    /// preempts everything a busier machine skips more of them.
+    pub together: usize,
 }
 
 /// Every kernel that `cargo xtask vm` boots: one line each.
@@ -32,26 +35,31 @@ pub const KERNELS: &[Known] = &[
         name: "5.10",
         suite: "bullseye",
         has_security: true,
+        together: 16,
     },
     Known {
         name: "6.1",
         suite: "bookworm",
         has_security: true,
+        together: 16,
     },
     Known {
         name: "6.12",
         suite: "trixie",
         has_security: true,
+        together: 16,
     },
     Known {
         name: "6.18",
         suite: "trixie-backports",
         has_security: false,
+        together: 16,
     },
     Known {
         name: "7.2",
         suite: "sid",
         has_security: false,
+        together: 8,
     },
 ];
 

@@ -15,6 +15,7 @@ fn balancing(max_fails: u32) -> Balancing {
         fail_timeout_ms: 10_000,
         max_conns: 0,
         is_shared: false,
+        counts_statuses: false,
     }
 }
 
@@ -36,12 +37,14 @@ impl Lab {
         }
     }
 
-    fn add(&mut self, owner: Owner, attempt: Attempt, is_counted: bool) {
-        let note = self
-            .balancers
-            .add(attempt.ended_at, &attempt, owner, self.balancing, is_counted);
+    fn add(&mut self, owner: Owner, attempt: Attempt, counting: Counting) -> bool {
+        self.balancers.pass(&attempt);
+        let Balanced { note, is_probe } =
+            self.balancers
+                .add(attempt.ended_at, &attempt, owner, self.balancing, counting);
         self.said
             .extend(note.map(|note| format!("{} {}", note.kind, note.text)));
+        is_probe
     }
 
     fn attempt(&mut self, second: f64) -> Attempt {
@@ -55,7 +58,7 @@ impl Lab {
         }
     }
 
-    fn fail(&mut self, owner: Owner, second: f64, cause: &'static str) {
+    fn fail(&mut self, owner: Owner, second: f64, cause: &'static str) -> bool {
         let attempt = Attempt {
             outcome: Outcome::Refused,
             worker: owner.0,
@@ -68,15 +71,15 @@ impl Lab {
             }),
             ..self.attempt(second)
         };
-        self.add(owner, attempt, true);
+        self.add(owner, attempt, Counting::Counted)
     }
 
-    fn succeed(&mut self, owner: Owner, second: f64) {
+    fn succeed(&mut self, owner: Owner, second: f64) -> bool {
         let attempt = Attempt {
             worker: owner.0,
             ..self.attempt(second)
         };
-        self.add(owner, attempt, false);
+        self.add(owner, attempt, Counting::Counted)
     }
 
     /// What was said since the last call.
@@ -106,13 +109,18 @@ fn one_failure_disables_a_peer_until_it_answers() {
         ]
     );
     // A try after fail_timeout that fails is no news, one that succeeds is.
-    lab.fail(WORKER, 12.0, "no-listener");
+    assert!(lab.fail(WORKER, 12.0, "no-listener"), "it is a probe");
     assert_eq!(lab.said(), [""; 0]);
+    assert!(lab.balancers.knows("api"));
     lab.succeed(WORKER, 23.0);
+    assert!(
+        !lab.balancers.knows("api"),
+        "nothing is remembered of a peer that answers"
+    );
     assert_eq!(
         lab.said(),
         [
-            "peer-enabled 127.0.0.1:3000 of api answers worker 811 again, which had left it out 22.0 s before (listener-died)"
+            "peer-enabled 127.0.0.1:3000 of api answers worker 811 again, which had first left it out 22.0 s before (listener-died)"
         ]
     );
     lab.fail(WORKER, 24.0, "no-listener");
@@ -141,7 +149,7 @@ fn what_is_under_way_when_it_fails_does_not_bring_it_back() {
     let earlier = lab.attempt(0.5);
     lab.fail(WORKER, 1.0, "no-listener");
     lab.said();
-    lab.add(WORKER, earlier, false);
+    lab.add(WORKER, earlier, Counting::Counted);
     assert_eq!(lab.said(), [""; 0]);
 }
 
@@ -158,6 +166,47 @@ fn failures_are_forgotten_only_after_a_quiet_time_and_a_success() {
     lab.fail(WORKER, 0.0, "no-listener");
     lab.succeed(WORKER, 12.0);
     lab.fail(WORKER, 13.0, "no-listener");
+    assert_eq!(lab.said(), [""; 0]);
+}
+
+#[test]
+fn a_slow_success_that_ends_after_the_quiet_time_makes_nginx_forget() {
+    let mut lab = Lab::new(balancing(2));
+    lab.fail(WORKER, 0.0, "no-listener");
+    let slow = Attempt {
+        ended_at: samples::at(11_500_000),
+        ..lab.attempt(6.0)
+    };
+    lab.add(WORKER, slow, Counting::Counted);
+    lab.fail(WORKER, 12.0, "no-listener");
+    assert_eq!(lab.said(), [""; 0]);
+}
+
+#[test]
+fn after_a_loss_failures_before_it_count_no_more() {
+    let mut lab = Lab::new(balancing(2));
+    lab.fail(WORKER, 0.0, "no-listener");
+    lab.balancers.lost(samples::at(3_000_000));
+    lab.fail(WORKER, 5.0, "no-listener");
+    assert_eq!(lab.said(), [""; 0]);
+    lab.fail(WORKER, 6.0, "no-listener");
+    assert_eq!(lab.said().len(), 1);
+}
+
+#[test]
+fn nothing_is_said_where_statuses_count_too_or_nothing_is_known() {
+    let mut lab = Lab::new(Balancing {
+        counts_statuses: true,
+        ..balancing(1)
+    });
+    lab.fail(WORKER, 0.0, "no-listener");
+    assert_eq!(lab.said(), [""; 0]);
+    let mut lab = Lab::new(balancing(1));
+    let attempt = Attempt {
+        outcome: Outcome::Reset,
+        ..lab.attempt(1.0)
+    };
+    lab.add(WORKER, attempt, Counting::Unknown);
     assert_eq!(lab.said(), [""; 0]);
 }
 
@@ -199,7 +248,7 @@ fn a_peer_that_is_out_much_of_the_time_is_a_finding() {
     let finding = &lab.balancers.findings()[0];
     assert_eq!(
         finding.summary,
-        "nginx left 127.0.0.1:3000 out of api 37 % of the time (110.0 s in 10 outages), 100 % of it for what is not its \
+        "one worker left 127.0.0.1:3000 out of api 37 % of the time (110.0 s in 10 outages), 100 % of it for what is not its \
          fault, most of all for keepalive-race"
     );
     // Once in an hour is not much.
@@ -219,7 +268,7 @@ fn failures_that_never_count_are_a_finding() {
             outcome: Outcome::Closed,
             ..lab.attempt(f64::from(second))
         };
-        lab.add(WORKER, attempt, false);
+        lab.add(WORKER, attempt, Counting::Late);
     }
     assert_eq!(lab.said(), [""; 0]);
     assert_eq!(lab.findings(), ["failures-never-counted"]);

@@ -15,7 +15,7 @@ fn keeping(keepalive: u32, asks_to_keep: Option<bool>) -> Limits {
 fn watched(attempts: impl IntoIterator<Item = Attempt>) -> Watch {
     let mut watch = Watch::new(1024);
     for (attempt, number) in attempts.into_iter().zip(1..) {
-        watch.add(attempt.ended_at, &Attempt { number, ..attempt });
+        watch.add(attempt.ended_at, &Attempt { number, ..attempt }, false);
     }
     watch
 }

@@ -203,6 +203,7 @@ const DEFAULT_BALANCING: Balancing = Balancing {
     fail_timeout_ms: 10_000,
     max_conns: 0,
     is_shared: false,
+    counts_statuses: false,
 };
 
 /// What nginx itself has in an upstream block; modules bring along balancers and health checks of their own.
@@ -239,7 +240,7 @@ fn balancing(parameters: &[String]) -> Balancing {
             .and_then(|time| parse_time(&time))
             .unwrap_or(DEFAULT_BALANCING.fail_timeout_ms),
         max_conns: count("max_conns").unwrap_or(DEFAULT_BALANCING.max_conns),
-        is_shared: DEFAULT_BALANCING.is_shared,
+        ..DEFAULT_BALANCING
     }
 }
 
@@ -266,6 +267,7 @@ struct Use {
     via: String,
     upgrades: bool,
     keeping: Keeping,
+    counts_statuses: bool,
     connect: Option<u64>,
     send: Option<u64>,
     read: Option<u64>,
@@ -321,10 +323,16 @@ const KEEP_ALIVE: u64 = 2;
 /// What a `Connection` header says; `None`: it is decided per request.
 fn said_of_connection(value: &str) -> Option<u64> {
     match value.to_ascii_lowercase().as_str() {
-        "" => Some(EMPTY),
-        "keep-alive" => Some(KEEP_ALIVE),
         value if value.contains('$') => None,
-        _ => Some(CLOSE),
+        value => {
+            let has = |token: &str| value.split([',', ' ']).any(|word| word == token);
+            Some(match (has("close"), has("keep-alive")) {
+                (true, _) => CLOSE,
+                (false, true) => KEEP_ALIVE,
+                // Such as `upgrade`: it says nothing of closing.
+                (false, false) => EMPTY,
+            })
+        }
     }
 }
 
@@ -412,6 +420,8 @@ impl<'a> Section<'a> {
                             .push(format!("{}: {error} in \"{text}\"", directive.place)),
                     }
                     if is_resolved_again {
+                        // How many peers it stands for changes.
+                        upstream.is_foreign = true;
                         self.is_open = true;
                         self.problems.push(format!(
                             "{}: nginx resolves {text} again and again, so its addresses may be others by now",
@@ -468,6 +478,12 @@ impl<'a> Section<'a> {
                 }
                 ("proxy_set_header", [header, value]) if header.eq_ignore_ascii_case("connection") => {
                     settings.insert(CONNECTION.to_owned(), said_of_connection(value));
+                }
+                (name, conditions) if name.ends_with("_next_upstream") => {
+                    let is_status =
+                        |condition: &String| condition.starts_with("http_5") || condition == "http_429";
+                    let counts = conditions.iter().any(is_status);
+                    settings.insert(name.to_owned(), Some(u64::from(counts)));
                 }
                 ("proxy_http_version" | "fastcgi_keep_conn", [value]) => {
                     settings.insert(name.to_owned(), setting(value));
@@ -646,6 +662,7 @@ impl<'a> Section<'a> {
         Use {
             via: via.to_owned(),
             upgrades: protocol == "proxy" && settings.contains_key(UPGRADE),
+            counts_statuses: settings.get(&format!("{protocol}_next_upstream")) == Some(&Some(1)),
             keeping: match protocol {
                 _ if self.kind == Kind::Stream => Keeping::Always(false),
                 "proxy" => Keeping::Proxy {
@@ -709,6 +726,7 @@ impl<'a> Section<'a> {
                         limits: limits.clone(),
                         balancing: (!upstream.is_foreign).then_some(Balancing {
                             is_shared: upstream.is_shared,
+                            counts_statuses: uses.iter().any(|usage| usage.counts_statuses),
                             ..server.balancing
                         }),
                     };
@@ -720,6 +738,18 @@ impl<'a> Section<'a> {
                 && let Some(balancing) = &mut only.balancing
             {
                 balancing.max_fails = 0;
+            }
+            // Of an address that is there twice nginx makes two peers, and nothing tells them apart.
+            let is_double = |peer: &Peer| of_upstream.iter().filter(|other| other.peer == *peer).count() > 1;
+            let doubles: Vec<Peer> = of_upstream
+                .iter()
+                .map(|configured| configured.peer.clone())
+                .filter(is_double)
+                .collect();
+            for configured in &mut of_upstream {
+                if doubles.contains(&configured.peer) {
+                    configured.balancing = None;
+                }
             }
             for configured in of_upstream {
                 if !evaluated.peers.contains(&configured) {
@@ -1260,6 +1290,12 @@ mod tests {
             (old, "", "proxy_set_header Connection \"\";", Some(false)),
             (old, "", "proxy_set_header Connection keep-alive;", Some(true)),
             (new, "", "proxy_set_header Connection close;", Some(false)),
+            (
+                old,
+                "proxy_http_version 1.1;",
+                "proxy_set_header Connection upgrade;",
+                Some(true),
+            ),
             (new, "", "proxy_http_version 1.0;", Some(false)),
             (
                 old,

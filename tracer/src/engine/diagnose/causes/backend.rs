@@ -20,6 +20,7 @@ const EXPLAINED: &[&str] = &[
     "closed-mid-response",
     "response-unread",
     "keepalive-race",
+    "tls-failed",
 ];
 
 pub const BACKEND_DIED: Cause = Cause {

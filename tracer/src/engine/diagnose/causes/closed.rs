@@ -42,7 +42,7 @@ pub const CLOSED_UNREAD: Cause = Cause {
 pub const CLOSED_ABORTIVELY: Cause = Cause {
     id: "closed-abortively",
     title: "the backend aborted the connection on purpose (SO_LINGER 0)",
-    explains: &[],
+    explains: &["tls-failed"],
     outcomes: &[Outcome::Reset],
     nginx_logs: NGINX_LOGS,
     recognised: "the backend's socket went from ESTABLISHED straight to CLOSE with nothing unread, its process alive and \
@@ -56,7 +56,7 @@ pub const CLOSED_ABORTIVELY: Cause = Cause {
 pub const CLOSED_ON_ACCEPT: Cause = Cause {
     id: "closed-on-accept",
     title: "the backend closed the connection without reading any of the request",
-    explains: &["closed-remotely"],
+    explains: &["closed-remotely", "tls-failed"],
     outcomes: &[Outcome::Reset, Outcome::Closed],
     nginx_logs: NGINX_LOGS_CLOSED,
     recognised: "a new connection was closed before a byte of the request was read",

@@ -53,6 +53,19 @@ pub const FD_LIMIT: Cause = Cause {
     check: fd_limit,
 };
 
+pub const WORKER_CONNECTIONS: Cause = Cause {
+    id: "worker-connections",
+    title: "the nginx worker has no connection left: worker_connections are used up",
+    explains: &[],
+    outcomes: &[Outcome::Exhausted],
+    nginx_logs: "256 worker_connections are not enough while connecting to upstream",
+    recognised: "nginx says so: it makes no socket then",
+    needs: &[],
+    look_alikes: &["fd-limit", "ports-exhausted"],
+    remedy: "raise worker_connections: each proxied request takes two, and each kept connection to a client or an upstream         one; see that worker_rlimit_nofile allows as many",
+    check: out_of_connections,
+};
+
 fn ports_exhausted(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let is_line = subject
         .lone()
@@ -206,4 +219,27 @@ fn fd_limit(subject: &Subject<'_>, around: &Surroundings) -> Check {
             "raise fs.file-max above {most}, or find what leaks files"
         ))
         .into()
+}
+
+fn out_of_connections(subject: &Subject<'_>, _: &Surroundings) -> Check {
+    let Some(said) = subject
+        .lone()
+        .filter(|said| said.meaning == Meaning::WorkerConnections)
+    else {
+        return Check::No;
+    };
+    let worker = subject.attempt.worker;
+    let evidence = fact(
+        subject.attempt.ended_at,
+        "nginx",
+        "nginx had no connection left for the upstream",
+    );
+    // Where it was heard at its source, the number is not known.
+    let limit: Option<i64> = said.text.split(' ').next().and_then(|word| word.parse().ok());
+    let (limit, evidence) = match limit {
+        Some(limit) => (format!("all {limit} of its worker_connections"), evidence.number("limit", limit)),
+        None => ("all of its worker_connections".to_owned(), evidence),
+    };
+    let summary = format!("Worker {worker} has used up {limit}, so it could not connect to the upstream.");
+    Stand::confirmed(summary, vec![evidence]).into()
 }
