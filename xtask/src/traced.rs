@@ -211,42 +211,36 @@ impl Drop for Tracer {
 
 /// Diagnoses a recording again and yields the trace.
 pub fn replay(program: &Path, recording: &Path, trace: &Path) -> Result<Vec<Value>> {
-    let output = Command::new(program)
-        .arg("replay")
-        .arg(recording)
-        .arg("--quiet")
-        .arg("--output")
-        .arg(trace)
+    let mut command = Command::new(program);
+    command.arg("replay").arg(recording).arg("--quiet");
+    said(command.arg("--output").arg(trace))?;
+    records(trace)
+}
+
+/// What a tracer prints that is to end well.
+fn said(command: &mut Command) -> Result<String> {
+    let output = command
         .output()
-        .with_context(|| format!("starting {}", program.display()))?;
+        .with_context(|| format!("starting {command:?}"))?;
     ensure!(
         output.status.success(),
-        "tracer replay {} ended with {}: {}",
-        recording.display(),
+        "{command:?} ended with {}: {}",
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );
-    records(trace)
+    String::from_utf8(output.stdout).context("reading what the tracer said")
 }
 
 /// What `tracer annotate` says of a log: one object for each line about an upstream, and the summary behind them.
 pub fn annotate(program: &Path, log: &Path, trace: &Path) -> Result<Vec<Value>> {
-    let output = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .arg("annotate")
         .arg(log)
         .arg("--trace")
         .arg(trace)
-        .arg("--json")
-        .output()
-        .with_context(|| format!("starting {}", program.display()))?;
-    ensure!(
-        output.status.success(),
-        "tracer annotate {} ended with {}: {}",
-        log.display(),
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let said = String::from_utf8(output.stdout).context("reading what `tracer annotate` said")?;
+        .arg("--json");
+    let said = said(&mut command)?;
     said.lines()
         .map(|line| serde_json::from_str(line).context("reading what `tracer annotate` said"))
         .collect()

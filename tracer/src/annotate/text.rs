@@ -7,8 +7,8 @@ use crate::{
     sink::schema::Cause,
     view::{
         Look,
-        closing::table,
-        text::{Style, count, pad, printable, thousands, wrap},
+        closing::{labelled, table},
+        text::{Style, count, printable, thousands, wrap},
     },
 };
 
@@ -165,16 +165,4 @@ pub fn closing(
         labelled(&mut out, "torn", torn, look, Style::warning);
     }
     out
-}
-
-fn labelled(out: &mut String, label: &str, text: &str, look: &Look, paint: fn(Style, &str) -> String) {
-    for (number, line) in wrap(&printable(text), look.measure() - 12).iter().enumerate() {
-        let label = if number == 0 { label } else { "" };
-        let _ = writeln!(
-            out,
-            "{}{}",
-            look.style().dim(&pad(&format!("  {label}"), 12)),
-            paint(look.style(), line)
-        );
-    }
 }

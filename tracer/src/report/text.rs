@@ -9,7 +9,7 @@ use crate::{
     sink::schema::Event,
     view::{
         Look,
-        closing::{finding, table},
+        closing::{finding, labelled, table},
         text::{Style, count, pad, printable, span, thousands, width, wrap},
     },
 };
@@ -279,19 +279,6 @@ fn closing(out: &mut String, report: &Report, look: &Look) {
             gap.clone()
         };
         labelled(out, label, &text, look, Style::warning);
-    }
-}
-
-fn labelled(out: &mut String, label: &str, text: &str, look: &Look, paint: fn(Style, &str) -> String) {
-    let style = look.style();
-    for (number, line) in wrap(&printable(text), look.measure() - 12).iter().enumerate() {
-        let label = if number == 0 { label } else { "" };
-        let _ = writeln!(
-            out,
-            "{}{}",
-            style.dim(&pad(&format!("  {label}"), 12)),
-            paint(style, line)
-        );
     }
 }
 

@@ -79,6 +79,20 @@ fn note(out: &mut String, label: &str, text: &str, measure: usize, style: Style)
     }
 }
 
+/// Appends a text behind a label, painted, set to the width.
+pub fn labelled(out: &mut String, label: &str, text: &str, look: &Look, paint: fn(Style, &str) -> String) {
+    let style = look.style();
+    for (number, line) in wrap(&printable(text), look.measure() - 12).iter().enumerate() {
+        let label = if number == 0 { label } else { "" };
+        let _ = writeln!(
+            out,
+            "{}{}",
+            style.dim(&pad(&format!("  {label}"), 12)),
+            paint(style, line)
+        );
+    }
+}
+
 /// Says how it went: by upstream and cause, the findings, what was lost, and the files.
 #[must_use]
 pub fn closing(
