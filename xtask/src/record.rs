@@ -60,7 +60,7 @@ pub fn run(args: &Args) -> Result<()> {
         if !args.names.is_empty() && !args.names.iter().any(|name| scenario.name.starts_with(name)) {
             continue;
         }
-        scenario.lab.load = LOAD;
+        scenario.lab.load = scenario.lab.load.min(LOAD);
         let keep = target_folder().join("recorded").join(&scenario.name);
         let setup = Setup {
             tracer: Some(tracer.clone()),
