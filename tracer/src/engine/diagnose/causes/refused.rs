@@ -1,18 +1,19 @@
 //! A TCP connect that a reset refused: nothing listens there (never, no longer, elsewhere), or a far host said so.
 
 use super::facts::{
-    SynAnswer, Translated, closed_at, closed_before, connect_fact, end_of, listener_closed_fact,
-    listener_open_fact, locality, opened_after, peer_netns, rst_fact, syn_answer, translated, translation_fact,
+    End, SynAnswer, Translated, closed_at, closed_before, connect_fact, drop_fact, end_of, listener_closed_fact,
+    listener_open_fact, locality, opened_after, peer_netns, reset_fact, rst_fact, syn_answer, translated,
+    translation_fact,
 };
 use std::net::SocketAddr;
 
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject, fact},
-        surroundings::{LISTENER_MEMORY, ListenerLife, Locality, Surroundings, covers},
+        surroundings::{DropKind, LISTENER_MEMORY, ListenerLife, Locality, Surroundings, covers},
         text::{between, process},
     },
-    event::{Exchange, Ktime, Netns, Peer},
+    event::{Errno, Exchange, Ktime, Netns, Peer, ResetBy},
     model::{Confidence, Evidence, Outcome},
 };
 
@@ -40,10 +41,12 @@ pub const LISTENER_RESTARTING: Cause = Cause {
     id: "listener-restarting",
     title: "the listener was closed in an orderly way shortly before: a stop, a restart or a deploy",
     explains: &["no-listener"],
-    outcomes: &[Outcome::Refused],
-    nginx_logs: "connect() failed (111: Connection refused) while connecting to upstream",
+    outcomes: &[Outcome::Refused, Outcome::Reset],
+    nginx_logs: "connect() failed (111: Connection refused) while connecting to upstream; or connect() failed (104: \
+        Connection reset by peer)",
     recognised: "this host's TCP answered the SYN for want of a socket, and a listener for that address had closed \
-        less than ten minutes before: its process lives on, exited with code 0, or was stopped by TERM, INT, QUIT or HUP",
+        less than ten minutes before: its process lives on, exited with code 0, or was stopped by TERM, INT, QUIT or \
+        HUP. Or the listener answered the SYN, closed so before the handshake was complete, and the connection was reset",
     needs: &[],
     look_alikes: &["no-listener", "listener-died"],
     remedy: "restart without closing the socket (socket activation, SO_REUSEPORT with overlap), or take the server out \
@@ -55,10 +58,12 @@ pub const LISTENER_DIED: Cause = Cause {
     id: "listener-died",
     title: "the process that listened there was killed or crashed, and its listener went with it",
     explains: &["no-listener"],
-    outcomes: &[Outcome::Refused],
-    nginx_logs: "connect() failed (111: Connection refused) while connecting to upstream",
+    outcomes: &[Outcome::Refused, Outcome::Reset],
+    nginx_logs: "connect() failed (111: Connection refused) while connecting to upstream; or connect() failed (104: \
+        Connection reset by peer)",
     recognised: "this host's TCP answered the SYN for want of a socket, and the listener for that address had closed \
-        because its process ended by a signal other than TERM, INT, QUIT and HUP, by the OOM killer or with a non-zero code",
+        because its process ended by a signal other than TERM, INT, QUIT and HUP, by the OOM killer or with a non-zero \
+        code. Or the listener answered the SYN, closed so before the handshake was complete, and the connection was reset",
     needs: &[],
     look_alikes: &["no-listener", "listener-restarting", "backend-died"],
     remedy: "find out why the backend died (its own log, the kernel log, the supervisor's), and let a supervisor start \
@@ -170,54 +175,148 @@ fn no_listener(subject: &Subject<'_>, around: &Surroundings) -> Check {
     sure_of_no_socket(Stand::confirmed(summary, evidence), subject, around).into()
 }
 
-/// The closed listener that the SYN missed, and how its owner ended.
-fn missed_listener<'a>(
-    subject: &Subject<'_>,
-    around: &'a Surroundings,
-) -> Option<(
-    &'a ListenerLife,
-    Ktime,
-    Vec<Evidence>,
-    Option<super::facts::End<'a>>,
-)> {
-    let NoSocket {
+/// A listener that closed before the SYN came, or between the SYN and the end of the handshake.
+struct Missed<'a> {
+    life: &'a ListenerLife,
+    /// Where a socket was looked for.
+    address: SocketAddr,
+    /// When the connect was refused, or the connection reset.
+    at: Ktime,
+    evidence: Vec<Evidence>,
+    /// How its owner ended.
+    end: Option<End<'a>>,
+    /// The SYN had been answered, and the listener went before it had the connection.
+    is_midway: bool,
+}
+
+impl<'a> Missed<'a> {
+    fn find(subject: &Subject<'_>, around: &'a Surroundings) -> Option<Self> {
+        let (no_socket, is_midway) = match no_socket(subject, around) {
+            Some(no_socket) => (no_socket, false),
+            None => (no_socket_any_more(subject, around)?, true),
+        };
+        let NoSocket {
+            at,
+            netns,
+            address,
+            proof: mut evidence,
+        } = no_socket;
+        let life = closed_before(around, netns, address, at)?;
+        let (closed, task) = life.closed.as_ref()?;
+        // Somebody answered the SYN.
+        let is_too_early = is_midway && subject.connected().is_some_and(|exchange| *closed < exchange.began_at);
+        if at.since(*closed) > LISTENER_MEMORY || is_too_early {
+            return None;
+        }
+        evidence.extend(listener_closed_fact(life));
+        // When the last of several holders closes in an orderly way because the one who opened it was killed before,
+        // the death is the reason.
+        let opener = &life.listener.task;
+        let end = end_of(task, *closed, around);
+        let end = match end_of(opener, *closed, around) {
+            Some(of_opener) if opener.pid != task.pid && !of_opener.is_orderly() => Some(of_opener),
+            _ => end,
+        };
+        Some(Self {
+            life,
+            address,
+            at,
+            evidence,
+            end,
+            is_midway,
+        })
+    }
+
+    /// As sure as it is known who refused the connect, or reset the connection.
+    fn stand(&self, summary: String, subject: &Subject<'_>, around: &Surroundings) -> Stand {
+        let stand = Stand::confirmed(summary, self.evidence.clone());
+        if !self.is_midway {
+            return sure_of_no_socket(stand, subject, around);
+        }
+        let own = subject
+            .connected()
+            .and_then(|exchange| own_refusal(exchange, around));
+        match own {
+            Some(_) => stand,
+            None => Stand::likely(stand.summary, stand.evidence).without("who sent the reset"),
+        }
+    }
+}
+
+/// This host's word that it found no socket for a packet of a connection that stood on nginx's side.
+fn own_refusal(exchange: &Exchange, around: &Surroundings) -> Option<NoSocket> {
+    let reset = around
+        .resets_answering(exchange)
+        .find(|reset| reset.by == ResetBy::NoSocket)
+        .map(|reset| (reset.at, reset.netns, reset.tuple.destination, reset_fact(reset)));
+    let (at, netns, address, proof) = reset.or_else(|| {
+        // Before 6.10 the kernel names no reset without a socket; the packet it freed says the same.
+        let dropped = around.drops_of(exchange).into_iter().find(|dropped| {
+            dropped.kind() == DropKind::NoSocket && Some(dropped.tuple.destination) != exchange.local
+        })?;
+        Some((dropped.at, dropped.netns, dropped.tuple.destination, drop_fact(dropped)))
+    })?;
+    Some(NoSocket {
         at,
         netns,
         address,
-        proof: mut evidence,
-    } = no_socket(subject, around)?;
-    let life = closed_before(around, netns, address, at)?;
-    let (closed, task) = life.closed.as_ref()?;
-    if at.since(*closed) > LISTENER_MEMORY {
+        proof: vec![proof],
+    })
+}
+
+/// A connection that stood on nginx's side was reset before the other side had a socket for it: the listener answered the
+/// SYN, and was gone when the handshake's last packet came, or while it made the socket.
+fn no_socket_any_more(subject: &Subject<'_>, around: &Surroundings) -> Option<NoSocket> {
+    let exchange = subject.connected()?;
+    exchange.established_at?;
+    let is_new = exchange.id.number == 1 && exchange.connect_at.is_some();
+    let is_unheard = exchange.acked == 0 && exchange.received == 0 && exchange.fin_at.is_none();
+    if !is_new || !is_unheard || exchange.backend.is_some() {
         return None;
     }
-    evidence.extend(listener_closed_fact(life));
-    // When the last of several holders closes in an orderly way because the one who opened it was killed before,
-    // the death is the reason.
-    let opener = &life.listener.task;
-    let end = end_of(task, *closed, around);
-    let end = match end_of(opener, *closed, around) {
-        Some(of_opener) if opener.pid != task.pid && !of_opener.is_orderly() => Some(of_opener),
-        _ => end,
-    };
-    Some((life, at, evidence, end))
+    let mut evidence = vec![connect_fact(exchange)];
+    evidence.extend(rst_fact(exchange));
+    if let Some(mut own) = own_refusal(exchange, around) {
+        if Some(own.address) != subject.address() {
+            evidence.push(translation_fact(exchange, own.address, own.at));
+        }
+        evidence.append(&mut own.proof);
+        return Some(NoSocket { proof: evidence, ..own });
+    }
+    let was_reset = exchange.reset_at.or(exchange
+        .error
+        .filter(|error| *error == Errno(104))
+        .and(exchange.error_at))?;
+    Some(NoSocket {
+        at: was_reset,
+        netns: peer_netns(exchange, around)?,
+        address: subject.address()?,
+        proof: evidence,
+    })
 }
 
 fn listener_died(subject: &Subject<'_>, around: &Surroundings) -> Check {
-    let Some((life, at, mut evidence, Some(end))) = missed_listener(subject, around) else {
+    let Some(mut missed) = Missed::find(subject, around) else {
         return Check::No;
     };
-    if end.is_orderly() {
+    let Some(end) = missed.end.take().filter(|end| !end.is_orderly()) else {
         return Check::No;
-    }
-    let closed = closed_at(life).unwrap_or(at);
-    let summary = format!(
-        "Nothing listens there any more: {} {} before, and its listener closed with it.",
-        end.sentence(),
-        between(end.death.map_or(closed, |death| death.at), at)
-    );
-    evidence.push(end.fact(closed));
-    let mut stand = Stand::confirmed(summary, evidence);
+    };
+    let closed = closed_at(missed.life).unwrap_or(missed.at);
+    let summary = if missed.is_midway {
+        format!(
+            "{}, and its listener closed with it before the handshake was complete.",
+            end.sentence()
+        )
+    } else {
+        format!(
+            "Nothing listens there any more: {} {} before, and its listener closed with it.",
+            end.sentence(),
+            between(end.death.map_or(closed, |death| death.at), missed.at)
+        )
+    };
+    missed.evidence.push(end.fact(closed));
+    let mut stand = missed.stand(summary, subject, around);
     if end.oom {
         stand = stand.with_remedy(format!(
             "find what took the memory: raise the limit of {} or make it use less; let a supervisor start it again",
@@ -230,43 +329,46 @@ fn listener_died(subject: &Subject<'_>, around: &Surroundings) -> Check {
             end.task.comm
         ));
     }
-    sure_of_no_socket(stand, subject, around).into()
+    stand.into()
 }
 
 fn listener_restarting(subject: &Subject<'_>, around: &Surroundings) -> Check {
-    let Some((life, at, mut evidence, end)) = missed_listener(subject, around) else {
+    let Some(mut missed) = Missed::find(subject, around) else {
         return Check::No;
     };
-    if end.as_ref().is_some_and(|end| !end.is_orderly()) {
+    if missed.end.as_ref().is_some_and(|end| !end.is_orderly()) {
         return Check::No;
     }
+    let (life, at) = (missed.life, missed.at);
     let Some((closed, task)) = life.closed.as_ref() else {
         return Check::No;
     };
-    let who = match &end {
+    let who = match missed.end.take() {
         Some(end) => {
-            evidence.push(end.fact(*closed));
+            missed.evidence.push(end.fact(*closed));
             end.sentence()
         }
         None => format!("{} closed it and lives on", process(task)),
     };
-    let back = no_socket(subject, around).and_then(|NoSocket { address, .. }| {
-        around
-            .listeners_on(life.listener.netns, address.port())
-            .filter(|other| covers(&other.listener, address))
-            .find(|other| opened_after(other, at) && closed_at(other).is_none_or(|closed| closed > at))
-    });
+    let back = around
+        .listeners_on(life.listener.netns, missed.address.port())
+        .filter(|other| covers(&other.listener, missed.address))
+        .find(|other| opened_after(other, at) && closed_at(other).is_none_or(|closed| closed > at));
     let again = match back.and_then(|back| back.opened_at) {
         Some(opened) => format!("; it listened again {} after", between(at, opened)),
         None => String::new(),
     };
-    evidence.extend(back.map(listener_open_fact));
+    missed.evidence.extend(back.map(listener_open_fact));
+    let when = if missed.is_midway {
+        "before the handshake was complete".to_owned()
+    } else {
+        format!("{} before", between(*closed, at))
+    };
     let summary = format!(
-        "{} was closed in an orderly way {} before ({who}){again}.",
-        life.listener.address,
-        between(*closed, at)
+        "{} was closed in an orderly way {when} ({who}){again}.",
+        life.listener.address
     );
-    sure_of_no_socket(Stand::confirmed(summary, evidence), subject, around).into()
+    missed.stand(summary, subject, around).into()
 }
 
 fn listener_elsewhere(subject: &Subject<'_>, around: &Surroundings) -> Check {
