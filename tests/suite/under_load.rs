@@ -13,7 +13,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -33,6 +33,8 @@ const CYCLES: usize = 4;
 const LONGEST: Duration = Duration::from_secs(300);
 /// How long anything may take to show.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// What takes longer is said, beside whatever fails then.
+const SLOW: Duration = Duration::from_secs(4);
 /// Connections that are busy at every moment, for each of the two kinds of healthy traffic.
 const CLIENTS: u32 = 16;
 
@@ -293,7 +295,9 @@ fn every_fault(run: &Run, nginx: &Path) -> Result<()> {
     let new_traffic = Traffic::start(&wrk, &stage, "/quick-new", CLIENTS)?;
     let arguments = ["--keep", "failures"].map(str::to_owned);
     let pid = stage.nginx.pid().to_string();
+    let begun = Instant::now();
     let tracer = Tracer::attach_unrecorded(run, &tracer(), &pid, &arguments, &stage.folder)?;
+    println!("{:.1} s until it was attached", begun.elapsed().as_secs_f64());
     cycles(run, &mut stage, &wrk)?;
     let disturbed = noise.end()?;
     let rates = [kept_traffic.stop()?, new_traffic.stop()?];
@@ -374,16 +378,20 @@ fn cycles(run: &Run, stage: &mut Stage, wrk: &Path) -> Result<()> {
         }
         let busy = Traffic::start(wrk, stage, "/busy", CLIENTS)?;
         take(run, stage, &BUSY).with_context(|| format!("cycle {cycle}, {}", BUSY.upstream))?;
-        busy.end()?;
+        drop(busy);
     }
     Ok(())
 }
 
 fn take(run: &Run, stage: &mut Stage, fault: &Fault) -> Result<()> {
     for step in &steps(fault)? {
+        let begun = Instant::now();
         stage
             .take(run, step)
             .with_context(|| format!("while doing {step:?}"))?;
+        if begun.elapsed() > SLOW {
+            println!("{:.1} s for {step:?}", begun.elapsed().as_secs_f64());
+        }
     }
     Ok(())
 }
@@ -408,11 +416,22 @@ impl Traffic {
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped()),
         )?;
-        Ok(Self { child })
+        let threads = format!("/proc/{}/task", child.id());
+        let traffic = Self { child };
+        wait_for("wrk's thread", PATIENCE, || {
+            match std::fs::read_dir(&threads).map_or(0, Iterator::count) {
+                0 | 1 => Err("it has not begun".to_owned()),
+                _ => Ok(()),
+            }
+        })?;
+        Ok(traffic)
     }
 
-    /// Ends it, whatever it was answered; yields what it says.
-    fn end(mut self) -> Result<String> {
+    /// Ends it; every answer must have been a 200. Yields its rate.
+    fn stop(mut self) -> Result<String> {
+        let ended = self.child.try_wait().context("looking at wrk")?;
+        ensure!(ended.is_none(), "wrk ended before the test did: {ended:?}");
+        // By now it listens to the signal: one that came while it starts would be lost on it.
         kill(
             nix::unistd::Pid::from_raw(self.child.id().cast_signed()),
             Signal::SIGINT,
@@ -424,14 +443,6 @@ impl Traffic {
                 .read_to_string(&mut said)
                 .context("reading what wrk says")?;
         }
-        Ok(said)
-    }
-
-    /// Ends it; every answer must have been a 200. Yields its rate.
-    fn stop(mut self) -> Result<String> {
-        let ended = self.child.try_wait().context("looking at wrk")?;
-        ensure!(ended.is_none(), "wrk ended before the test did: {ended:?}");
-        let said = self.end()?;
         let trouble = said
             .lines()
             .find(|line| line.contains("Non-2xx") || line.contains("Socket errors"));
