@@ -236,6 +236,9 @@ impl Kernel {
                 .set(switch::UNIX_CLOSES, 1, 0)
                 .context("telling the programs that they see unix sockets close")?;
         }
+        // A program may have been skipped before its understudy was there. Nothing was followed yet, and what is open or
+        // listens is asked only from now on: nothing is lost.
+        kernel.newly_missed()?;
         Ok(kernel)
     }
 
@@ -536,6 +539,15 @@ impl Kernel {
                 *seen = total;
             }
         }
+        let missed = self.newly_missed()?;
+        if missed > 0 {
+            lost.push((LossClass::Probe, missed));
+        }
+        Ok(lost)
+    }
+
+    /// How often programs were skipped since the last call, and nobody worked in their place.
+    fn newly_missed(&mut self) -> Result<u64> {
         let mut missed = 0;
         for (name, program) in self.ebpf.programs() {
             if is_missed_in_vain(name, self.preemption) {
@@ -558,10 +570,7 @@ impl Kernel {
                 *seen = total;
             }
         }
-        if missed > 0 {
-            lost.push((LossClass::Probe, missed));
-        }
-        Ok(lost)
+        Ok(missed)
     }
 
     /// How often the understudies of a program worked in its place.
