@@ -139,7 +139,11 @@ impl Board {
         new.iter()
             .filter_map(
                 |cell| match self.cells.iter().find(|old| cell.is_in_place_of(old)) {
-                    Some(old) if cell.is_worse_than(old) => Some(format!("{cell} (was {})", old.verdict)),
+                    Some(old) if cell.is_worse_than(old) => Some(format!(
+                        "{cell}: {}, where it was {}",
+                        cell.in_short(),
+                        old.in_short()
+                    )),
                     None if cell.verdict == Verdict::Wrong => Some(cell.to_string()),
                     _ => None,
                 },

@@ -87,9 +87,24 @@ impl Cell {
         (self.scenario.as_str(), self.placement.as_str()) == (scenario.file(), scenario.placement.name())
     }
 
-    /// Less is right than before; a cell that cannot be run any more is worse, too.
+    /// Less is right than before; a cell that cannot be run any more is worse, too. How sure a name is says something
+    /// only beside the same name: where a scenario's timing decides which of its true names is given, each has a
+    /// confidence of its own.
     pub fn is_worse_than(&self, before: &Self) -> bool {
-        self.verdict > before.verdict || (self.verdict == before.verdict && self.rank() < before.rank())
+        let is_less_sure = self.named == before.named && self.rank() < before.rank();
+        self.verdict > before.verdict || (self.verdict == before.verdict && is_less_sure)
+    }
+
+    /// Its verdict with what was named, how surely: `right, keepalive-race, confirmed`.
+    pub fn in_short(&self) -> String {
+        let verdict = self.verdict.to_string();
+        let named = self.named.iter().map(String::as_str);
+        let words: Vec<&str> = [verdict.as_str()]
+            .into_iter()
+            .chain(named)
+            .chain(self.confidence.as_deref())
+            .collect();
+        words.join(", ")
     }
 
     /// Where its kernel stands among the columns.
@@ -376,6 +391,11 @@ mod tests {
             ..cell.clone()
         };
         assert!(cell.is_worse_than(&surer) && !surer.is_worse_than(&cell));
+        let another = Cell {
+            named: vec!["listener-died".to_owned()],
+            ..surer
+        };
+        assert!(!cell.is_worse_than(&another) && !another.is_worse_than(&cell));
     }
 
     #[test]
