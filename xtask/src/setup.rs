@@ -122,6 +122,11 @@ const WANTED: &[Wanted] = &[
         packages: &["uwsgi-core", "uwsgi-plugin-python3"],
     },
     Wanted {
+        what: "wrk",
+        is_there: || find_program("wrk").is_some(),
+        packages: &["wrk"],
+    },
+    Wanted {
         what: "HAProxy",
         is_there: || find_program("haproxy").is_some(),
         packages: &["haproxy"],
