@@ -198,6 +198,7 @@ impl Client {
 pub struct Load {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
+    rest_ms: Arc<AtomicU64>,
     clients: Vec<JoinHandle<Vec<String>>>,
 }
 
@@ -232,11 +233,13 @@ impl Load {
     ) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(AtomicU64::new(0));
+        let rest_ms = Arc::new(AtomicU64::new(0));
         let clients = namespace.enter(|| {
             // Threads are born into the namespace of the thread that starts them.
             (0..clients)
                 .map(|number| {
                     let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
+                    let rest_ms = Arc::clone(&rest_ms);
                     let address = address.clone();
                     let paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
                     std::thread::Builder::new()
@@ -247,7 +250,8 @@ impl Load {
                                 Keeps::All => true,
                                 Keeps::None => false,
                             };
-                            ask_until(&stop, &answered, &address, &paths, number / 2, keep)
+                            let rest = || Duration::from_millis(rest_ms.load(Ordering::Relaxed));
+                            ask_until(&stop, &answered, rest, &address, &paths, number / 2, keep)
                         })
                         .context("starting a client")
                 })
@@ -256,8 +260,15 @@ impl Load {
         Ok(Self {
             stop,
             answered,
+            rest_ms,
             clients,
         })
+    }
+
+    /// From now on each client rests so long after an answer, in whole milliseconds.
+    pub fn rest(&self, rest: Duration) {
+        let rest_ms = u64::try_from(rest.as_millis()).unwrap_or(u64::MAX);
+        self.rest_ms.store(rest_ms, Ordering::Relaxed);
     }
 
     /// Requests answered so far.
@@ -268,7 +279,7 @@ impl Load {
 
     /// Lets every client finish its request, then tells how it went.
     pub fn stop(mut self) -> LoadReport {
-        self.stop.store(true, Ordering::SeqCst);
+        self.end();
         let failed = self
             .clients
             .drain(..)
@@ -283,17 +294,26 @@ impl Load {
             failed,
         }
     }
+
+    /// Lets no client begin another request.
+    fn end(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+        for client in &self.clients {
+            client.thread().unpark();
+        }
+    }
 }
 
 impl Drop for Load {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
+        self.end();
     }
 }
 
 fn ask_until(
     stop: &AtomicBool,
     answered: &AtomicU64,
+    rest: impl Fn() -> Duration,
     address: &Address,
     paths: &[String],
     first: usize,
@@ -324,6 +344,11 @@ fn ask_until(
         if failed.len() > 20 {
             // Something is wrong throughout; going on would only spin.
             break;
+        }
+        let rest = rest();
+        if !rest.is_zero() {
+            // Woken when it is over.
+            std::thread::park_timeout(rest);
         }
     }
     failed

@@ -19,6 +19,8 @@ use crate::{
     traced::{self, RECORDING, Tracer},
 };
 
+/// How long a client of healthy traffic rests after each answer for each scenario that is played beside it.
+const REST: Duration = Duration::from_millis(5);
 /// How long a failed attempt may take from the fault to the trace; neighbours need three seconds to be given up.
 const VERDICT_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -130,6 +132,10 @@ pub(super) fn begin(
     let slowness = usize::try_from(slowness())?;
     let clients = lab.load.div_ceil(slowness * together).max(lab.load.min(2));
     let load = stage.load(clients, lab.load_keeps)?;
+    if together > 1 {
+        // What one alone may take up, all together would take from the stages that are being set and the tracer.
+        load.rest(REST * u32::try_from(slowness * together)?);
+    }
     let wanted = u64::try_from(clients)?;
     wait_for("healthy traffic", VERDICT_PATIENCE, || match load.answered() {
         n if n >= wanted => Ok(()),
