@@ -720,6 +720,14 @@ pub struct Note {
     pub object: u64,
     /// The program and [`Happening::what`].
     pub what: u64,
+    /// When the program was called, in jiffies.
+    pub at: u64,
+}
+
+impl Note {
+    /// After so many jiffies a note counts no more: no interrupt, and hardly a preemption, lasts as long (with 1000 of
+    /// them a second a quarter of one, with 250 a whole one).
+    pub const LASTS: u64 = 256;
 }
 
 /// Some tasks' notes.

@@ -11,13 +11,14 @@
 //! meanwhile another one be preempted in the understudy: so there are three, each of which notes what it does.
 //!
 //! A note is told by its task and by what happens; it is in one place for all CPUs, since a preempted task may go on on
-//! another one. Where the last understudy was skipped its note stays behind, and is overwritten as the oldest.
+//! another one. Where the last understudy was skipped its note stays behind, and counts no more a moment later: the next
+//! socket or packet may have the same address, and must not be taken for noted when its program is skipped.
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::generated::bpf_get_current_task,
+    helpers::generated::{bpf_get_current_task, bpf_jiffies64},
     macros::btf_tracepoint,
     programs::{BtfTracePointContext, FEntryContext, FExitContext},
 };
@@ -91,9 +92,17 @@ fn note(n: u32, happening: Happening) -> Option<(Note, &'static mut Notes)> {
         task,
         object: happening.object,
         what,
+        // SAFETY: the helper has no preconditions.
+        at: unsafe { bpf_jiffies64() },
     };
     // SAFETY: a value of an array. Others write to it at the same time, at worst over a note; then an event counts twice.
     Some((note, unsafe { &mut *set }))
+}
+
+/// Whether a note is there, and of now.
+#[inline(always)]
+fn counts(old: &Note, now: &Note) -> bool {
+    old.task != 0 && now.at.saturating_sub(old.at) <= Note::LASTS
 }
 
 /// Puts a note into a free place of its set, or else over the oldest one: that of a program in whose midst this happens is
@@ -102,7 +111,7 @@ fn note(n: u32, happening: Happening) -> Option<(Note, &'static mut Notes)> {
 fn put(note: Note, set: &mut Notes) {
     let mut at = set.next as usize % Notes::N;
     for (place, old) in set.notes.iter().enumerate() {
-        if old.task == 0 {
+        if !counts(old, &note) {
             at = place;
             break;
         }
@@ -111,6 +120,7 @@ fn put(note: Note, set: &mut Notes) {
     let place = &mut set.notes[at % Notes::N];
     place.object = note.object;
     place.what = note.what;
+    place.at = note.at;
     // It is complete before it counts, and counts before anything can be interrupted.
     compiler_fence(Ordering::SeqCst);
     place.task = note.task;
@@ -156,7 +166,8 @@ fn is_needed(n: u32, happening: Happening, is_last: impl Fn() -> bool) -> bool {
         return false;
     };
     for place in &mut set.notes {
-        if place.task == note.task && place.object == note.object && place.what == note.what {
+        let is_same = place.task == note.task && place.object == note.object && place.what == note.what;
+        if is_same && counts(place, &note) {
             if is_last() {
                 place.task = 0;
             }
