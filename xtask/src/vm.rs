@@ -12,7 +12,10 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::mpsc::{self, RecvTimeoutError},
+    sync::{
+        Mutex, PoisonError,
+        mpsc::{self, RecvTimeoutError},
+    },
     time::Duration,
 };
 
@@ -242,7 +245,7 @@ impl Guest {
         // Copies, since a build meanwhile would change the guest's programs while they run.
         let programs = results.join("bin");
         fs::create_dir_all(&programs).with_context(|| format!("making {}", programs.display()))?;
-        for (program, name) in [(build_tracer(true)?, "tracer"), (build_xtask()?, "xtask")] {
+        for (program, name) in [(guests_tracer()?, "tracer"), (build_xtask()?, "xtask")] {
             fs::copy(&program, programs.join(name))
                 .with_context(|| format!("copying {}", program.display()))?;
         }
@@ -297,6 +300,16 @@ fn command(args: &Args) -> String {
             words.join(" ")
         }
     }
+}
+
+/// Builds the tracer for all guests of a run: the scoreboard, which is in it, changes meanwhile.
+fn guests_tracer() -> Result<PathBuf> {
+    static BUILT: Mutex<Option<PathBuf>> = Mutex::new(None);
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(built) = &*built {
+        return Ok(built.clone());
+    }
+    Ok(built.insert(build_tracer(true)?).clone())
 }
 
 /// Builds this program as fast as it gets: in the guest everything is slow.
