@@ -1792,7 +1792,8 @@ impl Engine {
         }
         self.stats.add(&attempt);
         let balanced = self.balance(&attempt);
-        self.watch.add(self.now, &attempt, balanced.is_probe);
+        let master = self.configurations.master_of(attempt.worker);
+        self.watch.add(self.now, &attempt, master, balanced.is_probe);
         outputs.push(Output::Attempt(Box::new(attempt)));
         outputs.extend(balanced.note.map(Output::Event));
     }

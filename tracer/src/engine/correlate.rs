@@ -365,8 +365,12 @@ impl Configurations {
 
     /// The workers with which a worker shares what a `zone` holds, by their master and when it read its files.
     pub fn siblings(&self, worker: Pid) -> Option<(Pid, Ktime)> {
-        let master = self.workers.get(&worker).map_or(worker, |(master, _)| *master);
-        Some((master, self.generation(worker)?.since))
+        Some((self.master_of(worker), self.generation(worker)?.since))
+    }
+
+    /// The master of a worker; a process that serves without one is its own.
+    pub fn master_of(&self, worker: Pid) -> Pid {
+        self.workers.get(&worker).map_or(worker, |(master, _)| *master)
     }
 
     /// Whether the address is a resolver of this worker's configuration.

@@ -8,7 +8,6 @@ use self::recurrence::Recurrences;
 use crate::{
     engine::{
         diagnose::fact,
-        stats::by_name,
         table::Keyed,
         text::{counted, span},
     },
@@ -19,10 +18,17 @@ use crate::{
 /// How many (upstream, peer) pairs are watched.
 const PEERS: usize = 4096;
 
+/// An upstream of one nginx: another instance's of the same name is another one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Upstream {
+    name: String,
+    master: Pid,
+}
+
 /// What findings are made of.
 #[derive(Debug)]
 pub struct Watch {
-    upstreams: BTreeMap<String, BTreeMap<Peer, Tally>>,
+    upstreams: BTreeMap<Upstream, BTreeMap<Peer, Tally>>,
     n_peers: usize,
     /// Recent failures by attempt number: the attempt they retried.
     chain: Keyed<u64, Option<u64>>,
@@ -63,8 +69,9 @@ impl Watch {
         }
     }
 
-    /// Takes in a finished attempt; `is_probe`: of a peer that nginx leaves out and tries once in a while.
-    pub fn add(&mut self, now: Ktime, attempt: &Attempt, is_probe: bool) {
+    /// Takes in a finished attempt of a worker of `master`; `is_probe`: of a peer that nginx leaves out and tries once in a
+    /// while.
+    pub fn add(&mut self, now: Ktime, attempt: &Attempt, master: Pid, is_probe: bool) {
         let of = attempt.retry.map(|(of, _)| of);
         if attempt.outcome.is_failure() {
             self.chain.push(now, attempt.number, of);
@@ -75,12 +82,17 @@ impl Watch {
         if !is_probe {
             self.recurrences.add(attempt);
         }
-        let (Some(upstream), Some(peer)) = (&attempt.upstream, &attempt.peer) else {
+        let (Some(name), Some(peer)) = (&attempt.upstream, &attempt.peer) else {
             return;
         };
-        let Some(peers) = by_name(&mut self.upstreams, upstream, PEERS) else {
-            return;
+        let upstream = Upstream {
+            name: name.clone(),
+            master,
         };
+        if self.upstreams.len() >= PEERS && !self.upstreams.contains_key(&upstream) {
+            return;
+        }
+        let peers = self.upstreams.entry(upstream).or_default();
         let tally = match peers.entry(peer.clone()) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) if self.n_peers < PEERS => {
@@ -195,22 +207,25 @@ impl Watch {
     }
 
     fn peers(&self) -> impl Iterator<Item = (&str, &Peer, &Tally)> {
-        self.upstreams
-            .iter()
-            .flat_map(|(upstream, peers)| peers.iter().map(|(peer, tally)| (upstream.as_str(), peer, tally)))
+        self.upstreams.iter().flat_map(|(upstream, peers)| {
+            peers
+                .iter()
+                .map(|(peer, tally)| (upstream.name.as_str(), peer, tally))
+        })
     }
 
     /// All failures of an upstream on one peer, or on one address family, while the others had none.
     fn one_peer_or_family(&self) -> Vec<Finding> {
         self.upstreams
             .iter()
-            .filter_map(|(upstream, peers)| one_sided(upstream, &peers.iter().collect::<Vec<_>>()))
+            .filter_map(|(upstream, peers)| one_sided(&upstream.name, &peers.iter().collect::<Vec<_>>()))
             .collect()
     }
 
     /// `keepalive` in an upstream whose connections nothing ever keeps, since nginx asks for each to be closed.
     fn never_kept(&self, limits: impl Fn(Pid, &Peer) -> Limits) -> Vec<Finding> {
-        let of = |(upstream, peers): (&String, &BTreeMap<Peer, Tally>)| {
+        let of = |(upstream, peers): (&Upstream, &BTreeMap<Peer, Tally>)| {
+            let upstream = &upstream.name;
             let new: u64 = peers.values().map(|tally| tally.new).sum();
             if new < 20 || peers.values().any(|tally| tally.reused > 0) {
                 return None;

@@ -15,7 +15,8 @@ fn keeping(keepalive: u32, asks_to_keep: Option<bool>) -> Limits {
 fn watched(attempts: impl IntoIterator<Item = Attempt>) -> Watch {
     let mut watch = Watch::new(1024);
     for (attempt, number) in attempts.into_iter().zip(1..) {
-        watch.add(attempt.ended_at, &Attempt { number, ..attempt }, false);
+        let master = attempt.worker;
+        watch.add(attempt.ended_at, &Attempt { number, ..attempt }, master, false);
     }
     watch
 }
@@ -54,6 +55,13 @@ fn a_keepalive_that_is_never_used_is_found_where_nginx_is_why() {
     };
     let one_reused = watched((0..30).map(|_| samples::healthy()).chain([reused()]));
     assert_eq!(ids(&one_reused, &close), [""; 0]);
+    // Another nginx's upstream of the same name.
+    let others = Attempt {
+        worker: Pid(99),
+        ..reused()
+    };
+    let two = watched((0..30).map(|_| samples::healthy()).chain([others]));
+    assert_eq!(ids(&two, &close), ["keepalive-never-used"]);
     assert_eq!(
         ids(&watched((0..9).map(|_| samples::healthy())), &close),
         [""; 0],
