@@ -279,7 +279,7 @@ pub fn of_type<'a>(records: &'a [Value], kind: &str) -> impl Iterator<Item = &'a
 }
 
 /// Whether a record of this trace concerns an nginx, known by its master (or its only process): every record but the
-/// attempts of others. Without a master every record does.
+/// attempts of others, and the events of their workers. Without a master every record does.
 pub fn of_instance(records: &[Value], master: Option<u32>) -> impl Fn(&Value) -> bool {
     let workers: Option<HashSet<u64>> = master.map(|master| {
         let first = of_type(records, "session").take(1);
@@ -295,10 +295,12 @@ pub fn of_instance(records: &[Value], master: Option<u32>) -> impl Fn(&Value) ->
     });
     move |record| {
         let is_anothers = |workers: &HashSet<u64>| {
-            record["type"] == "attempt"
-                && record["worker"]
-                    .as_u64()
-                    .is_none_or(|pid| !workers.contains(&pid))
+            let worker = record["worker"].as_u64();
+            match record["type"].as_str() {
+                Some("attempt") => worker.is_none_or(|pid| !workers.contains(&pid)),
+                Some("event") => worker.is_some_and(|pid| !workers.contains(&pid)),
+                _ => false,
+            }
         };
         !workers.as_ref().is_some_and(is_anothers)
     }
