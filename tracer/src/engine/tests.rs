@@ -1289,8 +1289,8 @@ fn a_reset_that_answers_the_request_itself_is_no_keepalive_race() {
         backend,
         ..reset(sent_again(to, ms(2)), us(988))
     };
-    let rule = |to: &str| Event::Dropped {
-        at: us(989),
+    let rule_at = |at: Ktime, to: &str| Event::Dropped {
+        at,
         netns: HERE,
         tuple: syn(to),
         flags: 0x18,
@@ -1298,6 +1298,7 @@ fn a_reset_that_answers_the_request_itself_is_no_keepalive_race() {
         location: None,
         conn: None,
     };
+    let rule = |to: &str| rule_at(us(989), to);
     let open = Some(Backend {
         read: 0,
         first_read_at: None,
@@ -1311,6 +1312,16 @@ fn a_reset_that_answers_the_request_itself_is_no_keepalive_race() {
     assert_eq!(
         named(vec![rule(FAR)], rejected(FAR, None)),
         ("firewall-reset", Confirmed)
+    );
+    // A slow processor: the rule's work, the reset's arrival and the end of the call are milliseconds apart.
+    assert_eq!(
+        named(vec![rule_at(ms(-3), APP)], rejected(APP, open.clone())),
+        ("firewall-reset", Confirmed)
+    );
+    // Of a far host's reset a packet that was dropped milliseconds before may be the reason or not.
+    assert_eq!(
+        named(vec![rule_at(ms(-3), FAR)], rejected(FAR, None)).0,
+        "unknown"
     );
     assert_eq!(named(vec![], rejected(APP, open)).0, "unknown");
     assert_eq!(named(vec![], rejected(FAR, None)), ("reset-remotely", Confirmed));

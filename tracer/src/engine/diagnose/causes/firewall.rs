@@ -4,7 +4,7 @@ use super::facts::{SynAnswer, connect_fact, drop_fact, icmp_fact, icmp_sent_fact
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject},
-        surroundings::{DropKind, Dropped, SLACK, Surroundings},
+        surroundings::{CALL, DropKind, Dropped, SLACK, Surroundings},
     },
     event::{Exchange, Icmp, Peer},
     model::Outcome,
@@ -72,11 +72,13 @@ fn firewall_reset_later(exchange: &Exchange, around: &Surroundings) -> Check {
     if is_closed || around.resets_answering(exchange).next().is_some() {
         return Check::No;
     }
-    // The rule sends the reset, then drops the packet.
+    // The rule sends the reset, then drops the packet. When the reset arrives is a matter of the processor where the
+    // backend's socket is known to stand: nobody else can have sent it.
+    let longest = if exchange.backend.is_some() { CALL } else { SLACK };
     let rule = around.drops_of(exchange).into_iter().find(|dropped| {
         let is_nginxs = Some(dropped.tuple.source) == exchange.local;
         let apart = dropped.at.since(reset_at).max(reset_at.since(dropped.at));
-        is_nginxs && apart <= SLACK && dropped.kind() == DropKind::Netfilter
+        is_nginxs && apart <= longest && dropped.kind() == DropKind::Netfilter
     });
     let Some(rule) = rule else {
         return Check::No;
