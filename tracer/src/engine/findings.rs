@@ -8,6 +8,7 @@ use self::recurrence::Recurrences;
 use crate::{
     engine::{
         diagnose::fact,
+        stats::by_name,
         table::Keyed,
         text::{counted, span},
     },
@@ -18,17 +19,11 @@ use crate::{
 /// How many (upstream, peer) pairs are watched.
 const PEERS: usize = 4096;
 
-/// An upstream of one nginx: another instance's of the same name is another one.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Upstream {
-    name: String,
-    master: Pid,
-}
-
 /// What findings are made of.
 #[derive(Debug)]
 pub struct Watch {
-    upstreams: BTreeMap<Upstream, BTreeMap<Peer, Tally>>,
+    /// Per master, as another instance's upstream of the same name is another one.
+    upstreams: BTreeMap<Pid, BTreeMap<String, BTreeMap<Peer, Tally>>>,
     n_peers: usize,
     /// Recent failures by attempt number: the attempt they retried.
     chain: Keyed<u64, Option<u64>>,
@@ -85,17 +80,18 @@ impl Watch {
         let (Some(name), Some(peer)) = (&attempt.upstream, &attempt.peer) else {
             return;
         };
-        let upstream = Upstream {
-            name: name.clone(),
-            master,
+        let is_full = self.n_peers >= PEERS;
+        let names = match self.upstreams.entry(master) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(_) if is_full => return,
+            Entry::Vacant(place) => place.insert(BTreeMap::new()),
         };
-        if self.upstreams.len() >= PEERS && !self.upstreams.contains_key(&upstream) {
+        let Some(peers) = by_name(names, name, if is_full { 0 } else { PEERS }) else {
             return;
-        }
-        let peers = self.upstreams.entry(upstream).or_default();
+        };
         let tally = match peers.entry(peer.clone()) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(place) if self.n_peers < PEERS => {
+            Entry::Vacant(place) if !is_full => {
                 self.n_peers += 1;
                 place.insert(Tally::new(attempt.worker))
             }
@@ -163,7 +159,11 @@ impl Watch {
 
     /// How many entries it holds.
     pub fn len(&self) -> usize {
-        self.upstreams.len() + self.n_peers + self.chain.len() + self.hidden.len() + self.recurrences.len()
+        self.upstreams().count()
+            + self.n_peers
+            + self.chain.len()
+            + self.hidden.len()
+            + self.recurrences.len()
     }
 
     /// All races of a peer at one idle time: that time is the backend's keep-alive timeout.
@@ -207,25 +207,25 @@ impl Watch {
     }
 
     fn peers(&self) -> impl Iterator<Item = (&str, &Peer, &Tally)> {
-        self.upstreams.iter().flat_map(|(upstream, peers)| {
-            peers
-                .iter()
-                .map(|(peer, tally)| (upstream.name.as_str(), peer, tally))
-        })
+        self.upstreams()
+            .flat_map(|(upstream, peers)| peers.iter().map(move |(peer, tally)| (upstream, peer, tally)))
+    }
+
+    fn upstreams(&self) -> impl Iterator<Item = (&str, &BTreeMap<Peer, Tally>)> {
+        let of_instances = self.upstreams.values().flatten();
+        of_instances.map(|(upstream, peers)| (upstream.as_str(), peers))
     }
 
     /// All failures of an upstream on one peer, or on one address family, while the others had none.
     fn one_peer_or_family(&self) -> Vec<Finding> {
-        self.upstreams
-            .iter()
-            .filter_map(|(upstream, peers)| one_sided(&upstream.name, &peers.iter().collect::<Vec<_>>()))
+        self.upstreams()
+            .filter_map(|(upstream, peers)| one_sided(upstream, &peers.iter().collect::<Vec<_>>()))
             .collect()
     }
 
     /// `keepalive` in an upstream whose connections nothing ever keeps, since nginx asks for each to be closed.
     fn never_kept(&self, limits: impl Fn(Pid, &Peer) -> Limits) -> Vec<Finding> {
-        let of = |(upstream, peers): (&Upstream, &BTreeMap<Peer, Tally>)| {
-            let upstream = &upstream.name;
+        let of = |(upstream, peers): (&str, &BTreeMap<Peer, Tally>)| {
             let new: u64 = peers.values().map(|tally| tally.new).sum();
             if new < 20 || peers.values().any(|tally| tally.reused > 0) {
                 return None;
@@ -258,13 +258,13 @@ impl Watch {
                         "nginx",
                         format!("0 of {new} reused a connection; keepalive {keepalive}"),
                     )
-                    .text("upstream", upstream.clone())
+                    .text("upstream", upstream)
                     .count("new_connections", new)
                     .count("keepalive", u64::from(keepalive)),
                 ],
             })
         };
-        self.upstreams.iter().filter_map(of).collect()
+        self.upstreams().filter_map(of).collect()
     }
 
     /// Connections that took a second and more, since SYNs or their answers were lost.
@@ -324,7 +324,7 @@ impl Watch {
             .iter()
             .map(|(upstream, n)| {
                 fact(None, "nginx", format!("{upstream}: {n} hidden"))
-                    .text("upstream", upstream.clone())
+                    .text("upstream", upstream)
                     .count("failures", *n)
             })
             .collect();

@@ -177,7 +177,7 @@ impl Latency {
 }
 
 /// The entry of this name, made where it is one of the first `limit`; the name is copied only then.
-fn by_name<'a, T: Default>(
+pub fn by_name<'a, T: Default>(
     names: &'a mut BTreeMap<String, T>,
     name: &str,
     limit: usize,
