@@ -54,16 +54,47 @@ pub fn failed_at_once<'a>(
     Some((path, walk))
 }
 
+/// This host's TCP found no socket for a packet of an exchange.
+pub struct Refusal {
+    pub at: Ktime,
+    pub netns: Netns,
+    /// Where it looked for one: not nginx's peer, where addresses are translated.
+    pub destination: SocketAddr,
+    pub proof: Evidence,
+}
+
+/// This host's own word that it refused a packet of an exchange; `is_refused`: of the packets it freed, which one counts.
+pub fn refusal(
+    exchange: &Exchange,
+    around: &Surroundings,
+    is_refused: impl Fn(&Dropped) -> bool,
+) -> Option<Refusal> {
+    let mut resets = around.resets_answering(exchange);
+    if let Some(reset) = resets.find(|reset| reset.by == ResetBy::NoSocket) {
+        return Some(Refusal {
+            at: reset.at,
+            netns: reset.netns,
+            destination: reset.tuple.destination,
+            proof: reset_fact(reset),
+        });
+    }
+    // Before 6.10 the kernel names no reset without a socket; the packet it freed says the same.
+    let drops = around.drops_of(exchange);
+    let dropped = drops
+        .into_iter()
+        .find(|dropped| dropped.kind() == DropKind::NoSocket && is_refused(dropped))?;
+    Some(Refusal {
+        at: dropped.at,
+        netns: dropped.netns,
+        destination: dropped.tuple.destination,
+        proof: drop_fact(dropped),
+    })
+}
+
 /// What came back for a SYN that was refused.
 pub enum SynAnswer<'a> {
     /// This host's TCP found no socket for it.
-    NoSocket {
-        at: Ktime,
-        netns: Netns,
-        /// Where it looked for one: not nginx's peer, where addresses are translated.
-        destination: SocketAddr,
-        proof: Evidence,
-    },
+    NoSocket(Refusal),
     /// A netfilter rule of this host took the SYN, and a reset came that no TCP of this host sent.
     Firewall { rule: &'a Dropped },
     /// A reset came from outside, as far as can be seen.
@@ -83,32 +114,12 @@ pub fn syn_answer<'a>(exchange: &'a Exchange, around: &'a Surroundings) -> Optio
     if reset_at.is_none() && (around.sees("resets-received") || exchange.error != Some(Errno(111))) {
         return None;
     }
-    let drops = around.drops_of(exchange);
-    if let Some(reset) = around
-        .resets_answering(exchange)
-        .find(|reset| reset.by == ResetBy::NoSocket)
-    {
-        return Some(SynAnswer::NoSocket {
-            at: reset.at,
-            netns: reset.netns,
-            destination: reset.tuple.destination,
-            proof: reset_fact(reset),
-        });
-    }
-    if let Some(dropped) = drops
-        .iter()
-        .find(|dropped| dropped.is_syn() && dropped.kind() == DropKind::NoSocket)
-    {
-        // Before 6.10 the kernel names no reset without a socket; the SYN it freed says the same.
-        return Some(SynAnswer::NoSocket {
-            at: dropped.at,
-            netns: dropped.netns,
-            destination: dropped.tuple.destination,
-            proof: drop_fact(dropped),
-        });
+    if let Some(refusal) = refusal(exchange, around, Dropped::is_syn) {
+        return Some(SynAnswer::NoSocket(refusal));
     }
     let reset_at = reset_at?;
-    if let Some(rule) = drops
+    if let Some(rule) = around
+        .drops_of(exchange)
         .into_iter()
         .find(|dropped| dropped.is_syn() && dropped.kind() == DropKind::Netfilter)
     {

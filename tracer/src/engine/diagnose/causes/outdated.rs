@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::facts::{SynAnswer, connect_fact, icmp_fact, listener_open_fact, peer_netns, rst_fact, syn_answer};
+use super::facts::{Refusal, SynAnswer, connect_fact, icmp_fact, listener_open_fact, peer_netns, rst_fact, syn_answer};
 use crate::{
     engine::{
         correlate::Resolved,
@@ -242,7 +242,7 @@ fn at_the_old(exchange: &Exchange, around: &Surroundings) -> Option<(&'static st
         return None;
     }
     match syn_answer(exchange, around) {
-        Some(SynAnswer::NoSocket { netns, proof, .. }) => {
+        Some(SynAnswer::NoSocket(Refusal { netns, proof, .. })) => {
             let ip = match exchange.peer {
                 Peer::Tcp(address) => address.ip(),
                 Peer::Unix(_) => return None,

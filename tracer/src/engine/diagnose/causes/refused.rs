@@ -1,8 +1,8 @@
 //! A TCP connect that a reset refused: nothing listens there (never, no longer, elsewhere), or a far host said so.
 
 use super::facts::{
-    End, SynAnswer, Translated, closed_at, closed_before, connect_fact, drop_fact, end_of, listener_closed_fact,
-    listener_open_fact, locality, opened_after, peer_netns, reset_fact, rst_fact, syn_answer, translated,
+    End, Refusal, SynAnswer, Translated, closed_at, closed_before, connect_fact, end_of, listener_closed_fact,
+    listener_open_fact, locality, opened_after, peer_netns, refusal, rst_fact, syn_answer, translated,
     translation_fact,
 };
 use std::net::SocketAddr;
@@ -10,10 +10,10 @@ use std::net::SocketAddr;
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject, fact},
-        surroundings::{DropKind, LISTENER_MEMORY, ListenerLife, Locality, Surroundings, covers},
+        surroundings::{LISTENER_MEMORY, ListenerLife, Locality, Surroundings, covers},
         text::{between, process},
     },
-    event::{Errno, Exchange, Ktime, Netns, Peer, ResetBy},
+    event::{Errno, Exchange, Ktime, Netns, Peer},
     model::{Confidence, Evidence, Outcome},
 };
 
@@ -107,28 +107,36 @@ struct NoSocket {
     /// The address where a socket was looked for.
     address: SocketAddr,
     proof: Vec<Evidence>,
+    /// This host said itself that there was no socket.
+    is_told: bool,
+}
+
+impl NoSocket {
+    fn told(refusal: Refusal, subject: &Subject<'_>, exchange: &Exchange) -> Self {
+        let Refusal {
+            at,
+            netns,
+            destination: address,
+            proof,
+        } = refusal;
+        let mut proof = vec![proof];
+        if Some(address) != subject.address() {
+            proof.push(translation_fact(exchange, address, at));
+        }
+        Self {
+            at,
+            netns,
+            address,
+            proof,
+            is_told: true,
+        }
+    }
 }
 
 fn no_socket(subject: &Subject<'_>, around: &Surroundings) -> Option<NoSocket> {
     let exchange = subject.connecting()?;
     match syn_answer(exchange, around)? {
-        SynAnswer::NoSocket {
-            at,
-            netns,
-            destination,
-            proof,
-        } => {
-            let mut proof = vec![proof];
-            if Some(destination) != subject.address() {
-                proof.push(translation_fact(exchange, destination, at));
-            }
-            Some(NoSocket {
-                at,
-                netns,
-                address: destination,
-                proof,
-            })
-        }
+        SynAnswer::NoSocket(refusal) => Some(NoSocket::told(refusal, subject, exchange)),
         SynAnswer::Unexplained if !around.sees("resets-sent") && around.sees("drops") => {
             // The kernel does not say who reset the SYN; no firewall took it, so the listener table has to.
             Some(NoSocket {
@@ -136,19 +144,18 @@ fn no_socket(subject: &Subject<'_>, around: &Surroundings) -> Option<NoSocket> {
                 netns: peer_netns(exchange, around)?,
                 address: subject.address()?,
                 proof: rst_fact(exchange).into_iter().collect(),
+                is_told: false,
             })
         }
         SynAnswer::Unexplained | SynAnswer::Firewall { .. } | SynAnswer::Elsewhere { .. } => None,
     }
 }
 
-fn sure_of_no_socket(stand: Stand, subject: &Subject<'_>, around: &Surroundings) -> Stand {
-    match subject
-        .connecting()
-        .and_then(|exchange| syn_answer(exchange, around))
-    {
-        Some(SynAnswer::NoSocket { .. }) => stand,
-        _ => stand.without(around.without("resets-sent")),
+fn sure_of_no_socket(stand: Stand, is_told: bool, around: &Surroundings) -> Stand {
+    if is_told {
+        stand
+    } else {
+        stand.without(around.without("resets-sent"))
     }
 }
 
@@ -158,6 +165,7 @@ fn no_listener(subject: &Subject<'_>, around: &Surroundings) -> Check {
         netns,
         address,
         proof: mut evidence,
+        is_told,
     }) = no_socket(subject, around)
     else {
         return Check::No;
@@ -172,7 +180,7 @@ fn no_listener(subject: &Subject<'_>, around: &Surroundings) -> Check {
         }
         evidence.extend(listener_closed_fact(life));
     }
-    sure_of_no_socket(Stand::confirmed(summary, evidence), subject, around).into()
+    sure_of_no_socket(Stand::confirmed(summary, evidence), is_told, around).into()
 }
 
 /// A listener that closed before the SYN came, or between the SYN and the end of the handshake.
@@ -185,6 +193,8 @@ struct Missed<'a> {
     evidence: Vec<Evidence>,
     /// How its owner ended.
     end: Option<End<'a>>,
+    /// This host said itself that there was no socket.
+    is_told: bool,
     /// The SYN had been answered, and the listener went before it had the connection.
     is_midway: bool,
 }
@@ -200,6 +210,7 @@ impl<'a> Missed<'a> {
             netns,
             address,
             proof: mut evidence,
+            is_told,
         } = no_socket;
         let life = closed_before(around, netns, address, at)?;
         let (closed, task) = life.closed.as_ref()?;
@@ -223,45 +234,19 @@ impl<'a> Missed<'a> {
             at,
             evidence,
             end,
+            is_told,
             is_midway,
         })
     }
 
     /// As sure as it is known who refused the connect, or reset the connection.
-    fn stand(&self, summary: String, subject: &Subject<'_>, around: &Surroundings) -> Stand {
-        let stand = Stand::confirmed(summary, self.evidence.clone());
-        if !self.is_midway {
-            return sure_of_no_socket(stand, subject, around);
-        }
-        let own = subject
-            .connected()
-            .and_then(|exchange| own_refusal(exchange, around));
-        match own {
-            Some(_) => stand,
-            None => Stand::likely(stand.summary, stand.evidence).without("who sent the reset"),
+    fn stand(self, summary: String, around: &Surroundings) -> Stand {
+        let stand = Stand::confirmed(summary, self.evidence);
+        match (self.is_midway, self.is_told) {
+            (true, false) => stand.without("who sent the reset"),
+            _ => sure_of_no_socket(stand, self.is_told, around),
         }
     }
-}
-
-/// This host's word that it found no socket for a packet of a connection that stood on nginx's side.
-fn own_refusal(exchange: &Exchange, around: &Surroundings) -> Option<NoSocket> {
-    let reset = around
-        .resets_answering(exchange)
-        .find(|reset| reset.by == ResetBy::NoSocket)
-        .map(|reset| (reset.at, reset.netns, reset.tuple.destination, reset_fact(reset)));
-    let (at, netns, address, proof) = reset.or_else(|| {
-        // Before 6.10 the kernel names no reset without a socket; the packet it freed says the same.
-        let dropped = around.drops_of(exchange).into_iter().find(|dropped| {
-            dropped.kind() == DropKind::NoSocket && Some(dropped.tuple.destination) != exchange.local
-        })?;
-        Some((dropped.at, dropped.netns, dropped.tuple.destination, drop_fact(dropped)))
-    })?;
-    Some(NoSocket {
-        at,
-        netns,
-        address,
-        proof: vec![proof],
-    })
 }
 
 /// A connection that stood on nginx's side was reset before the other side had a socket for it: the listener answered the
@@ -274,25 +259,25 @@ fn no_socket_any_more(subject: &Subject<'_>, around: &Surroundings) -> Option<No
     if !is_new || !is_unheard || exchange.backend.is_some() {
         return None;
     }
-    let mut evidence = vec![connect_fact(exchange)];
-    evidence.extend(rst_fact(exchange));
-    if let Some(mut own) = own_refusal(exchange, around) {
-        if Some(own.address) != subject.address() {
-            evidence.push(translation_fact(exchange, own.address, own.at));
-        }
-        evidence.append(&mut own.proof);
-        return Some(NoSocket { proof: evidence, ..own });
-    }
-    let was_reset = exchange.reset_at.or(exchange
-        .error
-        .filter(|error| *error == Errno(104))
-        .and(exchange.error_at))?;
-    Some(NoSocket {
-        at: was_reset,
-        netns: peer_netns(exchange, around)?,
-        address: subject.address()?,
-        proof: evidence,
-    })
+    let told = refusal(exchange, around, |dropped| {
+        Some(dropped.tuple.destination) != exchange.local
+    });
+    let mut no_socket = match told {
+        Some(refusal) => NoSocket::told(refusal, subject, exchange),
+        None => NoSocket {
+            at: exchange.reset_at.or(exchange
+                .error
+                .filter(|error| *error == Errno(104))
+                .and(exchange.error_at))?,
+            netns: peer_netns(exchange, around)?,
+            address: subject.address()?,
+            proof: Vec::new(),
+            is_told: false,
+        },
+    };
+    no_socket.proof.push(connect_fact(exchange));
+    no_socket.proof.extend(rst_fact(exchange));
+    Some(no_socket)
 }
 
 fn listener_died(subject: &Subject<'_>, around: &Surroundings) -> Check {
@@ -316,7 +301,7 @@ fn listener_died(subject: &Subject<'_>, around: &Surroundings) -> Check {
         )
     };
     missed.evidence.push(end.fact(closed));
-    let mut stand = missed.stand(summary, subject, around);
+    let mut stand = missed.stand(summary, around);
     if end.oom {
         stand = stand.with_remedy(format!(
             "find what took the memory: raise the limit of {} or make it use less; let a supervisor start it again",
@@ -368,7 +353,7 @@ fn listener_restarting(subject: &Subject<'_>, around: &Surroundings) -> Check {
         "{} was closed in an orderly way {when} ({who}){again}.",
         life.listener.address
     );
-    missed.stand(summary, subject, around).into()
+    missed.stand(summary, around).into()
 }
 
 fn listener_elsewhere(subject: &Subject<'_>, around: &Surroundings) -> Check {
@@ -377,6 +362,7 @@ fn listener_elsewhere(subject: &Subject<'_>, around: &Surroundings) -> Check {
         netns,
         address,
         proof: mut evidence,
+        is_told,
     }) = no_socket(subject, around)
     else {
         return Check::No;
@@ -413,7 +399,7 @@ fn listener_elsewhere(subject: &Subject<'_>, around: &Surroundings) -> Check {
     );
     sure_of_no_socket(
         Stand::confirmed(summary, evidence).with_remedy(remedy),
-        subject,
+        is_told,
         around,
     )
     .into()
