@@ -149,6 +149,10 @@ pub fn until_given_up(exchange: &mut Exchange, said: Option<&Said>) {
         backend.reset_reason = None;
         is_answered = true;
     }
+    // A backend that has had the whole request has read nginx's goodbye last; its own comes before its close.
+    let has_read_goodbye =
+        |backend: &Backend| backend.read >= exchange.sent && is_answer(backend.last_read_at);
+    is_answered |= exchange.backend.as_ref().is_some_and(has_read_goodbye);
     if is_answered && exchange.uncut && exchange.unread <= CLOSE_NOTIFY {
         if let Some(backend) = &mut exchange.backend {
             backend.sent = backend.sent.saturating_sub(exchange.unread);

@@ -1192,6 +1192,32 @@ fn what_a_tls_backend_answers_to_the_goodbye_ended_nothing() {
     let attempt = lab.only();
     assert_eq!(verdict(&attempt), ("backend-slow", Confirmed));
     assert_eq!(attempt.ended_at, ms(2999));
+
+    // Its goodbye comes before its close: nginx may be done between the two, on a kept connection without an answer.
+    let ended = |last_read_at| {
+        let mut lab = Lab::new();
+        lab.see(Event::Line(Line {
+            id: given_up,
+            action: Some("reading response header from upstream".to_owned()),
+            ..line(1, ms(2999), "upstream timed out", Some(110))
+        }));
+        lab.end(Exchange {
+            line: Some(given_up),
+            uncut: true,
+            unread: 31,
+            closed_in: Some(TcpState::Established),
+            backend: Some(Backend {
+                sent: 31,
+                last_read_at: Some(last_read_at),
+                ..reader()
+            }),
+            ..sent(APP, ms(3003))
+        });
+        verdict(&lab.only()).0
+    };
+    assert_eq!(ended(ms(3001)), "backend-slow");
+    // Not one that answers what it read long before.
+    assert_eq!(ended(ms(2)), "unknown");
 }
 
 #[test]
