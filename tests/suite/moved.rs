@@ -174,7 +174,8 @@ impl Move {
             | Question::Process { pid }
             | Question::Translation { pid, .. }
             | Question::AcceptQueue { pid, .. }
-            | Question::Name { pid, .. } => self.pid(pid),
+            | Question::Name { pid, .. }
+            | Question::Nameservers { pid, .. } => self.pid(pid),
         }
     }
 
@@ -194,6 +195,7 @@ impl Move {
             | Answer::Translation { .. }
             | Answer::AcceptQueue { .. }
             | Answer::Name(_)
+            | Answer::Nameservers { .. }
             | Answer::Unavailable { .. } => {}
         }
     }
@@ -343,6 +345,7 @@ impl Move {
             message: _,
             action: _,
             argument: _,
+            number: _,
             route,
         } = line;
         self.line_id(id);

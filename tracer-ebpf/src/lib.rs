@@ -345,6 +345,8 @@ pub struct Line {
     pub connection: u64,
     /// When the failed route lookup was.
     pub route_at: u64,
+    /// The argument behind a first `%V`, as it is: a number where the format says so. 0 where it is on the stack.
+    pub number: u64,
     /// nginx's level.
     pub level: u32,
     /// errno.

@@ -19,7 +19,8 @@ use self::{
     socket::{Ending, Heard},
     stats::Stats,
     surroundings::{
-        ANSWER_STANDS, Death, Dropped, IcmpSent, MEANING_STANDS, PastFailure, ResetSent, SECOND, Surroundings,
+        ANSWER_STANDS, Death, Dropped, IcmpSent, MEANING_STANDS, PastFailure, ResetSent, ResolverSays,
+        SECOND, Surroundings,
     },
     table::Keyed,
 };
@@ -620,11 +621,16 @@ impl Engine {
 
     /// A connect that failed may have gone to an address that a name does not mean any more.
     fn find_resolved(&mut self, number: u64) {
-        if let Some(pending) = self.pending.get_mut(&number)
-            && pending.attempt.outcome.is_failure()
+        let Some(pending) = self.pending.get_mut(&number) else {
+            return;
+        };
+        let (worker, outcome) = (pending.attempt.worker, pending.attempt.outcome);
+        if outcome == Outcome::Unresolved {
+            pending.resolved = self.configurations.resolvers(worker);
+        } else if outcome.is_failure()
             && let Some(peer) = &pending.attempt.peer
         {
-            pending.resolved = self.configurations.resolved(pending.attempt.worker, peer);
+            pending.resolved = self.configurations.resolved(worker, peer);
         }
     }
 
@@ -888,7 +894,11 @@ impl Engine {
             Meaning::Nothing => false,
             Meaning::ConnectAtOnce => is_same_peer && !socket::is_established(exchange),
             // No socket of an upstream follows these.
-            Meaning::Bind | Meaning::Socket | Meaning::WorkerConnections | Meaning::NoLiveUpstreams => false,
+            Meaning::Bind
+            | Meaning::Socket
+            | Meaning::WorkerConnections
+            | Meaning::NoLiveUpstreams
+            | Meaning::Unresolved => false,
             _ => line.worker == exchange.worker,
         };
         if fits {
@@ -1094,6 +1104,9 @@ impl Engine {
 
     fn line(&mut self, line: Line, outputs: &mut Vec<Output>) {
         let said = Said::heard(&line);
+        if message::is_by_resolver(line.action.as_deref()) {
+            self.resolver_says(line.worker, line.at, &said);
+        }
         let id = line.id;
         if line.level == 4 && !self.hears_errors(line.worker) {
             if self.hears_errors.len() >= ERRORS_HEARD {
@@ -1202,7 +1215,10 @@ impl Engine {
             local: None,
             via: names.via,
             outcome: socket::outcome_of_lone(&said),
-            phase: Phase::Connecting,
+            phase: match said.meaning {
+                Meaning::Unresolved => Phase::Resolving,
+                _ => Phase::Connecting,
+            },
             errno: said.errno,
             nginx_says: Some(said.text.clone()).filter(|text| !text.is_empty()),
             log: None,
@@ -1231,9 +1247,18 @@ impl Engine {
             preexisting: false,
             unseen: Vec::new(),
         };
-        if let (Meaning::NoLiveUpstreams, Some(before)) = (said.meaning, before) {
-            attempt.upstream = before.upstream;
-            attempt.upstreams = before.upstreams;
+        match (said.meaning, before, &said.argument) {
+            (Meaning::NoLiveUpstreams, Some(before), _) => {
+                attempt.upstream = before.upstream;
+                attempt.upstreams = before.upstreams;
+            }
+            // To nginx such a name is an upstream of its own.
+            (Meaning::Unresolved, _, Some(name)) => {
+                attempt.upstream = Some(name.clone());
+                attempt.upstreams = vec![name.clone()];
+                attempt.server = Some(name.clone());
+            }
+            _ => {}
         }
         let number = attempt.number;
         let is_at_once = said.is_by_kernel();
@@ -1265,9 +1290,22 @@ impl Engine {
         self.add_pending(number, pending, log, outputs);
     }
 
+    fn resolver_says(&mut self, worker: Pid, at: Ktime, said: &Said) {
+        let says = ResolverSays {
+            at,
+            text: said.text.clone(),
+            errno: said.errno,
+        };
+        self.around.resolver_said(worker, says);
+    }
+
     fn log_line(&mut self, log: LogLine, outputs: &mut Vec<Output>) {
         self.has_tail = true;
         let said = Said::logged(&log);
+        if message::is_by_resolver(log.action.as_deref()) && !self.hears_nginx() && !self.is_from_before(&log)
+        {
+            self.resolver_says(log.pid, self.now, &said);
+        }
         if said.meaning == Meaning::Nothing || self.is_from_before(&log) {
             return;
         }
@@ -1412,7 +1450,7 @@ impl Engine {
                 number,
                 n,
                 at: line.at,
-                is_last: attempt.outcome == Outcome::NoLiveUpstreams,
+                is_last: ends_request(attempt.outcome),
                 upstream: attempt.upstream.clone(),
                 upstreams: attempt.upstreams.clone(),
             };
@@ -1510,7 +1548,8 @@ impl Engine {
         }
         let attempt = &mut pending.attempt;
         let meaning = pending.said.as_ref().map(|said| said.meaning);
-        if attempt.peer.is_none() && meaning != Some(Meaning::NoLiveUpstreams) {
+        if attempt.peer.is_none() && !matches!(meaning, Some(Meaning::NoLiveUpstreams | Meaning::Unresolved))
+        {
             attempt.peer.clone_from(&log.peer);
         }
         if let (None, Some(upstream)) = (&attempt.peer, correlate::named_upstream(&log)) {
@@ -1566,7 +1605,7 @@ impl Engine {
                     number,
                     n: attempt.retry.map_or(1, |(_, n)| n),
                     at: line.at,
-                    is_last: attempt.outcome == Outcome::NoLiveUpstreams,
+                    is_last: ends_request(attempt.outcome),
                     upstream: attempt.upstream.clone(),
                     upstreams: attempt.upstreams.clone(),
                 };
@@ -1990,6 +2029,7 @@ impl Pending {
             | Meaning::Socket
             | Meaning::WorkerConnections
             | Meaning::NoLiveUpstreams
+            | Meaning::Unresolved
             | Meaning::Nothing => false,
         }
     }
@@ -2043,6 +2083,11 @@ fn find_retry(tries: &Keyed<Origin, (u64, u32)>, of: Option<RetryOf>) -> Option<
     tries
         .last(&origin)
         .map(|(number, n)| (*number, n.saturating_add(1)))
+}
+
+/// After such an attempt nginx tries no other.
+fn ends_request(outcome: Outcome) -> bool {
+    matches!(outcome, Outcome::NoLiveUpstreams | Outcome::Unresolved)
 }
 
 fn place(peer: &Peer) -> Place {

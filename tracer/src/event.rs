@@ -367,6 +367,9 @@ pub struct Line {
     pub action: Option<String>,
     /// The text behind the first `%V`; the whole text where the message came pre-formatted (`%*s`).
     pub argument: Option<String>,
+    /// The number behind the first `%V`, where one follows that is of use (`%V could not be resolved (%i: %s)`).
+    #[serde(default)]
+    pub number: Option<u64>,
     /// The last failed route lookup of this worker just before: errno as the tracepoint gave it, and the destination.
     pub route: Option<RouteError>,
 }
@@ -657,6 +660,9 @@ pub struct Config {
     /// Everything was read and understood: an address that is none of the peers comes from one of `names`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_whole: bool,
+    /// Nameservers may be asked what names mean, after a failure.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub may_ask_names: bool,
     /// What was not understood or could not be read, one line each.
     pub problems: Vec<String>,
 }
@@ -752,6 +758,12 @@ pub enum Question {
     AcceptQueue { pid: Pid, address: SocketAddr },
     /// What a configured host name means now, through the hosts file and the nameservers of the instance `pid`.
     Name { pid: Pid, name: String },
+    /// What each of nginx's own nameservers, asked from the namespace of `pid`, says of a whole name.
+    Nameservers {
+        pid: Pid,
+        servers: Vec<SocketAddr>,
+        name: String,
+    },
 }
 
 /// Something that any other could stand for: it does not tell questions apart.
@@ -775,7 +787,7 @@ impl Question {
     /// The answer may take its time: it is not the host's alone to give.
     #[must_use]
     pub fn is_slow(&self) -> bool {
-        matches!(self, Self::Name { .. })
+        matches!(self, Self::Name { .. } | Self::Nameservers { .. })
     }
 }
 
@@ -842,6 +854,8 @@ pub enum Answer {
     },
     /// See [`Question::Name`].
     Name(NameMeaning),
+    /// See [`Question::Nameservers`]: two of each, one for each family.
+    Nameservers { replies: Vec<NameReply> },
     /// The host would not say.
     Unavailable { why: String },
 }
@@ -857,6 +871,34 @@ pub struct NameMeaning {
     pub varies: bool,
     /// How long a nameserver's answer stands, in seconds.
     pub ttl_s: Option<u32>,
+    /// The whole name that the nameserver was asked for: with a search domain, if one was added.
+    #[serde(default)]
+    pub whole: Option<String>,
+}
+
+/// What a nameserver says of a name's addresses of one family.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameReply {
+    /// The nameserver.
+    pub server: SocketAddr,
+    /// It was asked for IPv6 addresses (`AAAA`), not for IPv4 ones (`A`).
+    pub is_v6: bool,
+    /// What it said.
+    pub said: NameSaid,
+}
+
+/// A nameserver's word on a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NameSaid {
+    /// The addresses; none: the name exists and has none of this family.
+    Addresses(Vec<IpAddr>),
+    /// There is no such name (`NXDOMAIN`).
+    NoSuchName,
+    /// It fails or refuses, in the words of DNS (`SERVFAIL`, `REFUSED`).
+    Fails(String),
+    /// It did not answer, and how that was noticed.
+    Nothing(String),
 }
 
 /// Who says what a name means.

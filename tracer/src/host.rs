@@ -66,6 +66,10 @@ pub fn answer(question: &Question) -> Answer {
         ),
         Question::AcceptQueue { pid, address } => (accept_queue(*pid, *address), *pid),
         Question::Name { pid, name } => (resolver::look_up(*pid, name).map(Answer::Name), *pid),
+        Question::Nameservers { pid, servers, name } => (
+            resolver::ask_each(*pid, servers, name).map(|replies| Answer::Nameservers { replies }),
+            *pid,
+        ),
         Question::Process { pid } => {
             return Answer::Process {
                 found: process::info(*pid),

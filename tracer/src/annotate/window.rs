@@ -324,6 +324,7 @@ fn is_about(attempt: &Attempt, log: &LogLine, said: &Said) -> bool {
         Meaning::ClosedEarly | Meaning::HandshakeClosed => attempt.outcome == "closed",
         Meaning::WorkerConnections => attempt.outcome == "exhausted",
         Meaning::NoLiveUpstreams => attempt.outcome == "no-live-upstreams",
+        Meaning::Unresolved => attempt.outcome == "unresolved",
         Meaning::Unacceptable => attempt.outcome == "invalid",
         Meaning::Other | Meaning::Nothing => false,
     }

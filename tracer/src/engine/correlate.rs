@@ -59,6 +59,10 @@ pub struct Resolved {
     pub names: Vec<ConfiguredName>,
     /// The address was never seen to be what one of them means: nothing else in the configuration leads to it.
     pub is_inferred: bool,
+    /// nginx's own nameservers, for a name that it looks up for a request.
+    pub resolvers: Vec<SocketAddr>,
+    /// Nameservers may be asked.
+    pub may_ask: bool,
 }
 
 /// Configuration generations and who runs with which.
@@ -323,6 +327,20 @@ impl Configurations {
             loaded_at: self.loaded_at(worker, generation),
             names: names.into_iter().cloned().collect(),
             is_inferred,
+            ..Resolved::default()
+        }
+    }
+
+    /// Whom this worker asks for names of requests.
+    pub fn resolvers(&self, worker: Pid) -> Resolved {
+        let Some(generation) = self.generation(worker) else {
+            return Resolved::default();
+        };
+        Resolved {
+            asks: self.master_of(worker),
+            resolvers: generation.config.resolvers.clone(),
+            may_ask: generation.config.may_ask_names,
+            ..Resolved::default()
         }
     }
 

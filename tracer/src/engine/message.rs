@@ -21,6 +21,8 @@ pub enum Meaning {
     WorkerConnections,
     /// The line is the whole attempt: no peer was worth a try.
     NoLiveUpstreams,
+    /// The line is the whole attempt: nginx's resolver found no address for a name of this request.
+    Unresolved,
     /// A connect that had begun failed.
     Connect,
     /// nginx's timer ran out.
@@ -44,7 +46,12 @@ impl Meaning {
     pub fn stands_alone(self) -> bool {
         matches!(
             self,
-            Self::ConnectAtOnce | Self::Bind | Self::Socket | Self::WorkerConnections | Self::NoLiveUpstreams
+            Self::ConnectAtOnce
+                | Self::Bind
+                | Self::Socket
+                | Self::WorkerConnections
+                | Self::NoLiveUpstreams
+                | Self::Unresolved
         )
     }
 }
@@ -58,6 +65,8 @@ pub struct Said {
     pub line: Option<LineId>,
     /// Its errno.
     pub errno: Option<Errno>,
+    /// How nginx's resolver ended, in its numbering ([`resolver_says`]), for [`Meaning::Unresolved`].
+    pub resolver: Option<u32>,
     /// The phase text.
     pub action: Option<String>,
     /// The peer it names in its own message.
@@ -73,19 +82,25 @@ impl Said {
     pub fn heard(line: &Line) -> Self {
         let message = heard_text(line);
         let argument = line.argument.clone().filter(|_| line.message.contains("%V"));
+        let meaning = meaning(
+            &message,
+            line.level,
+            line.action.as_deref(),
+            line.connection.is_some(),
+        );
+        let resolver = line.number.and_then(|number| u32::try_from(number).ok());
         Self {
-            meaning: meaning(
-                &message,
-                line.level,
-                line.action.as_deref(),
-                line.connection.is_some(),
-            ),
+            meaning,
             line: Some(line.id),
             errno: line.errno,
+            resolver,
             action: line.action.clone(),
             peer: argument.as_deref().and_then(|text| text.parse().ok()),
             argument,
-            text: whole(&message, line.errno, line.action.as_deref()),
+            text: match resolver {
+                Some(code) => whole_of_resolver(&message, code),
+                None => whole(&message, line.errno, line.action.as_deref()),
+            },
         }
     }
 
@@ -95,6 +110,7 @@ impl Said {
             meaning: Meaning::ConnectAtOnce,
             line: None,
             errno: Some(errno),
+            resolver: None,
             action: None,
             argument: Some(peer.to_string()),
             peer: Some(peer),
@@ -118,20 +134,30 @@ impl Said {
         };
         let argument = between(&log.message, "connect() to ", " failed")
             .or_else(|| between(&log.message, "bind(", ") failed"))
+            .or_else(|| log.message.strip_suffix(UNRESOLVED))
+            .or_else(|| log.message.strip_prefix(NO_RESOLVER))
             .map(str::to_owned);
+        let meaning = meaning(
+            &log.message,
+            level,
+            log.action.as_deref(),
+            log.connection.is_some(),
+        );
+        let errno = log.errno.filter(|_| !is_of_resolver(&log.message));
+        let resolver = log.errno.filter(|_| errno.is_none());
+        let resolver = resolver.and_then(|code| u32::try_from(code.0).ok());
         Self {
-            meaning: meaning(
-                &log.message,
-                level,
-                log.action.as_deref(),
-                log.connection.is_some(),
-            ),
+            meaning,
             line: None,
-            errno: log.errno,
+            errno,
+            resolver,
             action: log.action.clone(),
             peer: argument.as_deref().and_then(|text| text.parse().ok()),
             argument,
-            text: whole(&log.message, log.errno, log.action.as_deref()),
+            text: match resolver {
+                Some(code) => whole_of_resolver(&log.message, code),
+                None => whole(&log.message, errno, log.action.as_deref()),
+            },
         }
     }
 }
@@ -142,10 +168,17 @@ pub fn is_unread(line: &Line) -> bool {
     line.message.is_empty() && line.level <= 4
 }
 
+/// Whether nginx's resolver itself says it: what its own sockets and nameservers do, while requests wait for names.
+pub fn is_by_resolver(action: Option<&str>) -> bool {
+    action.is_some_and(|action| action == "resolving" || action.starts_with("resolving, resolver: "))
+}
+
 /// Whether a line of the log file is this line heard at its source.
 pub fn is_same(line: &Line, log: &LogLine) -> bool {
     let agree = |one: Option<u64>, other: Option<u64>| one.is_none() || other.is_none() || one == other;
-    if line.worker != log.pid || line.errno != log.errno || !agree(line.connection, log.connection) {
+    // What the resolver's lines have in parentheses is no errno.
+    let errno = log.errno.filter(|_| !is_of_resolver(&log.message));
+    if line.worker != log.pid || line.errno != errno || !agree(line.connection, log.connection) {
         return false;
     }
     let heard = heard_text(line);
@@ -183,7 +216,38 @@ fn whole(message: &str, errno: Option<Errno>, action: Option<&str>) -> String {
     text
 }
 
+/// Behind the name, in nginx's line about a name of a request.
+const UNRESOLVED: &str = " could not be resolved";
+/// Before the name.
+const NO_RESOLVER: &str = "no resolver defined to resolve ";
+
+fn is_of_resolver(message: &str) -> bool {
+    message.ends_with(UNRESOLVED)
+}
+
+/// What nginx says behind a number of its resolver (`ngx_resolver_strerror`, nginx 1.22 to 1.31).
+#[must_use]
+pub fn resolver_says(code: u32) -> &'static str {
+    match code {
+        1 => "Format error",
+        2 => "Server failure",
+        3 => "Host not found",
+        4 => "Unimplemented",
+        5 => "Operation refused",
+        110 => "Operation timed out",
+        _ => "Unknown error",
+    }
+}
+
+fn whole_of_resolver(message: &str, code: u32) -> String {
+    format!("{message} ({code}: {})", resolver_says(code))
+}
+
 fn meaning(message: &str, level: u8, action: Option<&str>, has_connection: bool) -> Meaning {
+    // For a client's request, and not for a `server NAME resolve` that nobody waits for.
+    if level == 4 && has_connection && (is_of_resolver(message) || message.starts_with(NO_RESOLVER)) {
+        return Meaning::Unresolved;
+    }
     // The resolver and the log itself connect too, but no client connection waits for them.
     let is_upstream = match action {
         Some(action) => is_upstream_action(action),
@@ -287,6 +351,7 @@ mod tests {
             message: message.to_owned(),
             action: Some(action.to_owned()),
             argument: argument.map(str::to_owned),
+            number: None,
             route: None,
         }
     }

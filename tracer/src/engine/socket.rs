@@ -347,6 +347,7 @@ pub fn outcome_of(errno: Errno) -> Outcome {
 pub fn outcome_of_lone(said: &Said) -> Outcome {
     match said.meaning {
         Meaning::NoLiveUpstreams => Outcome::NoLiveUpstreams,
+        Meaning::Unresolved => Outcome::Unresolved,
         Meaning::WorkerConnections => Outcome::Exhausted,
         // A source address that is missing or taken is a setting, not a shortage.
         Meaning::Bind => Outcome::Invalid,
@@ -427,12 +428,15 @@ fn outcome_by_line(exchange: &Exchange, said: &Said) -> (Outcome, Option<Errno>)
         Meaning::ConnectAtOnce | Meaning::Bind | Meaning::Socket | Meaning::WorkerConnections => {
             (outcome_of_lone(said), said.errno)
         }
-        Meaning::NoLiveUpstreams | Meaning::Nothing | Meaning::Connect | Meaning::Io | Meaning::Other => {
-            match said.errno.or(kernel_errno(exchange)) {
-                Some(errno) => (outcome_of(errno), Some(errno)),
-                None => (Outcome::Invalid, None),
-            }
-        }
+        Meaning::NoLiveUpstreams
+        | Meaning::Unresolved
+        | Meaning::Nothing
+        | Meaning::Connect
+        | Meaning::Io
+        | Meaning::Other => match said.errno.or(kernel_errno(exchange)) {
+            Some(errno) => (outcome_of(errno), Some(errno)),
+            None => (Outcome::Invalid, None),
+        },
     }
 }
 

@@ -10,8 +10,8 @@ use std::{
 use crate::{
     engine::table::Keyed,
     event::{
-        Answer, ConnId, Denial, Exchange, Exit, ForInstance, Ktime, Listener, LossClass, NameMeaning, Netns,
-        Peer, Pid, Question, ResetBy, Sock, Task, Told, Tuple,
+        Answer, ConnId, Denial, Errno, Exchange, Exit, ForInstance, Ktime, Listener, LossClass, NameMeaning,
+        Netns, Peer, Pid, Question, ResetBy, Sock, Task, Told, Tuple,
     },
     model::HookStatus,
 };
@@ -32,6 +32,9 @@ pub const REFUSAL_MEMORY: u64 = 5 * SECOND;
 pub const ANSWER_STANDS: u64 = SECOND / 4;
 /// How long an answer is kept: an attempt that is diagnosed again finds what it found before.
 const ANSWER_MEMORY: u64 = 5 * SECOND;
+/// nginx's default `resolver_timeout`: what its resolver says longer before the end has nothing to do with that.
+const RESOLVER_TIMEOUT: u64 = 30 * SECOND;
+const RESOLVER_MEMORY: u64 = RESOLVER_TIMEOUT + 5 * SECOND;
 /// How long what a name means stands, and how seldom it is asked for.
 pub const MEANING_STANDS: u64 = 5 * SECOND;
 /// How long it is remembered what a name meant (ten minutes): answers that change are told apart from new ones.
@@ -284,6 +287,17 @@ struct Denied {
     told_at: Option<Ktime>,
 }
 
+/// A line of nginx about its own resolver, for which no request is named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolverSays {
+    /// When.
+    pub at: Ktime,
+    /// The line's text.
+    pub text: String,
+    /// Its errno.
+    pub errno: Option<Errno>,
+}
+
 /// How a denial belongs to an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DenialOf {
@@ -313,6 +327,8 @@ pub struct Surroundings {
     icmp: Keyed<SocketAddr, IcmpSent>,
     queues: Keyed<ConnId, (Ktime, Listener)>,
     denials: Keyed<Pid, Denied>,
+    /// What nginx said about its resolver, by worker.
+    resolver_says: Keyed<Pid, ResolverSays>,
     /// Each with when it was last told or nginx was last seen there.
     addresses: BTreeMap<Netns, (Ktime, Vec<IpAddr>)>,
     answers: Keyed<Question, (Ktime, Answer)>,
@@ -341,6 +357,7 @@ impl Surroundings {
             icmp: Keyed::new(capacity, PACKET_MEMORY),
             queues: Keyed::new(capacity, PACKET_MEMORY),
             denials: Keyed::new(capacity, REFUSAL_MEMORY),
+            resolver_says: Keyed::new(capacity.min(1024), RESOLVER_MEMORY),
             addresses: BTreeMap::new(),
             answers: Keyed::new(capacity.min(1024), ANSWER_MEMORY),
             meanings: Keyed::new(capacity.min(1024), MEANING_MEMORY),
@@ -368,6 +385,7 @@ impl Surroundings {
         self.icmp.expire(now);
         self.queues.expire(now);
         self.denials.expire(now);
+        self.resolver_says.expire(now);
         self.answers.expire(now);
         self.meanings.expire(now);
         self.servers.expire(now);
@@ -486,6 +504,17 @@ impl Surroundings {
             .push(self.now, denial.worker, Denied { denial, told_at });
     }
 
+    /// nginx said something about its resolver.
+    pub fn resolver_said(&mut self, worker: Pid, says: ResolverSays) {
+        self.resolver_says.push(self.now, worker, says);
+    }
+
+    /// What a worker said about its resolver in the time that a name may take before `at`, oldest first.
+    pub fn resolver_says(&self, worker: Pid, at: Ktime) -> impl Iterator<Item = &ResolverSays> {
+        let is_near = move |says: &&ResolverSays| says.at <= at && at.since(says.at) <= RESOLVER_TIMEOUT;
+        self.resolver_says.get(&worker).filter(is_near)
+    }
+
     /// A worker logged a line, or was seen to fail in `connect()`: what was denied to it before comes to this.
     pub fn worker_told(&mut self, worker: Pid, at: Ktime) {
         for denied in self.denials.get_mut(&worker) {
@@ -542,6 +571,7 @@ impl Surroundings {
             + self.icmp.take_evicted()
             + self.queues.take_evicted()
             + self.denials.take_evicted()
+            + self.resolver_says.take_evicted()
             + self.servers.take_evicted()
     }
 
@@ -560,6 +590,7 @@ impl Surroundings {
             ("icmp", self.icmp.len()),
             ("queues", self.queues.len()),
             ("denials", self.denials.len()),
+            ("resolver says", self.resolver_says.len()),
             ("addresses", self.addresses.len()),
             ("answers", self.answers.len()),
             ("meanings", self.meanings.len()),

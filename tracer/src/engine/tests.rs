@@ -12,6 +12,7 @@ use crate::{
 };
 
 mod any;
+mod names;
 mod outdated;
 
 const MS: u64 = 1_000_000;
@@ -209,6 +210,7 @@ fn line(number: u64, at: Ktime, message: &str, errno: Option<i32>) -> Line {
         message: message.to_owned(),
         action: Some("connecting to upstream".to_owned()),
         argument: None,
+        number: None,
         route: None,
     }
 }

@@ -387,6 +387,11 @@ fn line(l: &wire::Line) -> Line {
         message: text(&l.format),
         action: filled(&l.action),
         argument: filled(&l.argument),
+        number: l
+            .format
+            .starts_with(b"%V could not be resolved (%i")
+            .then_some(l.number)
+            .filter(|number| *number != 0),
         route: (l.route_at != 0).then(|| RouteError {
             at: Ktime(l.route_at),
             errno: Errno(l.route_errno),

@@ -15,7 +15,7 @@ use std::{
 };
 
 use crate::{
-    event::{NameMeaning, NameSource, Pid},
+    event::{NameMeaning, NameReply, NameSource, Pid},
     host::{netns, root::Root},
 };
 
@@ -25,6 +25,8 @@ mod dns;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long one nameserver may take before the next one is asked.
 const PER_SERVER: Duration = Duration::from_millis(700);
+/// How long nginx's nameservers together may take when they are asked again: no longer than an attempt waits for it.
+const AGAIN: Duration = Duration::from_millis(200);
 /// How often one nameserver is asked for one name.
 const MAX_TRIES: usize = 3;
 const MAX_HOSTS_FILE: u64 = 4 << 20;
@@ -78,6 +80,7 @@ fn look_through(
                         from: NameSource::HostsFile,
                         varies: false,
                         ttl_s: None,
+                        whole: None,
                     }));
                 }
             }
@@ -108,7 +111,21 @@ fn look_through(
         from: NameSource::HostsFile,
         varies: false,
         ttl_s: None,
+        whole: None,
     }))
+}
+
+/// What each of these nameservers, asked from inside the network namespace of process `pid`, says of a whole name.
+///
+/// # Errors
+/// The namespace cannot be entered.
+pub fn ask_each(pid: Pid, servers: &[SocketAddr], name: &str) -> io::Result<Vec<NameReply>> {
+    netns::run_in(pid, || {
+        let servers = &servers[..servers.len().min(MAX_SERVERS)];
+        let share = AGAIN / u32::try_from(servers.len().max(1)).unwrap_or(u32::MAX);
+        let reply = |server: &SocketAddr| dns::ask_each(*server, name, Instant::now() + share);
+        Ok(servers.iter().flat_map(reply).collect())
+    })
 }
 
 /// Services of nsswitch.conf that have nothing to say about this name.
@@ -278,6 +295,7 @@ fn ask_servers(servers: &[SocketAddr], candidates: &[String], deadline: Instant)
             from: NameSource::Nameserver(server.ip()),
             varies: answer.varies,
             ttl_s: answer.ttl_s,
+            whole: Some(candidate.clone()),
         });
         if found {
             break;

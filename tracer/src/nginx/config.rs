@@ -80,6 +80,7 @@ pub fn read(found: &Found, options: Options<'_>) -> Config {
         Ok(root) => Names::new(&root, may_ask),
         Err(_) => Names::default(),
     };
+    config.may_ask_names = options.resolve;
     let started = options.started.unwrap_or_else(|| found.generation_started());
     read_files(&root, &layout, found, started, &mut names, &mut config);
     // Names may not be asked for at all, or it is not known that these are the files that nginx reads.

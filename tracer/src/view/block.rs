@@ -128,6 +128,7 @@ fn happened(attempt: &Attempt) -> String {
     let outcome = attempt.outcome.name().replace('-', " ");
     let is_plain = match attempt.outcome {
         Outcome::NoLiveUpstreams => return outcome,
+        Outcome::Unresolved if attempt.total_us == 0 => return outcome,
         Outcome::Refused | Outcome::Unreachable | Outcome::Denied | Outcome::Missing | Outcome::Exhausted => {
             attempt.phase == Phase::Connecting
         }

@@ -234,6 +234,7 @@ impl Dice {
             message: self.message().to_owned(),
             action: self.maybe(|_| "connecting to upstream".to_owned()),
             argument: self.maybe(|dice| dice.peer().to_string()),
+            number: self.maybe(|dice| dice.roll(8)),
             route: self.maybe(|dice| RouteError {
                 at: dice.time(),
                 errno: dice.errno(),
@@ -344,6 +345,7 @@ impl Dice {
                         from: crate::event::NameSource::HostsFile,
                         varies: self.yes(),
                         ttl_s: None,
+                        whole: None,
                     }),
                     1 => Answer::Ports {
                         range: (60_000, 1),
@@ -379,6 +381,7 @@ impl Dice {
                         })
                         .into(),
                     is_whole: self.yes(),
+                    may_ask_names: self.yes(),
                     ..Config::default()
                 },
             },

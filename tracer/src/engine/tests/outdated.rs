@@ -54,6 +54,7 @@ fn means(from: NameSource, addresses: &[&str]) -> Answer {
         from,
         varies: false,
         ttl_s: (from != NameSource::HostsFile).then_some(60),
+        whole: None,
     })
 }
 

@@ -1,7 +1,4 @@
 //! One name asked of one nameserver: its IPv4 and IPv6 addresses, over UDP, and over TCP where an answer was cut short.
-//!
-//! Everything is asked twice, since a server that hands out a part of its addresses, another part each time, must not
-//! be taken for one that knows no others.
 
 use std::{
     collections::BTreeSet,
@@ -12,6 +9,8 @@ use std::{
 };
 
 use simple_dns::{CLASS, Name, Packet, PacketFlag, QCLASS, QTYPE, Question, RCODE, TYPE, rdata::RData};
+
+use crate::event::{NameReply, NameSaid};
 
 /// The largest message taken over UDP; without EDNS a server sends 512 bytes at most.
 const MAX_UDP: usize = 4096;
@@ -34,12 +33,14 @@ struct Asked {
     id: u16,
     kind: TYPE,
     is_second: bool,
-    answer: Option<Answer>,
+    answer: Option<Result<Answer, String>>,
 }
 
 /// One answer to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Answer {
+    /// There is such a name.
+    exists: bool,
     addresses: BTreeSet<IpAddr>,
     ttl_s: Option<u32>,
 }
@@ -51,17 +52,72 @@ enum Reading {
     Nothing,
     /// Its answer, cut short.
     Cut,
-    /// The server fails or refuses.
+    /// The server fails or refuses: the name of its code.
     Fails(String),
     /// Its answer.
     Whole(Answer),
 }
 
-/// Asks one server until a moment.
+/// Asks one server until a moment. Everything is asked twice, since a server that hands out a part of its addresses,
+/// another part each time, must not be taken for one that knows no others.
 ///
 /// # Errors
 /// It does not answer in time, fails, or answers nonsense.
 pub fn ask(server: SocketAddr, name: &str, until: Instant) -> io::Result<Found> {
+    let kinds = [
+        (TYPE::A, false),
+        (TYPE::AAAA, false),
+        (TYPE::A, true),
+        (TYPE::AAAA, true),
+    ];
+    let answers = converse(server, name, &kinds, until)?
+        .into_iter()
+        .map(|asked| {
+            Ok((
+                asked.is_second,
+                asked.answer.ok_or_else(late)?.map_err(io::Error::other)?,
+            ))
+        })
+        .collect::<io::Result<Vec<_>>>()?;
+    Ok(found(&answers))
+}
+
+/// What one server says until a moment of the addresses of each family, once.
+#[must_use]
+pub fn ask_each(server: SocketAddr, name: &str, until: Instant) -> Vec<NameReply> {
+    let reply = |kind: TYPE, said| NameReply {
+        server,
+        is_v6: kind == TYPE::AAAA,
+        said,
+    };
+    let kinds = [(TYPE::A, false), (TYPE::AAAA, false)];
+    match converse(server, name, &kinds, until) {
+        Ok(asked) => asked
+            .into_iter()
+            .map(|asked| {
+                let said = match asked.answer {
+                    None => NameSaid::Nothing(late().to_string()),
+                    Some(Err(code)) => NameSaid::Fails(code),
+                    Some(Ok(Answer { exists: false, .. })) => NameSaid::NoSuchName,
+                    Some(Ok(answer)) => NameSaid::Addresses(answer.addresses.into_iter().collect()),
+                };
+                reply(asked.kind, said)
+            })
+            .collect(),
+        Err(error) => kinds
+            .iter()
+            .map(|(kind, _)| reply(*kind, NameSaid::Nothing(crate::lines::plain(&error))))
+            .collect(),
+    }
+}
+
+/// Asks all at once, until everything is answered or a moment comes.
+fn converse(
+    server: SocketAddr,
+    name: &str,
+    kinds: &[(TYPE, bool)],
+    until: Instant,
+) -> io::Result<Vec<Asked>> {
     let socket = UdpSocket::bind(match server {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
@@ -70,12 +126,7 @@ pub fn ask(server: SocketAddr, name: &str, until: Instant) -> io::Result<Found> 
     socket.connect(server)?;
     let first_id = any_id();
     let mut asked = Vec::new();
-    for (number, (kind, is_second)) in (0_u16..).zip([
-        (TYPE::A, false),
-        (TYPE::AAAA, false),
-        (TYPE::A, true),
-        (TYPE::AAAA, true),
-    ]) {
+    for (number, &(kind, is_second)) in (0_u16..).zip(kinds) {
         let id = first_id.wrapping_add(number);
         socket.send(&question(id, name, kind)?)?;
         asked.push(Asked {
@@ -87,10 +138,11 @@ pub fn ask(server: SocketAddr, name: &str, until: Instant) -> io::Result<Found> 
     }
     let mut buffer = [0; MAX_UDP];
     while asked.iter().any(|asked| asked.answer.is_none()) {
-        socket.set_read_timeout(Some(left(until)?))?;
+        let Ok(left) = left(until) else { break };
+        socket.set_read_timeout(Some(left))?;
         let length = match socket.recv(&mut buffer) {
             Ok(length) => length,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(late()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             Err(error) => return Err(error),
         };
         let message = &buffer[..length];
@@ -98,22 +150,18 @@ pub fn ask(server: SocketAddr, name: &str, until: Instant) -> io::Result<Found> 
             asked.answer = match read(message, asked.id, name, asked.kind) {
                 Reading::Nothing => continue,
                 Reading::Cut => Some(ask_whole(server, asked.id, name, asked.kind, until)?),
-                Reading::Fails(why) => return Err(io::Error::other(why)),
-                Reading::Whole(answer) => Some(answer),
+                Reading::Fails(code) => Some(Err(code)),
+                Reading::Whole(answer) => Some(Ok(answer)),
             };
         }
     }
-    Ok(found(&asked))
+    Ok(asked)
 }
 
-fn found(asked: &[Asked]) -> Found {
-    let answers = || {
-        asked
-            .iter()
-            .filter_map(|asked| Some((asked, asked.answer.as_ref()?)))
-    };
+/// What answers, each with whether it was asked for a second time, come to.
+fn found(answers: &[(bool, Answer)]) -> Found {
     let of_time = |is_second: bool| -> BTreeSet<IpAddr> {
-        let of_it = answers().filter(|(asked, _)| asked.is_second == is_second);
+        let of_it = answers.iter().filter(|(is, _)| *is == is_second);
         of_it
             .flat_map(|(_, answer)| answer.addresses.iter().copied())
             .collect()
@@ -122,12 +170,18 @@ fn found(asked: &[Asked]) -> Found {
     Found {
         varies: first != second,
         addresses: first.union(&second).copied().collect(),
-        ttl_s: answers().filter_map(|(_, answer)| answer.ttl_s).min(),
+        ttl_s: answers.iter().filter_map(|(_, answer)| answer.ttl_s).min(),
     }
 }
 
 /// Asks over TCP.
-fn ask_whole(server: SocketAddr, id: u16, name: &str, kind: TYPE, until: Instant) -> io::Result<Answer> {
+fn ask_whole(
+    server: SocketAddr,
+    id: u16,
+    name: &str,
+    kind: TYPE,
+    until: Instant,
+) -> io::Result<Result<Answer, String>> {
     let mut stream = TcpStream::connect_timeout(&server, left(until)?)?;
     let message = question(id, name, kind)?;
     let length = u16::try_from(message.len()).map_err(io::Error::other)?;
@@ -138,8 +192,8 @@ fn ask_whole(server: SocketAddr, id: u16, name: &str, kind: TYPE, until: Instant
     let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
     read_until(&mut stream, &mut message, until)?;
     match read(&message, id, name, kind) {
-        Reading::Whole(answer) => Ok(answer),
-        Reading::Fails(why) => Err(io::Error::other(why)),
+        Reading::Whole(answer) => Ok(Ok(answer)),
+        Reading::Fails(code) => Ok(Err(code)),
         Reading::Cut | Reading::Nothing => Err(io::Error::other("its answer over TCP is none")),
     }
 }
@@ -198,12 +252,15 @@ fn read(message: &[u8], id: u16, name: &str, kind: TYPE) -> Reading {
     }
     match packet.rcode() {
         RCODE::NoError | RCODE::NameError => {}
-        RCODE::ServerFailure => return Reading::Fails("server failure".to_owned()),
-        RCODE::Refused => return Reading::Fails("refused".to_owned()),
+        RCODE::FormatError => return Reading::Fails("FORMERR".to_owned()),
+        RCODE::ServerFailure => return Reading::Fails("SERVFAIL".to_owned()),
+        RCODE::NotImplemented => return Reading::Fails("NOTIMP".to_owned()),
+        RCODE::Refused => return Reading::Fails("REFUSED".to_owned()),
         other => return Reading::Fails(format!("{other:?}")),
     }
     let mut owner = plain_text(name);
     let mut answer = Answer {
+        exists: packet.rcode() == RCODE::NoError,
         addresses: BTreeSet::new(),
         ttl_s: None,
     };

@@ -187,6 +187,7 @@ fn event() -> impl Strategy<Value = Event> {
             message,
             action: action.clone(),
             argument: action,
+            number: None,
             route: None,
         });
     prop_oneof![
@@ -260,6 +261,7 @@ fn input() -> impl Strategy<Value = Input> {
             })
             .collect(),
         is_whole: timeout.is_some(),
+        may_ask_names: timeout.is_none(),
         problems: texts,
     });
     prop_oneof![

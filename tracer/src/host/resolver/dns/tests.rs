@@ -61,6 +61,7 @@ fn an_answer_is_read_along_its_chain_of_names() {
         ],
     );
     let expected = Answer {
+        exists: true,
         addresses: addresses(&[9]),
         ttl_s: Some(5),
     };
@@ -82,17 +83,17 @@ fn a_server_that_fails_says_nothing_of_the_name() {
             TYPE::A,
         )
     };
-    let nothing = Answer {
-        addresses: BTreeSet::new(),
-        ttl_s: None,
+    let nothing = |exists| {
+        Reading::Whole(Answer {
+            exists,
+            addresses: BTreeSet::new(),
+            ttl_s: None,
+        })
     };
-    assert_eq!(said(RCODE::NameError), Reading::Whole(nothing.clone()));
-    assert_eq!(said(RCODE::NoError), Reading::Whole(nothing));
-    assert_eq!(
-        said(RCODE::ServerFailure),
-        Reading::Fails("server failure".to_owned())
-    );
-    assert_eq!(said(RCODE::Refused), Reading::Fails("refused".to_owned()));
+    assert_eq!(said(RCODE::NameError), nothing(false));
+    assert_eq!(said(RCODE::NoError), nothing(true));
+    assert_eq!(said(RCODE::ServerFailure), Reading::Fails("SERVFAIL".to_owned()));
+    assert_eq!(said(RCODE::Refused), Reading::Fails("REFUSED".to_owned()));
     let cut = reply(&asked, vec![], PacketFlag::TRUNCATION, RCODE::NoError);
     assert_eq!(read(&cut, 7, "api.lab", TYPE::A), Reading::Cut);
 }
