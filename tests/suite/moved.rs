@@ -172,6 +172,7 @@ impl Move {
             | Question::Descriptors { pid }
             | Question::Route { pid, .. }
             | Question::Process { pid }
+            | Question::Ipv6 { pid }
             | Question::Translation { pid, .. }
             | Question::AcceptQueue { pid, .. }
             | Question::Name { pid, .. }
@@ -192,6 +193,7 @@ impl Move {
             | Answer::Ports { .. }
             | Answer::Descriptors { .. }
             | Answer::Route { .. }
+            | Answer::Ipv6 { .. }
             | Answer::Translation { .. }
             | Answer::AcceptQueue { .. }
             | Answer::Name(_)

@@ -743,6 +743,8 @@ pub enum Question {
     Ports { pid: Pid, destination: SocketAddr },
     /// Open descriptors and limits of the worker.
     Descriptors { pid: Pid },
+    /// Whether IPv6 is switched off for the interfaces of the worker's namespace.
+    Ipv6 { pid: Pid },
     /// Whether this address belongs to an interface of the worker's namespace, and the route to it.
     Route { pid: Pid, destination: IpAddr },
     /// The state, parent and command of a process.
@@ -833,6 +835,8 @@ pub enum Answer {
         /// The device and gateway, when there is one.
         via: Option<String>,
     },
+    /// See [`Question::Ipv6`]: `disable_ipv6` of up to 64 interfaces, by name.
+    Ipv6 { interfaces: Vec<(String, bool)> },
     /// See [`Question::Process`].
     Process {
         /// `None`: it is gone.

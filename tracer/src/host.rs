@@ -46,6 +46,7 @@ pub fn answer(question: &Question) -> Answer {
         }
         Question::Ports { pid, destination } => (ports(*pid, *destination), *pid),
         Question::Descriptors { pid } => (descriptors(*pid), *pid),
+        Question::Ipv6 { pid } => (ipv6(*pid), *pid),
         Question::Route { pid, destination } => (
             netns::run_in(*pid, {
                 let destination = *destination;
@@ -96,6 +97,30 @@ fn ports(pid: Pid, destination: std::net::SocketAddr) -> io::Result<Answer> {
             range: (first, last),
             by_state: sock_diag::count_to(destination)?,
         })
+    })
+}
+
+fn ipv6(pid: Pid) -> io::Result<Answer> {
+    const MAX_INTERFACES: usize = 64;
+    netns::run_in(pid, || {
+        let mut interfaces = Vec::new();
+        // Read in that namespace, like every /proc/sys/net. Neither `all` nor `default` is an interface.
+        for entry in fs::read_dir("/proc/sys/net/ipv6/conf")? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if name == "all" || name == "default" {
+                continue;
+            }
+            let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+            match fs::read_to_string(path) {
+                Ok(value) => interfaces.push((name, value.trim() == "1")),
+                // The interface went while it was looked at.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        interfaces.sort();
+        interfaces.truncate(MAX_INTERFACES);
+        Ok(Answer::Ipv6 { interfaces })
     })
 }
 

@@ -1632,6 +1632,39 @@ fn a_route_is_told_by_its_lookup() {
     assert_eq!(looked_up(13, 11), (Outcome::Denied, "unknown"));
 }
 
+#[test]
+fn ipv6_that_is_off_is_no_want_of_ports() {
+    let named = |to: &str, interfaces: &[(&str, bool)]| {
+        let mut lab = Lab::new();
+        lab.see(Event::Line(at_once(to, 99)));
+        let question = Question::Ipv6 { pid: WORKER };
+        let is_asked = |output: &Output| matches!(output, Output::Ask(asked) if *asked == question);
+        assert!(lab.outputs.iter().any(is_asked), "{:?}", lab.outputs);
+        let interfaces = interfaces
+            .iter()
+            .map(|(name, is_off)| ((*name).to_owned(), *is_off))
+            .collect();
+        let answer = Answer::Ipv6 { interfaces };
+        lab.tell(ms(5), Input::Answer { question, answer });
+        verdict(&lab.only()).0
+    };
+    assert_eq!(
+        named("[::1]:3000", &[("lo", true), ("eth0", false)]),
+        "family-disabled"
+    );
+    assert_eq!(
+        named("[2001:db8::1]:80", &[("lo", true), ("eth0", true)]),
+        "family-disabled"
+    );
+    // A way out is left, or nothing is known.
+    assert_eq!(
+        named("[2001:db8::1]:80", &[("lo", true), ("eth0", false)]),
+        "unknown"
+    );
+    assert_eq!(named("[::1]:3000", &[("lo", false)]), "unknown");
+    assert_eq!(named("[::1]:3000", &[]), "unknown");
+}
+
 /// What SELinux denies to nginx in its usual domain.
 fn denied(class: &str, target: &str, permission: &str) -> Event {
     Event::SelinuxDenied(Denial {

@@ -40,6 +40,35 @@ pub const SOURCE_ADDRESS_MISSING: Cause = Cause {
     check: source_address_missing,
 };
 
+pub const SOURCE_ADDRESS_IN_USE: Cause = Cause {
+    id: "source-address-in-use",
+    title: "proxy_bind names an address with a port, and that port is taken",
+    explains: &[],
+    outcomes: &[Outcome::Invalid],
+    nginx_logs: "bind(192.0.2.9:5000) failed (98: Address already in use) while connecting to upstream",
+    recognised: "bind(2) failed with 98 in the worker",
+    needs: &[],
+    look_alikes: &["source-address-missing", "ports-exhausted"],
+    remedy: "leave the port out of proxy_bind: the kernel chooses one then. A fixed port serves one connection at a time, \
+        and none for a minute after nginx closed one (TIME_WAIT)",
+    check: source_address_in_use,
+};
+
+pub const FAMILY_DISABLED: Cause = Cause {
+    id: "family-disabled",
+    title: "nginx is to connect to an IPv6 address, and IPv6 is switched off in its network namespace",
+    explains: &["ports-exhausted"],
+    outcomes: &[Outcome::Exhausted],
+    nginx_logs: "connect() to [::1]:3000 failed (99: Cannot assign requested address) while connecting to upstream",
+    recognised: "connect(2) to an IPv6 address failed at once with 99, and disable_ipv6 is 1 for every interface of nginx's \
+        network namespace (for ::1: for lo)",
+    needs: &[],
+    look_alikes: &["ports-exhausted", "source-address-missing"],
+    remedy: "write 127.0.0.1 instead of localhost (or an IPv4 address instead of the name), `ipv6=off` in `resolver`; or \
+        switch IPv6 on in that namespace (sysctl net.ipv6.conf.all.disable_ipv6=0; for a container its `sysctls`)",
+    check: family_disabled,
+};
+
 pub const FD_LIMIT: Cause = Cause {
     id: "fd-limit",
     title: "nginx had no file descriptor left for a socket",
@@ -166,6 +195,60 @@ fn source_address_missing(subject: &Subject<'_>, _: &Surroundings) -> Check {
         "nginx is to connect from {address} (proxy_bind), an address its network namespace does not have."
     );
     Stand::confirmed(summary, vec![evidence]).into()
+}
+
+fn source_address_in_use(subject: &Subject<'_>, _: &Surroundings) -> Check {
+    let Some(said) = subject
+        .lone()
+        .filter(|said| said.meaning == Meaning::Bind && said.errno == Some(Errno(98)))
+    else {
+        return Check::No;
+    };
+    let address = said.argument.as_deref().unwrap_or("the configured address");
+    let evidence = line_fact(subject, &format!("bind() to {address}"), Errno(98)).text("address", address);
+    let summary = format!("nginx is to connect from {address} (proxy_bind), and that port is taken.");
+    Stand::confirmed(summary, vec![evidence]).into()
+}
+
+fn family_disabled(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    let said = subject
+        .lone()
+        .filter(|said| said.meaning == Meaning::ConnectAtOnce);
+    let address = subject.address().filter(|address| address.is_ipv6());
+    let (Some(99), Some(address), Some(_)) = (subject.errno(), address, said) else {
+        return Check::No;
+    };
+    let question = Question::Ipv6 {
+        pid: subject.attempt.worker,
+    };
+    let interfaces = match around.answer(&question, subject.attempt.ended_at) {
+        None if subject.may_wait => return Check::Ask(question),
+        Some(Answer::Ipv6 { interfaces }) => interfaces,
+        _ => return Check::No,
+    };
+    let is_asked = |name: &str| !address.ip().is_loopback() || name == "lo";
+    let mut asked = interfaces.iter().filter(|(name, _)| is_asked(name)).peekable();
+    if asked.peek().is_none() || asked.any(|(_, is_off)| !is_off) {
+        return Check::No;
+    }
+    let connect = fact(
+        subject.attempt.ended_at,
+        "tcp",
+        format!("connect() to {address} failed at once"),
+    )
+    .number("errno", 99);
+    let names: Vec<&str> = interfaces
+        .iter()
+        .filter(|(_, is_off)| *is_off)
+        .map(|(name, _)| name.as_str())
+        .collect();
+    let text = format!("net.ipv6.conf.*.disable_ipv6 is 1 for {}", names.join(", "));
+    let off = fact(None, "limit", text).text("interfaces", names.join(" "));
+    let summary = format!(
+        "nginx is to connect to {address}, and IPv6 is switched off in its network namespace (disable_ipv6 of {}).",
+        names.join(", ")
+    );
+    Stand::confirmed(summary, vec![connect, off]).into()
 }
 
 fn fd_limit(subject: &Subject<'_>, around: &Surroundings) -> Check {
