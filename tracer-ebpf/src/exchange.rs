@@ -83,7 +83,7 @@ pub fn answered(sock: u64) {
 #[inline(always)]
 pub fn begin_next(entry: &mut Conn, at: u64) {
     entry.number += 1;
-    entry.flags &= !conn::ANSWERED;
+    entry.flags &= !(conn::ANSWERED | conn::READ_AHEAD);
     entry.began_at = at;
     entry.previous_at = entry.last_received_at;
     entry.connect_at = 0;
@@ -444,10 +444,22 @@ pub fn backend_read(link: &BackendLink, sock: impl Sock, bytes: u32, at: u64) {
     }
     entry.backend_last_read_at = at;
     if entry.family == AF_UNIX {
-        entry.backend_read += u64::from(bytes);
+        if entry.flags & conn::READ_AHEAD == 0 {
+            entry.backend_read += u64::from(bytes);
+        }
+        entry.flags &= !conn::READ_AHEAD;
     } else if let Some(tcp) = sock.tcp() {
         entry.backend_copied = tcp.copied_seq();
     }
+}
+
+/// The first bytes of a unix connection were read before anything linked its two ends; by whom is not known.
+#[inline(always)]
+pub fn backend_read_ahead(entry: &mut Conn, bytes: u32, at: u64) {
+    entry.flags |= conn::ACCEPTED | conn::READ_AHEAD;
+    entry.backend_first_read_at = at;
+    entry.backend_last_read_at = at;
+    entry.backend_read = u64::from(bytes);
 }
 
 /// A process took the backend's socket with accept().

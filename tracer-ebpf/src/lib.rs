@@ -110,6 +110,9 @@ pub mod conn {
     pub const ANSWERED: u32 = 8192;
     /// A segment of the peer's arrived: `segs_in` was above 0 at the end.
     pub const HEARD: u32 = 16384;
+    /// Over a unix socket: the backend had read the first bytes before nginx's send was seen to return, and whether its
+    /// own read is seen as well is not known yet.
+    pub const READ_AHEAD: u32 = 32768;
 }
 
 /// [`Conn::end`].

@@ -9,8 +9,8 @@ use tracer_ebpf::{Conn, Worker, conn, end, understudy};
 use super::understudy::{is_first_needed, is_last_needed, is_next_needed, of_first, play, with_understudy};
 use crate::{
     exchange::{
-        answered, backend_read, begin_next, close_mark, create, finish, finish_unix, is_waiting,
-        link_backend, marks, own_begin, own_other, remove, unix_closes_seen,
+        answered, backend_read, backend_read_ahead, begin_next, close_mark, create, finish, finish_unix,
+        is_waiting, link_backend, marks, own_begin, own_other, remove, unix_closes_seen,
     },
     filter::{backend, connection, connection_of, worker},
     maps::setting,
@@ -236,11 +236,15 @@ fn other_send(owner: &mut Worker, sock: impl Sock, ret: i32) {
                 entry.flags |= conn::PREEXISTING;
             }
             owner.unix_at = 0;
-            link_backend(entry, SockAt(peer));
-            own_begin(owner, entry, at);
             entry.first_sent_at = at;
             entry.last_sent_at = at;
             entry.sent = ret as u64;
+            // Until now no read of the backend's could be known for one.
+            if SockAt(peer).receive_queue() == 0 {
+                backend_read_ahead(entry, ret as u32, at);
+            }
+            link_backend(entry, SockAt(peer));
+            own_begin(owner, entry, at);
             return;
         }
     }

@@ -888,6 +888,34 @@ fn an_early_end_is_told_by_how_much_was_read() {
 }
 
 #[test]
+fn an_orderly_end_of_a_unix_connection_says_that_something_was_read() {
+    let end = |eof_read_at, recv_error| {
+        let unseen = Backend {
+            task: None,
+            accepted: false,
+            first_read_at: None,
+            last_read_at: None,
+            read: 0,
+            ..reader()
+        };
+        named(
+            vec![],
+            Exchange {
+                eof_read_at,
+                recv_error,
+                ended_at: ms(30),
+                end: EndKind::Closed,
+                backend: Some(unseen),
+                ..sent("unix:/run/app.sock", ms(30))
+            },
+        )
+    };
+    // Who read it was not seen, but what lies unread at the close makes Linux say 104.
+    assert_eq!(end(Some(ms(29)), None), ("closed-without-response", Likely));
+    assert_eq!(end(None, Some(Errno(104))).0, "closed-on-accept");
+}
+
+#[test]
 fn a_dead_backend_is_the_headline_over_how_its_connection_ended() {
     let killed = |exit| {
         let backend = Backend {

@@ -571,8 +571,12 @@ pub fn how_much_read(exchange: &Exchange) -> Read {
     if exchange.sent == 0 {
         return Read::Nothing;
     }
+    let is_unix = matches!(exchange.peer, Peer::Unix(_));
+    let is_orderly = is_unix && exchange.eof_read_at.is_some() && exchange.recv_error.is_none();
     if let Some(backend) = &exchange.backend {
         return match backend.read {
+            // It read what nobody saw it read, or only shut its side of the connection down.
+            0 if is_orderly => Read::Unknown,
             0 => Read::Nothing,
             read if backend.unread > 0 || read < exchange.sent => Read::Part,
             _ => Read::All,
@@ -582,10 +586,7 @@ pub fn how_much_read(exchange: &Exchange) -> Read {
         return Read::Nothing;
     }
     // Linux answers a close with a reset when anything lies unread: an orderly end means that all was read.
-    match exchange.peer {
-        Peer::Unix(_) if exchange.eof_read_at.is_some() => Read::All,
-        Peer::Tcp(_) | Peer::Unix(_) => Read::Unknown,
-    }
+    if is_orderly { Read::All } else { Read::Unknown }
 }
 
 /// nginx's timer that ended the attempt: its name and value as a clause, and as evidence.
