@@ -29,7 +29,7 @@ use crate::{
         Backend, Balancing, ConnId, EndKind, Errno, Event, Exchange, ExchangeId, Input, Ktime, Limits, Line,
         LineId, LogLine, LossClass, Output, Peer, Pid, Question, RetryOf,
     },
-    model::{Attempt, NoteEvent, Outcome, Phase, Request},
+    model::{Attempt, Finding, NoteEvent, Outcome, Phase, Request},
 };
 
 mod balancer;
@@ -128,6 +128,7 @@ pub struct Engine {
     tried: BTreeSet<Place>,
     stats: Stats,
     watch: Watch,
+    findings_said: findings::Said,
     balancers: Balancers,
     next_number: u64,
     /// An error-log file is read.
@@ -249,6 +250,7 @@ impl Engine {
             tried: BTreeSet::new(),
             stats: Stats::default(),
             watch: Watch::new(capacity.min(16_384)),
+            findings_said: findings::Said::default(),
             balancers: Balancers::default(),
             next_number: 1,
             has_tail: false,
@@ -325,6 +327,7 @@ impl Engine {
             Input::Clock { unix_ns } => self.wall_offset = Some(i128::from(unix_ns) - i128::from(at.0)),
             Input::Tick => {
                 self.expire();
+                self.say_findings(&mut outputs);
                 let now = self.now;
                 self.stop_awaiting_lines(|until| until <= now, &mut outputs);
                 self.tell_unheard(&mut outputs);
@@ -1894,13 +1897,27 @@ impl Engine {
                 self.resolver_connections,
             )));
         }
+        outputs.extend(self.findings().into_iter().map(Output::Finding));
+        outputs.push(Output::Summary(Box::new(self.stats.summary(self.now, in_flight))));
+    }
+
+    /// The patterns that stand now.
+    fn findings(&self) -> Vec<Finding> {
         let configurations = &self.configurations;
-        let findings = self
+        let mut findings = self
             .watch
             .findings(|worker, peer| configurations.names(worker, peer, None).limits);
-        outputs.extend(findings.into_iter().map(Output::Finding));
-        outputs.extend(self.balancers.findings().into_iter().map(Output::Finding));
-        outputs.push(Output::Summary(Box::new(self.stats.summary(self.now, in_flight))));
+        findings.extend(self.balancers.findings());
+        findings
+    }
+
+    /// Says the findings that have become certain.
+    fn say_findings(&mut self, outputs: &mut Vec<Output>) {
+        if self.findings_said.is_due(self.now) {
+            let findings = self.findings();
+            let news = self.findings_said.news(self.now, findings);
+            outputs.extend(news.into_iter().map(Output::Finding));
+        }
     }
 
     // Small parts.

@@ -337,6 +337,10 @@ pub struct NoteEvent {
 pub struct Finding {
     /// The stable id.
     pub id: &'static str,
+    /// What it is about, which with the id tells it from others: an upstream, or an upstream and its peer; empty: all.
+    pub about: String,
+    /// When it became certain, for one that is said while the trace goes on; `None`: at its end, with the last numbers.
+    pub at: Option<Ktime>,
     /// The claim with its numbers.
     pub summary: String,
     /// What to do.

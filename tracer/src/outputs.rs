@@ -203,7 +203,10 @@ impl Outputs {
                     &schema::Line::Finding(schema::Finding::new(&finding, self.clock)),
                     Urgency::Soon,
                 );
-                self.findings.push(finding);
+                match finding.at {
+                    Some(at) => self.tell_finding(at, &finding),
+                    None => self.findings.push(finding),
+                }
             }
             Output::Ask(_) => {}
             Output::Lost { at, class, count } => {
@@ -324,6 +327,25 @@ impl Outputs {
         );
         if let Some(view) = &mut self.view {
             let result = view.event(event, self.clock);
+            self.note_stdout(result);
+        }
+    }
+
+    /// Says a finding while the trace goes on.
+    fn tell_finding(&mut self, at: Ktime, finding: &Finding) {
+        if let Some(view) = &mut self.view {
+            let result = view.event(
+                &NoteEvent {
+                    at,
+                    kind: "finding",
+                    text: format!(
+                        "{}: {}; what to do: {}",
+                        finding.id, finding.summary, finding.remedy
+                    ),
+                    fields: BTreeMap::new(),
+                },
+                self.clock,
+            );
             self.note_stdout(result);
         }
     }

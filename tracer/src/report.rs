@@ -126,6 +126,8 @@ pub struct Trace {
     tally: Tally,
     parts: BTreeSet<u32>,
     lost: BTreeMap<String, u64>,
+    /// Those that it told while it went on: all that there is of a trace without an end.
+    findings: Vec<Finding>,
 }
 
 /// Everything gathered.
@@ -143,8 +145,8 @@ pub struct Report {
     pub events: Vec<Event>,
     /// Events beyond those.
     pub more_events: u64,
-    /// Findings.
-    pub findings: Vec<Finding>,
+    /// Findings of the ends of traces.
+    findings: Vec<Finding>,
     /// Files whose end was torn, one sentence each.
     pub torn: Vec<String>,
 }
@@ -177,8 +179,12 @@ impl Report {
             Line::Attempt(attempt) => self.attempt(&attempt),
             Line::Event(event) => self.event(event),
             Line::Finding(finding) => {
-                if self.findings.len() < MAX_FINDINGS {
-                    self.findings.push(finding);
+                let into = match self.trace() {
+                    Some(trace) if finding.time.is_some() => &mut trace.findings,
+                    _ => &mut self.findings,
+                };
+                if into.len() < MAX_FINDINGS {
+                    into.push(finding);
                 }
             }
             Line::Lost(lost) => {
@@ -192,6 +198,12 @@ impl Report {
                 }
             }
         }
+    }
+
+    /// The findings; of a trace without an end those that it told while it went on, with the numbers of then.
+    pub fn findings(&self) -> impl Iterator<Item = &Finding> {
+        let cut = self.traces.values().filter(|trace| trace.summary.is_none());
+        self.findings.iter().chain(cut.flat_map(|trace| &trace.findings))
     }
 
     /// A file ended with a torn line.

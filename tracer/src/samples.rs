@@ -234,6 +234,8 @@ pub fn oom_kill() -> NoteEvent {
 pub fn finding() -> Finding {
     Finding {
         id: "idle-timeout",
+        about: "api".to_owned(),
+        at: None,
         summary:
             "All 12 races happened after about 5 s of idleness: the backend closes idle connections then."
                 .to_owned(),

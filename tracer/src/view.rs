@@ -311,7 +311,8 @@ impl<W: Write> View<W> {
 }
 
 /// The kinds of event that get a line of their own on the terminal.
-const WORTH_A_LINE: [&str; 9] = [
+const WORTH_A_LINE: [&str; 10] = [
+    "finding",
     "process-exit",
     "oom-kill",
     "listener-open",

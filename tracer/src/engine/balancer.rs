@@ -11,6 +11,7 @@ use crate::{
     engine::{
         Counting,
         diagnose::fact,
+        findings::about,
         notes,
         table::Keyed,
         text::{counted, span},
@@ -389,6 +390,8 @@ impl Whole {
         };
         Some(Finding {
             id: "peer-left-out",
+            about: about(upstream, peer),
+            at: None,
             summary: format!(
                 "{} left {peer} out of {upstream} {share} % of the time ({} in {}), {fault}",
                 match (self.is_shared, owners) {
@@ -422,6 +425,8 @@ impl Whole {
         let (over, timeout) = (span(over), span(timeout));
         Some(Finding {
             id: "disabled-by-failures-far-apart",
+            about: about(upstream, peer),
+            at: None,
             summary: format!(
                 "{peer} of {upstream} was disabled by {max_fails} failures within {over}, although fail_timeout is \
                  {timeout}: nginx forgets failures only when a request succeeds that comes {timeout} after the last one"
@@ -450,6 +455,8 @@ impl Whole {
         }
         Some(Finding {
             id: "failures-never-counted",
+            about: about(upstream, peer),
+            at: None,
             summary: format!(
                 "{} of {upstream} at {peer} came after nginx had begun to pass on the answer: the balancer counts none of \
                  these, so it goes on choosing {peer}",

@@ -2,7 +2,7 @@
 
 mod recurrence;
 
-use std::collections::{BTreeMap, btree_map::Entry};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 use self::recurrence::Recurrences;
 use crate::{
@@ -18,6 +18,58 @@ use crate::{
 
 /// How many (upstream, peer) pairs are watched.
 const PEERS: usize = 4096;
+
+/// What a finding about one peer is about.
+pub fn about(upstream: &str, peer: &Peer) -> String {
+    format!("{upstream} at {peer}")
+}
+
+/// Which findings were said while the trace goes on, each once.
+#[derive(Debug, Default)]
+pub struct Said {
+    looked_at: Ktime,
+    /// Those of the last look.
+    seen: BTreeSet<(&'static str, String)>,
+    said: BTreeSet<(&'static str, String)>,
+}
+
+impl Said {
+    /// How often it is looked whether a finding stands.
+    const EVERY: u64 = 60_000_000_000;
+    /// A finding that rests on fewer attempts is said at the end only.
+    const LEAST: u64 = 5;
+    /// More than this are said at the end only.
+    const MOST: usize = 256;
+
+    /// It is time to look.
+    pub fn is_due(&self, now: Ktime) -> bool {
+        now.since(self.looked_at) >= Self::EVERY
+    }
+
+    /// The findings that are to be said now: those that stood a minute ago already, and were not said yet.
+    pub fn news(&mut self, now: Ktime, findings: Vec<Finding>) -> Vec<Finding> {
+        self.looked_at = now;
+        let mut seen = BTreeSet::new();
+        let mut news = Vec::new();
+        for finding in findings {
+            let key = (finding.id, finding.about.clone());
+            if finding.attempts < Self::LEAST || self.said.contains(&key) || self.said.len() >= Self::MOST {
+                continue;
+            }
+            if self.seen.contains(&key) {
+                self.said.insert(key);
+                news.push(Finding {
+                    at: Some(now),
+                    ..finding
+                });
+            } else {
+                seen.insert(key);
+            }
+        }
+        self.seen = seen;
+        news
+    }
+}
 
 /// What findings are made of.
 #[derive(Debug)]
@@ -181,6 +233,8 @@ impl Watch {
             );
             Finding {
                 id: "keepalive-races-at-one-idle-time",
+                about: about(upstream, peer),
+                at: None,
                 summary: format!(
                     "all {} of {upstream} at {peer} happened after about {mean} of idleness ({least} to {most}): that is \
                      the backend's keep-alive timeout",
@@ -241,6 +295,8 @@ impl Watch {
             let keepalive = keepalive?;
             Some(Finding {
                 id: "keepalive-never-used",
+                about: upstream.to_owned(),
+                at: None,
                 summary: format!(
                     "upstream {upstream} has keepalive {keepalive}, yet {} were all on new connections: nginx asks the \
                      backend to close each one",
@@ -276,6 +332,8 @@ impl Watch {
             );
             Finding {
                 id: "connects-slowed-by-lost-syns",
+                about: about(upstream, peer),
+                at: None,
                 summary: format!(
                     "{} to {peer} of {upstream} took {least} to {most}, since a SYN or its answer was lost and sent \
                      again ({} connections in all)",
@@ -330,6 +388,8 @@ impl Watch {
             .collect();
         vec![Finding {
             id: "failures-hidden-by-retries",
+            about: String::new(),
+            at: None,
             summary: format!(
                 "{} never reached a client, because a retry succeeded ({})",
                 counted(self.n_hidden, "failure"),
@@ -410,6 +470,8 @@ fn one_sided(upstream: &str, peers: &[(&Peer, &Tally)]) -> Option<Finding> {
     if is_family {
         return Some(Finding {
             id: "one-family-fails",
+            about: upstream.to_owned(),
+            at: None,
             summary: format!(
                 "every failure of {upstream} is on its IPv6 addresses ({n_failures}); {n_sound} attempts over IPv4 had none"
             ),
@@ -424,6 +486,8 @@ fn one_sided(upstream: &str, peers: &[(&Peer, &Tally)]) -> Option<Finding> {
     };
     Some(Finding {
         id: "one-peer-fails",
+        about: upstream.to_owned(),
+        at: None,
         summary: format!(
             "every failure of {upstream} is at {peer} ({n_failures}); {n_sound} attempts at its other peers had none"
         ),

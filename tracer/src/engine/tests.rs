@@ -3086,6 +3086,38 @@ fn races_at_one_idle_time_make_a_finding() {
 }
 
 #[test]
+fn a_finding_is_said_when_it_has_stood_for_a_minute_and_again_at_the_end() {
+    let mut lab = Lab::new();
+    configure(&mut lab, ms(-8000), vec![configured("api", FAR)]);
+    for n in 0..6 {
+        lab.end(Exchange {
+            id: id(n, 2),
+            previous_at: Some(ms(-5000)),
+            fin_before_request: true,
+            acked: 0,
+            ..closed(sent_again(FAR, ms(2)), us(900))
+        });
+    }
+    let said = |lab: &mut Lab, minute: i64| {
+        let before = lab.outputs.len();
+        lab.tell(ms(10 + minute * 60_000), Input::Tick);
+        let new = lab.outputs[before..].iter();
+        let found = new.filter_map(|output| match output {
+            Output::Finding(finding) => Some((finding.about.clone(), finding.at)),
+            _ => None,
+        });
+        found.collect::<Vec<_>>()
+    };
+    assert_eq!(said(&mut lab, 1), []);
+    let about = format!("api at {FAR}");
+    assert_eq!(said(&mut lab, 2), [(about.clone(), Some(ms(120_010)))]);
+    assert_eq!(said(&mut lab, 3), []);
+    lab.tell(ms(300_000), Input::Detach { in_flight: 0 });
+    let last = |output: &Output| matches!(output, Output::Finding(finding) if finding.at.is_none() && finding.about == about);
+    assert_eq!(lab.outputs.iter().filter(|output| last(output)).count(), 1);
+}
+
+#[test]
 fn a_line_may_come_after_the_exchange_it_ended() {
     let mut lab = Lab::new();
     lab.see(no_socket(APP));

@@ -92,7 +92,7 @@ pub fn json(report: &Report) -> Value {
         "peers": peers,
         "timeline": stories,
         "events": report.events,
-        "findings": report.findings,
+        "findings": report.findings().collect::<Vec<_>>(),
         "lost": report.lost(),
         "complete": gaps.is_empty(),
         "gaps": gaps,

@@ -231,8 +231,25 @@ fn memory_is_bounded_and_what_is_not_told_is_counted() {
     assert_eq!(report.stories.len(), MAX_STORIES);
     assert_eq!(report.untold, 1_000);
     assert_eq!(report.events.len(), MAX_EVENTS);
-    assert!(report.findings.len() <= MAX_FINDINGS);
+    assert!(report.findings().count() <= MAX_FINDINGS);
     assert_eq!(report.tally().failures, many);
     let page = text::text(&report, &look());
     assert!(page.lines().count() < 600, "{}", page.lines().count());
+}
+
+#[test]
+fn findings_of_a_trace_without_an_end_are_those_it_told() {
+    let live = model::Finding {
+        at: Some(samples::at(5)),
+        ..samples::finding()
+    };
+    let mut report = Report::default();
+    report.add(Line::Session(session()));
+    report.add(Line::Finding(Finding::new(&live, samples::clock())));
+    assert_eq!(report.findings().count(), 1);
+    // It came to its end: the same finding with its last numbers, or none where it did not stand any more.
+    report.add(Line::Summary(Summary::default()));
+    assert_eq!(report.findings().count(), 0);
+    report.add(Line::Finding(Finding::new(&samples::finding(), samples::clock())));
+    assert_eq!(report.findings().count(), 1);
 }

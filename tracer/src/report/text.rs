@@ -55,9 +55,9 @@ pub fn text(report: &Report, look: &Look) -> String {
     out.push_str(&table(&tally, look));
     worst_peers(&mut out, &tally.worst_peers(), look);
     timeline(&mut out, report, look);
-    if report.filter().is_everything() && !report.findings.is_empty() {
+    if report.filter().is_everything() && report.findings().next().is_some() {
         let _ = writeln!(out, "{}\n", style.strong("findings"));
-        for found in &report.findings {
+        for found in report.findings() {
             out.push_str(&finding(&found.id, &found.summary, &found.remedy, look));
         }
     }

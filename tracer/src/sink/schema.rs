@@ -290,6 +290,11 @@ pub struct Event {
 pub struct Finding {
     /// Its stable id.
     pub id: Name,
+    /// What it is about, which with the id tells it from others: an upstream, or an upstream and its peer.
+    pub about: String,
+    /// When it became certain, for one that is said while the trace goes on, with the numbers of that moment; null at the
+    /// end of the trace, where every finding that stands then comes with its last numbers.
+    pub time: Option<String>,
     /// The claim, with its numbers.
     pub summary: String,
     /// What can be done now.
@@ -592,6 +597,8 @@ impl Finding {
     pub fn new(finding: &model::Finding, clock: Clock) -> Self {
         Self {
             id: finding.id.into(),
+            about: finding.about.clone(),
+            time: finding.at.map(|at| clock.rfc3339(at)),
             summary: finding.summary.clone(),
             remedy: finding.remedy.clone(),
             attempts: finding.attempts,

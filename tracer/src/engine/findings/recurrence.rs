@@ -81,6 +81,8 @@ impl Recurrences {
             let (n, every) = (bursts.begins.len() as u64, span(period));
             Some(Finding {
                 id: "failures-recur",
+                about: format!("{upstream}: {cause}"),
+                at: None,
                 summary: format!(
                     "{cause} at {upstream} comes back every {every}: the last {} began that far apart, and requests in \
                      between succeeded ({} in all)",
