@@ -70,7 +70,7 @@ pub const RESOLVER_SILENT: Cause = Cause {
     nginx_logs: "api.example could not be resolved (110: Operation timed out)",
     recognised: "nginx says that its resolver ended with 110, and said nothing of an error of its socket or of an answer \
         that it could not use in the 30 s before",
-    needs: &["nginx-log"],
+    needs: &[],
     look_alikes: &["resolver-unreachable", "resolver-failed"],
     remedy: "see that the nameserver runs and that UDP (and TCP) port 53 passes both ways between the two; name several \
         in `resolver`: nginx asks one after the other",
@@ -86,7 +86,7 @@ pub const RESOLVER_UNREACHABLE: Cause = Cause {
         not be resolved (110: Operation timed out)",
     recognised: "nginx says that its resolver ended with 110, and that a socket of its resolver failed in the 30 s \
         before: 111 (an ICMP port unreachable), 101 and 113 (no route), 1 (a firewall rule of this host)",
-    needs: &["nginx-log"],
+    needs: &[],
     look_alikes: &["resolver-silent"],
     remedy: "111: start the nameserver, or correct the address in `resolver`; 101, 113: look at the route to it; 1: look \
         at this host's firewall",
