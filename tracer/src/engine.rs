@@ -1049,7 +1049,13 @@ impl Engine {
             idle_us: since(Some(exchange.began_at), exchange.previous_at).filter(|_| reused),
             connect_us: since(exchange.established_at, exchange.connect_at).filter(|_| !is_unix),
             accept_us: since(backend_accepted, exchange.connect_at),
-            first_byte_us: since(exchange.first_received_at, sent_at.or(exchange.first_sent_at)),
+            // What came in a handshake is no byte of an answer.
+            first_byte_us: since(
+                exchange
+                    .first_received_at
+                    .filter(|_| ending.phase != Phase::Handshaking),
+                sent_at.or(exchange.first_sent_at),
+            ),
             total_us: ended_at.micros_since(exchange.began_at),
             bytes_sent: Some(exchange.sent),
             bytes_acked: Some(exchange.acked).filter(|_| !is_unix),

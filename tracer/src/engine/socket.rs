@@ -101,11 +101,10 @@ pub fn of_last_request(exchange: &mut Exchange, said: Option<&Said>) {
     let is_unanswered = said
         .and_then(|said| said.action.as_deref())
         .is_some_and(|action| {
-            action.starts_with("SSL handshaking")
-                || matches!(
-                    action,
-                    "reading response header from upstream" | "sending request to upstream"
-                )
+            matches!(
+                action,
+                "reading response header from upstream" | "sending request to upstream"
+            )
         });
     if !exchange.uncut || !is_unanswered {
         return;

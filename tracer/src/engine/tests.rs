@@ -589,6 +589,16 @@ fn icmp_is_told_by_its_code_and_sender() {
         named(vec![], icmp(FAR, 3, 0, "192.0.2.1", 101)),
         ("icmp-unreachable", Confirmed)
     );
+    assert_eq!(
+        named(vec![], icmp(FAR, 11, 0, "192.0.2.1", 113)),
+        ("ttl-exceeded", Confirmed)
+    );
+    assert_eq!(
+        named(vec![], icmp("[2001:db8::7]:80", 3, 0, "2001:db8::1", 113)).0,
+        "ttl-exceeded"
+    );
+    // A fragment that was never completed.
+    assert_eq!(named(vec![], icmp(FAR, 11, 1, "192.0.2.1", 113)).0, "unknown");
     let silent = Exchange {
         syn_retransmits: 2,
         ended_at: ms(3050),
@@ -815,6 +825,51 @@ fn a_slow_answer_is_told_by_how_far_the_request_came() {
         ..with(reader())
     };
     assert_eq!(timed_out(stalled), ("response-stalled", Confirmed));
+}
+
+#[test]
+fn a_handshake_of_tls_that_gets_no_answer_is_told_by_who_read_it() {
+    let timed_out = |exchange: Exchange| {
+        let mut lab = Lab::new();
+        let said = line(1, ms(2999), "upstream timed out", Some(110));
+        lab.see(Event::Line(Line {
+            action: Some("SSL handshaking to upstream".to_owned()),
+            ..said
+        }));
+        lab.end(Exchange {
+            line: Some(line_id(1)),
+            uncut: true,
+            ..exchange
+        });
+        verdict(&lab.only())
+    };
+    let with = |backend: Backend| Exchange {
+        backend: Some(backend),
+        ..sent(APP, ms(3000))
+    };
+    assert_eq!(timed_out(with(reader())), ("tls-silent", Confirmed));
+    assert_eq!(timed_out(sent(FAR, ms(3000))), ("tls-silent", Confirmed));
+    let unread = Backend {
+        accepted: true,
+        ..Backend::default()
+    };
+    assert_eq!(timed_out(with(unread)).0, "unknown");
+    assert_eq!(timed_out(with(Backend::default())), ("never-accepted", Confirmed));
+    // It began to answer.
+    let begun = Exchange {
+        received: 90,
+        first_received_at: Some(ms(4)),
+        last_received_at: Some(ms(4)),
+        ..sent(FAR, ms(3000))
+    };
+    assert_ne!(timed_out(begun).0, "tls-silent");
+    let lost = Exchange {
+        acked: 0,
+        retransmits: 4,
+        last_retransmit_at: Some(ms(2000)),
+        ..sent(FAR, ms(3000))
+    };
+    assert_eq!(timed_out(lost), ("path-lost", Confirmed));
 }
 
 #[test]

@@ -54,6 +54,24 @@ pub const WORKER_DIED: Cause = Cause {
     check: worker_died,
 };
 
+pub const WORKER_SHUTDOWN: Cause = Cause {
+    id: "worker-shutdown",
+    title: "an nginx worker was shut down with this request in hand",
+    explains: &["client-closed"],
+    outcomes: &[Outcome::Cancelled],
+    nginx_logs: "nothing (status 000 in the access log)",
+    recognised: "the worker ended with code 0 right after it had closed the connection, and the client had not left; or its \
+        end itself closed it",
+    needs: &[],
+    look_alikes: &["client-closed", "worker-died"],
+    remedy: "after a reload worker_shutdown_timeout cuts what is still under way: raise it, or let such requests end sooner; \
+        to stop nginx use QUIT (`nginx -s quit`), which waits for them, and not TERM (`nginx -s stop`)",
+    check: worker_shutdown,
+};
+
+/// A worker that has closed its last connection ends within this time.
+const ENDS_WITHIN: u64 = 250_000_000;
+
 /// By how much a line of the file can be ahead of the ring, which is looked at every 25 ms.
 const FILE_IS_AHEAD: u64 = 100_000_000;
 
@@ -222,7 +240,8 @@ fn client_closed(subject: &Subject<'_>, around: &Surroundings) -> Check {
             }
         }
         // nginx's silence says something only where it can be heard.
-        None if !hears_nginx => subject.wait_or(Check::No),
+        // A worker that is shut down gives up without a word, too.
+        None if !hears_nginx || !around.sees("processes") => subject.wait_or(Check::No),
         None => subject.wait_or(
             Stand::likely(
                 format!("nginx gave up this attempt after {waited} without a word, as it does when the client leaves."),
@@ -231,6 +250,44 @@ fn client_closed(subject: &Subject<'_>, around: &Surroundings) -> Check {
             .into(),
         ),
     }
+}
+
+fn worker_shutdown(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    let Some(exchange) = subject.exchange.filter(|_| subject.client_left.is_none()) else {
+        return Check::No;
+    };
+    let by_its_end = exchange.end == EndKind::WorkerGone;
+    let (from, to) = match by_its_end {
+        true => (exchange.began_at, Ktime(u64::MAX)),
+        false => (exchange.ended_at, Ktime(exchange.ended_at.0.saturating_add(ENDS_WITHIN))),
+    };
+    let Some(death) = around.death_between(exchange.worker, from, to) else {
+        return subject.wait_or(Check::No);
+    };
+    let Some(exit) = death
+        .task
+        .exiting
+        .filter(|exit| is_orderly(*exit) && !death.task.oom)
+    else {
+        return Check::No;
+    };
+    let end = super::facts::End {
+        exit,
+        oom: false,
+        death: Some(death),
+        task: &death.task,
+    };
+    let when = match by_its_end {
+        true => "with this request in hand".to_owned(),
+        false => format!(
+            "and closed this connection {} before its end",
+            between(exchange.ended_at, death.at)
+        ),
+    };
+    let summary = format!("nginx's worker {} was shut down {when}.", exchange.worker);
+    let mut evidence: Vec<Evidence> = request_fact(exchange).into_iter().collect();
+    evidence.push(end.fact(death.at));
+    Stand::confirmed(summary, evidence).into()
 }
 
 fn worker_died(subject: &Subject<'_>, around: &Surroundings) -> Check {

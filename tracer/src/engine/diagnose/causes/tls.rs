@@ -1,11 +1,12 @@
 //! The connection was up, and TLS was not agreed upon.
 
-use super::facts::{Read, backend_name, closing_facts, how_much_read};
+use super::facts::{Read, backend_name, closing_facts, how_much_read, locality, request_fact, timer};
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject, fact},
         message::{Meaning, Said},
-        surroundings::Surroundings,
+        surroundings::{Locality, Surroundings},
+        text::{between, counted},
     },
     model::{Evidence, Outcome, Phase},
 };
@@ -41,6 +42,21 @@ pub const PROTOCOL_MISMATCH: Cause = Cause {
     check: protocol_mismatch,
 };
 
+pub const TLS_SILENT: Cause = Cause {
+    id: "tls-silent",
+    title: "the connection was up, and the peer answered nothing to the beginning of TLS",
+    explains: &[],
+    outcomes: &[Outcome::TimedOut],
+    nginx_logs: "upstream timed out (110: Connection timed out) while SSL handshaking to upstream",
+    recognised: "nginx's first message of the handshake was acknowledged (on this host: read by the backend's process), and \
+        not a byte came back before nginx's timer",
+    needs: &[],
+    look_alikes: &["never-accepted", "path-lost", "protocol-mismatch", "tls-failed"],
+    remedy: "see whether the backend speaks TLS on this port at all: one that waits for more of a plain-text protocol says \
+        nothing (`openssl s_client -connect` hangs as well); if it does, look at what it is busy with",
+    check: tls_silent,
+};
+
 /// What nginx said of a handshake that failed.
 fn handshake<'a>(subject: &Subject<'a>) -> Option<&'a Said> {
     let is_of_tls = |said: &&Said| {
@@ -71,6 +87,33 @@ fn protocol_mismatch(subject: &Subject<'_>, _: &Surroundings) -> Check {
     let who = backend_name(subject.exchange.and_then(|exchange| exchange.backend.as_ref()));
     let summary = format!("nginx spoke TLS, and {who} answered with something else: plain text, most likely.");
     Stand::confirmed(summary, vec![evidence]).into()
+}
+
+fn tls_silent(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    let in_handshake = subject
+        .connected()
+        .filter(|_| subject.attempt.phase == Phase::Handshaking);
+    let Some(exchange) = in_handshake.filter(|exchange| {
+        exchange.sent > 0 && exchange.acked >= exchange.sent && exchange.received == 0 && exchange.unread == 0
+    }) else {
+        return Check::No;
+    };
+    let who = match &exchange.backend {
+        Some(backend) if backend.sent > 0 => return Check::No,
+        Some(backend) if backend.read > 0 => format!("{} read", backend_name(Some(backend))),
+        // Not accepted, or busy with something else: no matter of TLS.
+        Some(_) => return Check::No,
+        None if locality(exchange, around) == Locality::ThisHost => return Check::No,
+        None => "the peer's kernel acknowledged".to_owned(),
+    };
+    let (timer, mut evidence) = timer(subject);
+    evidence.extend(request_fact(exchange));
+    let silence = between(exchange.last_sent_at.unwrap_or(exchange.began_at), exchange.ended_at);
+    let summary = format!(
+        "{who} nginx's first {} of the TLS handshake, and nothing came back for {silence}; {timer}.",
+        counted(exchange.sent, "byte")
+    );
+    Stand::confirmed(summary, evidence).into()
 }
 
 fn tls_failed(subject: &Subject<'_>, _: &Surroundings) -> Check {

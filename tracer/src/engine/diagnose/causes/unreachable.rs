@@ -90,6 +90,20 @@ pub const ICMP_PROHIBITED: Cause = Cause {
     check: icmp_prohibited,
 };
 
+pub const TTL_EXCEEDED: Cause = Cause {
+    id: "ttl-exceeded",
+    title: "the packet went round until its hop limit was used up: a routing loop, or a limit that is too small",
+    explains: &["packet-dropped-locally"],
+    outcomes: &[Outcome::Unreachable],
+    nginx_logs: "connect() failed (113: No route to host) while connecting to upstream",
+    recognised: "an ICMP time-exceeded (11/0; ICMPv6 3/0) reached the connecting socket; its sender is named on IPv4",
+    needs: &[],
+    look_alikes: &["icmp-unreachable", "neighbour-silent", "icmp-prohibited"],
+    remedy: "`traceroute` to the peer shows between which routers it goes round; if it does not, see \
+        net.ipv4.ip_default_ttl in nginx's network namespace",
+    check: ttl_exceeded,
+};
+
 /// How long a firewall rule of this host may take to answer a SYN, on a machine that is short of processors.
 const RULE_ANSWERS_WITHIN: u64 = 10_000_000;
 
@@ -316,6 +330,7 @@ enum Kind {
     Network,
     Host,
     Prohibited,
+    Exceeded,
 }
 
 fn kind_of(exchange: &Exchange, icmp: &Icmp) -> Option<Kind> {
@@ -324,6 +339,7 @@ fn kind_of(exchange: &Exchange, icmp: &Icmp) -> Option<Kind> {
         (false, 3, 0 | 6 | 11) | (true, 1, 0) => Some(Kind::Network),
         (false, 3, 1 | 7 | 8 | 12) | (true, 1, 2 | 3) => Some(Kind::Host),
         (false, 3, 9 | 10 | 13) | (true, 1, 1 | 5 | 6) => Some(Kind::Prohibited),
+        (false, 11, 0) | (true, 3, 0) => Some(Kind::Exceeded),
         _ => None,
     }
 }
@@ -352,7 +368,7 @@ fn icmp_unreachable(subject: &Subject<'_>, around: &Surroundings) -> Check {
         // A neighbour that does not answer gives the same errno, and only the SYN given up with it tells.
         Some((Kind::Host, false)) if !around.sees("drops") => return Check::No,
         Some((Kind::Host, is_seen)) => ("host", is_seen),
-        Some((Kind::Prohibited, _)) | None => return Check::No,
+        Some((Kind::Prohibited | Kind::Exceeded, _)) | None => return Check::No,
     };
     // No router said it. That neither the rule nor the neighbour's silence was seen means that something was not.
     if is_own_unreachable(exchange, around) && around.drops_of(exchange).is_empty() {
@@ -367,7 +383,17 @@ fn icmp_prohibited(subject: &Subject<'_>, around: &Surroundings) -> Check {
     };
     match unreachable_kind(exchange) {
         Some((Kind::Prohibited, is_seen)) => says(exchange, around, "administratively prohibited", is_seen),
-        Some((Kind::Network | Kind::Host, _)) | None => Check::No,
+        Some((Kind::Network | Kind::Host | Kind::Exceeded, _)) | None => Check::No,
+    }
+}
+
+fn ttl_exceeded(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    let Some(exchange) = subject.connecting() else {
+        return Check::No;
+    };
+    match unreachable_kind(exchange) {
+        Some((Kind::Exceeded, is_seen)) => says(exchange, around, "time to live exceeded", is_seen),
+        Some((Kind::Network | Kind::Host | Kind::Prohibited, _)) | None => Check::No,
     }
 }
 
