@@ -178,19 +178,24 @@ fn silence_and_an_unreachable_nameserver_are_told_apart_by_what_nginx_said_befor
     assert!(summary(&refused).contains("said that nobody listens there"));
     let firewall = after(complains(ms(-2000), "send() failed", Some(1)));
     assert!(summary(&firewall).contains("this host's own firewall"));
-    // Longer ago than a name may take.
-    let mut late = lab(false);
-    late.see(complains(ms(0), "recv() failed", Some(111)));
-    let end = match ended(110) {
-        Event::Line(line) => Line {
-            at: ms(31_000),
-            id: line_id(9),
-            ..line
-        },
-        other => panic!("{other:?}"),
+    let late = |at: i64| {
+        let mut lab = lab(false);
+        lab.see(complains(ms(0), "recv() failed", Some(111)));
+        let end = match ended(110) {
+            Event::Line(line) => Line {
+                at: ms(at),
+                id: line_id(9),
+                ..line
+            },
+            other => panic!("{other:?}"),
+        };
+        lab.tell(ms(at), Input::Kernel(Event::Line(end)));
+        verdict(&lab.only()).0
     };
-    late.tell(ms(31_000), Input::Kernel(Event::Line(end)));
-    assert_eq!(verdict(&late.only()).0, "resolver-silent");
+    // It was asked again since; and longer ago than a name may take.
+    assert_eq!(late(5_900), "resolver-unreachable");
+    assert_eq!(late(6_100), "unknown");
+    assert_eq!(late(31_000), "resolver-silent");
     // An answer that nginx could not use: neither.
     let unusable = after(complains(
         ms(-10),

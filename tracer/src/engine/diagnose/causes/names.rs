@@ -10,7 +10,7 @@ use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject, fact},
         message::{Meaning, Said, resolver_says},
-        surroundings::{ResolverSays, Surroundings},
+        surroundings::{ResolverSays, SECOND, Surroundings},
         text::strerror,
     },
     event::{Answer, NameMeaning, NameReply, NameSaid, NameSource, Question},
@@ -84,7 +84,7 @@ pub const RESOLVER_UNREACHABLE: Cause = Cause {
     outcomes: &[Outcome::Unresolved],
     nginx_logs: "recv() failed (111: Connection refused) while resolving, resolver: 10.0.0.2:53; then api.example could \
         not be resolved (110: Operation timed out)",
-    recognised: "nginx says that its resolver ended with 110, and that a socket of its resolver failed in the 30 s \
+    recognised: "nginx says that its resolver ended with 110, and that a socket of its resolver failed in the 6 s \
         before: 111 (an ICMP port unreachable), 101 and 113 (no route), 1 (a firewall rule of this host)",
     needs: &[],
     look_alikes: &["resolver-silent"],
@@ -241,8 +241,16 @@ fn resolver_silent(subject: &Subject<'_>, around: &Surroundings) -> Check {
     Stand::confirmed(summary, evidence).into()
 }
 
+/// nginx asks a nameserver that does not answer every five seconds: what its socket met the last time.
+/// <https://github.com/nginx/nginx/blob/release-1.22.1/src/core/ngx_resolver.c>, `resend_timeout`
+const ASKS_AGAIN: u64 = 6 * SECOND;
+
 fn resolver_unreachable(subject: &Subject<'_>, around: &Surroundings) -> Check {
-    let failed = complaints(subject, around).filter_map(|line| Some((line, line.errno?))).last();
+    let is_last = |line: &&ResolverSays| subject.attempt.ended_at.since(line.at) <= ASKS_AGAIN;
+    let failed = complaints(subject, around)
+        .filter(is_last)
+        .filter_map(|line| Some((line, line.errno?)))
+        .last();
     let Some((line, errno)) = failed else {
         return Check::No;
     };
@@ -264,7 +272,11 @@ fn resolver_unreachable(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let n = complaints(subject, around).count();
     let times = if n > 1 { format!(" ({n} times)") } else { String::new() };
     let summary = format!("{name} could not be looked up: {what}{times}.");
-    Stand::confirmed(summary, evidence).into()
+    let stand = Stand::confirmed(summary, evidence);
+    match &subject.resolved.resolvers[..] {
+        [_, _, ..] => stand.without("which of several nameservers nginx means").into(),
+        _ => stand.into(),
+    }
 }
 
 /// What nginx said about its resolver while it looked this name up.
