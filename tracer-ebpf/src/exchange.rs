@@ -444,7 +444,9 @@ pub fn backend_read(link: &BackendLink, sock: impl Sock, bytes: u32, at: u64) {
     }
     entry.backend_last_read_at = at;
     if entry.family == AF_UNIX {
-        if entry.flags & conn::READ_AHEAD == 0 {
+        // While nothing else was sent there is nothing else to be read: it is the read that was found out before.
+        let is_known = entry.flags & conn::READ_AHEAD != 0 && entry.sent == entry.backend_read;
+        if !is_known {
             entry.backend_read += u64::from(bytes);
         }
         entry.flags &= !conn::READ_AHEAD;

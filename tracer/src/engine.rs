@@ -123,6 +123,7 @@ pub struct Engine {
     /// Questions asked lately.
     asked: Keyed<Question, ()>,
     /// Those that are not the host's alone to answer, and asked more rarely.
+    slow_questions: Allowance,
     asked_slowly: Keyed<Question, ()>,
     /// Ports and paths that nginx tried, beside the configured ones.
     tried: BTreeSet<Place>,
@@ -246,6 +247,7 @@ impl Engine {
             tries: Keyed::new(capacity, JOIN_MEMORY),
             clients: Keyed::new(capacity.min(16_384), 60 * SECOND),
             asked: Keyed::new(capacity.min(4096), ANSWER_STANDS),
+            slow_questions: Allowance::default(),
             asked_slowly: Keyed::new(capacity.min(1024), MEANING_STANDS),
             tried: BTreeSet::new(),
             stats: Stats::default(),
@@ -630,6 +632,8 @@ impl Engine {
         let (worker, outcome) = (pending.attempt.worker, pending.attempt.outcome);
         if outcome == Outcome::Unresolved {
             pending.resolved = self.configurations.resolvers(worker);
+        } else if outcome == Outcome::Cancelled {
+            pending.resolved.cuts_at_shutdown = self.configurations.cuts_at_shutdown(worker);
         } else if outcome.is_failure()
             && let Some(peer) = &pending.attempt.peer
         {
@@ -1113,7 +1117,7 @@ impl Engine {
 
     fn line(&mut self, line: Line, outputs: &mut Vec<Output>) {
         let said = Said::heard(&line);
-        if message::is_by_resolver(line.action.as_deref()) {
+        if message::is_by_resolver(&line.message, line.action.as_deref(), line.connection.is_some()) {
             self.resolver_says(line.worker, line.at, &said);
         }
         let id = line.id;
@@ -1311,8 +1315,9 @@ impl Engine {
     fn log_line(&mut self, log: LogLine, outputs: &mut Vec<Output>) {
         self.has_tail = true;
         let said = Said::logged(&log);
-        if message::is_by_resolver(log.action.as_deref()) && !self.hears_nginx() && !self.is_from_before(&log)
-        {
+        let is_by_resolver =
+            message::is_by_resolver(&log.message, log.action.as_deref(), log.connection.is_some());
+        if is_by_resolver && !self.hears_nginx() && !self.is_from_before(&log) {
             self.resolver_says(log.pid, self.now, &said);
         }
         if said.meaning == Meaning::Nothing || self.is_from_before(&log) {
@@ -1702,6 +1707,9 @@ impl Engine {
         };
         for question in questions {
             if pending.asked.contains(&question) {
+                continue;
+            }
+            if question.is_slow() && !self.slow_questions.may_ask(self.now) {
                 continue;
             }
             pending.asked.push(question.clone());
@@ -2106,6 +2114,25 @@ fn find_retry(tries: &Keyed<Origin, (u64, u32)>, of: Option<RetryOf>) -> Option<
     tries
         .last(&origin)
         .map(|(number, n)| (*number, n.saturating_add(1)))
+}
+
+/// How many questions may be asked that others than this host have to answer: names may be chosen by clients.
+#[derive(Debug, Default)]
+struct Allowance {
+    since: Ktime,
+    asked: u32,
+}
+
+impl Allowance {
+    const A_SECOND: u32 = 5;
+
+    fn may_ask(&mut self, now: Ktime) -> bool {
+        if now.since(self.since) >= SECOND {
+            *self = Self { since: now, asked: 0 };
+        }
+        self.asked += 1;
+        self.asked <= Self::A_SECOND
+    }
 }
 
 /// After such an attempt nginx tries no other.

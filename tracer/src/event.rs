@@ -663,6 +663,9 @@ pub struct Config {
     /// Nameservers may be asked what names mean, after a failure.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub may_ask_names: bool,
+    /// `worker_shutdown_timeout` is set.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cuts_at_shutdown: bool,
     /// What was not understood or could not be read, one line each.
     pub problems: Vec<String>,
 }

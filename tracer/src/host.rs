@@ -118,7 +118,8 @@ fn ipv6(pid: Pid) -> io::Result<Answer> {
                 Err(error) => return Err(error),
             }
         }
-        interfaces.sort();
+        // What speaks against it must not be cut off.
+        interfaces.sort_by_key(|(name, is_off)| (name != "lo", *is_off, name.clone()));
         interfaces.truncate(MAX_INTERFACES);
         Ok(Answer::Ipv6 { interfaces })
     })

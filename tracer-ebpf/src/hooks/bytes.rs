@@ -16,8 +16,8 @@ use crate::{
     maps::setting,
     output::now,
     sock::{
-        AF_UNIX, LISTEN, Members as _, Sock, SockArg, SockAt, Tcp as _, current_pid, is_in_sendto,
-        is_main_thread, slot, sock_of,
+        AF_UNIX, ESTABLISHED, LISTEN, Members as _, Sock, SockArg, SockAt, Tcp as _, current_pid,
+        is_in_sendto, is_main_thread, slot, sock_of,
     },
 };
 
@@ -240,7 +240,8 @@ fn other_send(owner: &mut Worker, sock: impl Sock, ret: i32) {
             entry.last_sent_at = at;
             entry.sent = ret as u64;
             // Until now no read of the backend's could be known for one.
-            if SockAt(peer).receive_queue() == 0 {
+            // A close empties the queue as well, after it has left this state.
+            if SockAt(peer).receive_queue() == 0 && SockAt(peer).state() == ESTABLISHED {
                 backend_read_ahead(entry, ret as u32, at);
             }
             link_backend(entry, SockAt(peer));

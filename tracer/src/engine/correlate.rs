@@ -63,6 +63,8 @@ pub struct Resolved {
     pub resolvers: Vec<SocketAddr>,
     /// Nameservers may be asked.
     pub may_ask: bool,
+    /// A worker that is told to end cuts what is still under way after a time.
+    pub cuts_at_shutdown: bool,
 }
 
 /// Configuration generations and who runs with which.
@@ -329,6 +331,12 @@ impl Configurations {
             is_inferred,
             ..Resolved::default()
         }
+    }
+
+    /// Whether this worker, when it is told to end, waits for its requests for a limited time only.
+    pub fn cuts_at_shutdown(&self, worker: Pid) -> bool {
+        self.generation(worker)
+            .is_some_and(|generation| generation.config.cuts_at_shutdown)
     }
 
     /// Whom this worker asks for names of requests.

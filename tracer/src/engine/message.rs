@@ -169,8 +169,18 @@ pub fn is_unread(line: &Line) -> bool {
 }
 
 /// Whether nginx's resolver itself says it: what its own sockets and nameservers do, while requests wait for names.
-pub fn is_by_resolver(action: Option<&str>) -> bool {
-    action.is_some_and(|action| action == "resolving" || action.starts_with("resolving, resolver: "))
+///
+/// Errors of its sockets come with a phase; answers that it cannot use go to the log of the whole process.
+pub fn is_by_resolver(message: &str, action: Option<&str>, has_connection: bool) -> bool {
+    match action {
+        Some(action) => action == "resolving" || action.starts_with("resolving, resolver: "),
+        None => {
+            !has_connection
+                && (message.contains("DNS")
+                    || message.contains("resolver")
+                    || message.starts_with("wrong ident"))
+        }
+    }
 }
 
 /// Whether a line of the log file is this line heard at its source.
@@ -245,7 +255,13 @@ fn whole_of_resolver(message: &str, code: u32) -> String {
 
 fn meaning(message: &str, level: u8, action: Option<&str>, has_connection: bool) -> Meaning {
     // For a client's request, and not for a `server NAME resolve` that nobody waits for.
-    if level == 4 && has_connection && (is_of_resolver(message) || message.starts_with(NO_RESOLVER)) {
+    // nginx looks up more than upstreams: a client's name (mail), an OCSP responder.
+    let is_for_upstream = action.is_none_or(is_upstream_action);
+    if level == 4
+        && has_connection
+        && is_for_upstream
+        && (is_of_resolver(message) || message.starts_with(NO_RESOLVER))
+    {
         return Meaning::Unresolved;
     }
     // The resolver and the log itself connect too, but no client connection waits for them.

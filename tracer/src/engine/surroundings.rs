@@ -571,7 +571,6 @@ impl Surroundings {
             + self.icmp.take_evicted()
             + self.queues.take_evicted()
             + self.denials.take_evicted()
-            + self.resolver_says.take_evicted()
             + self.servers.take_evicted()
     }
 

@@ -382,6 +382,7 @@ impl Dice {
                         .into(),
                     is_whole: self.yes(),
                     may_ask_names: self.yes(),
+                    cuts_at_shutdown: self.yes(),
                     ..Config::default()
                 },
             },

@@ -91,6 +91,10 @@ pub fn ask_each(server: SocketAddr, name: &str, until: Instant) -> Vec<NameReply
         said,
     };
     let kinds = [(TYPE::A, false), (TYPE::AAAA, false)];
+    // What cannot be asked says nothing of the server.
+    if question(0, name, TYPE::A).is_err() {
+        return Vec::new();
+    }
     match converse(server, name, &kinds, until) {
         Ok(asked) => asked
             .into_iter()
@@ -149,7 +153,11 @@ fn converse(
         for asked in asked.iter_mut().filter(|asked| asked.answer.is_none()) {
             asked.answer = match read(message, asked.id, name, asked.kind) {
                 Reading::Nothing => continue,
-                Reading::Cut => Some(ask_whole(server, asked.id, name, asked.kind, until)?),
+                Reading::Cut => Some(
+                    ask_whole(server, asked.id, name, asked.kind, until).unwrap_or_else(|error| {
+                        Err(format!("cut short, and over TCP {}", crate::lines::plain(&error)))
+                    }),
+                ),
                 Reading::Fails(code) => Some(Err(code)),
                 Reading::Whole(answer) => Some(Ok(answer)),
             };

@@ -262,6 +262,7 @@ fn input() -> impl Strategy<Value = Input> {
             .collect(),
         is_whole: timeout.is_some(),
         may_ask_names: timeout.is_none(),
+        cuts_at_shutdown: timeout.is_some(),
         problems: texts,
     });
     prop_oneof![

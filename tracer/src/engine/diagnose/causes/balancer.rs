@@ -60,8 +60,8 @@ pub const WORKER_SHUTDOWN: Cause = Cause {
     explains: &["client-closed"],
     outcomes: &[Outcome::Cancelled],
     nginx_logs: "nothing (status 000 in the access log)",
-    recognised: "the worker ended with code 0 right after it had closed the connection, and the client had not left; or its \
-        end itself closed it",
+    recognised: "the worker ended with code 0, and its end closed the connection. Or, `likely`: it ended right after it had \
+        closed it, the client had not left, and worker_shutdown_timeout is set",
     needs: &[],
     look_alikes: &["client-closed", "worker-died"],
     remedy: "after a reload worker_shutdown_timeout cuts what is still under way: raise it, or let such requests end sooner; \
@@ -242,6 +242,8 @@ fn client_closed(subject: &Subject<'_>, around: &Surroundings) -> Check {
         // nginx's silence says something only where it can be heard.
         // A worker that is shut down gives up without a word, too.
         None if !hears_nginx || !around.sees("processes") => subject.wait_or(Check::No),
+        // How it ended was not seen.
+        None if exchange.end == EndKind::Presumed => Check::No,
         None => subject.wait_or(
             Stand::likely(
                 format!("nginx gave up this attempt after {waited} without a word, as it does when the client leaves."),
@@ -257,6 +259,9 @@ fn worker_shutdown(subject: &Subject<'_>, around: &Surroundings) -> Check {
         return Check::No;
     };
     let by_its_end = exchange.end == EndKind::WorkerGone;
+    if !by_its_end && !subject.resolved.cuts_at_shutdown {
+        return Check::No;
+    }
     let (from, to) = match by_its_end {
         true => (exchange.began_at, Ktime(u64::MAX)),
         false => (exchange.ended_at, Ktime(exchange.ended_at.0.saturating_add(ENDS_WITHIN))),
@@ -287,7 +292,11 @@ fn worker_shutdown(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let summary = format!("nginx's worker {} was shut down {when}.", exchange.worker);
     let mut evidence: Vec<Evidence> = request_fact(exchange).into_iter().collect();
     evidence.push(end.fact(death.at));
-    Stand::confirmed(summary, evidence).into()
+    if by_its_end {
+        return Stand::confirmed(summary, evidence).into();
+    }
+    // Over HTTP/2 a client can cancel a request without closing anything, and an old worker ends at that.
+    Stand::likely(summary, evidence).into()
 }
 
 fn worker_died(subject: &Subject<'_>, around: &Surroundings) -> Check {

@@ -107,6 +107,9 @@ pub const RESOLVER_UNDEFINED: Cause = Cause {
     check: resolver_undefined,
 };
 
+/// A longer name may have been cut where it was heard.
+const MAX_NAME: usize = 126;
+
 /// A name that nginx's resolver has done with.
 struct Ended<'a> {
     name: &'a str,
@@ -149,9 +152,10 @@ fn name_not_found(subject: &Subject<'_>, around: &Surroundings) -> Check {
         Ok(system) => system,
         Err(check) => return check,
     };
-    let found = replies
-        .iter()
-        .find(|reply| matches!(&reply.said, NameSaid::Addresses(addresses) if !addresses.is_empty()));
+    if let Some(missing) = one_family(replies, |said| matches!(said, NameSaid::NoSuchName)) {
+        return half(missing, format!("{by} told nginx that there is no {name}"), evidence).into();
+    }
+    let found = replies.iter().find(|reply| has_address(reply));
     let mut summary = format!("{by} told nginx that {name} has no address");
     summary += &match found {
         Some(reply) => format!("; asked again now, {} gives one.", reply.server),
@@ -187,30 +191,39 @@ fn resolver_failed(subject: &Subject<'_>, around: &Surroundings) -> Check {
         Ok(ended) => ended,
         Err(check) => return check,
     };
-    let has_address = |reply: &NameReply| matches!(&reply.said, NameSaid::Addresses(addresses) if !addresses.is_empty());
-    // One family fails, the other has an address.
-    let half = replies.iter().find(|failing| {
-        let is_other = |reply: &NameReply| reply.server == failing.server && reply.is_v6 != failing.is_v6;
-        matches!(failing.said, NameSaid::Fails(_)) && replies.iter().any(|reply| is_other(reply) && has_address(reply))
-    });
     let summary = format!("{by} answered for {name} that it cannot find out");
-    let Some(failing) = half else {
-        return Stand::confirmed(format!("{summary}."), evidence).into();
-    };
+    match one_family(replies, |said| matches!(said, NameSaid::Fails(_))) {
+        Some(failing) => half(failing, summary, evidence).into(),
+        None => Stand::confirmed(format!("{summary}."), evidence).into(),
+    }
+}
+
+fn has_address(reply: &NameReply) -> bool {
+    matches!(&reply.said, NameSaid::Addresses(addresses) if !addresses.is_empty())
+}
+
+/// The answer for one family that is such an error, while the same server has an address of the other.
+fn one_family(replies: &[NameReply], is_error: impl Fn(&NameSaid) -> bool) -> Option<&NameReply> {
+    replies.iter().find(|failing| {
+        let is_other = |reply: &NameReply| reply.server == failing.server && reply.is_v6 != failing.is_v6;
+        is_error(&failing.said) && replies.iter().any(|reply| is_other(reply) && has_address(reply))
+    })
+}
+
+/// One family's error, which nginx takes for the whole name's.
+fn half(failing: &NameReply, summary: String, evidence: Vec<Evidence>) -> Stand {
     let (fails, works, off) = match failing.is_v6 {
         true => ("IPv6", "IPv4", "ipv6=off"),
         false => ("IPv4", "IPv6", "ipv4=off (nginx 1.23.1 or later)"),
     };
     let summary = format!(
-        "{summary}: asked again now, it fails for {fails} only and has an address for {works}. nginx takes one family's \
-         failure for the whole name's."
+        "{summary}: asked again now, it says so for {fails} only and has an address for {works}. nginx takes one family's \
+         error for the whole name's."
     );
-    Stand::confirmed(summary, evidence)
-        .with_remedy(format!(
-            "do not ask for what the nameserver cannot answer: `resolver {} {off}`; and mend the nameserver",
-            failing.server
-        ))
-        .into()
+    Stand::confirmed(summary, evidence).with_remedy(format!(
+        "do not ask for what the nameserver cannot answer: `resolver {} {off}`; and mend the nameserver",
+        failing.server
+    ))
 }
 
 fn resolver_refused(subject: &Subject<'_>, around: &Surroundings) -> Check {
@@ -232,13 +245,22 @@ fn resolver_silent(subject: &Subject<'_>, around: &Surroundings) -> Check {
         Err(check) => return check,
     };
     let is_silent = |reply: &NameReply| matches!(reply.said, NameSaid::Nothing(_));
-    let now = match replies {
-        [] => "",
-        _ if replies.iter().all(is_silent) => " Asked again now, it does not answer either.",
-        _ => " Asked again now, it answers.",
+    let silent = replies.iter().find(|reply| is_silent(reply));
+    let summary = format!("{by} gave no answer for {name} within nginx's resolver_timeout.");
+    if replies.iter().all(is_silent) {
+        let now = if replies.is_empty() { "" } else { " Asked again now, it does not answer either." };
+        return Stand::confirmed(summary + now, evidence).into();
+    }
+    let now = match silent {
+        Some(reply) => {
+            let family = if reply.is_v6 { "IPv6" } else { "IPv4" };
+            format!(" Asked again now, {} answers, but not for {family}: nginx waits for both.", reply.server)
+        }
+        None => " Asked again now, it answers.".to_owned(),
     };
-    let summary = format!("{by} gave no answer for {name} within nginx's resolver_timeout.{now}");
-    Stand::confirmed(summary, evidence).into()
+    Stand::likely(summary + &now, evidence)
+        .without("what came back to nginx itself was not seen")
+        .into()
 }
 
 /// nginx asks a nameserver that does not answer every five seconds: what its socket met the last time.
@@ -300,7 +322,7 @@ fn resolver_undefined(subject: &Subject<'_>, _: &Surroundings) -> Check {
 /// What nginx's nameservers say of the name now; nothing where they may not be asked. `Err`: what the check says instead.
 fn replies<'a>(subject: &Subject<'_>, around: &'a Surroundings, name: &str) -> Result<&'a [NameReply], Check> {
     let resolved = subject.resolved;
-    if !resolved.may_ask || resolved.resolvers.is_empty() {
+    if !resolved.may_ask || resolved.resolvers.is_empty() || name.len() > MAX_NAME {
         return Ok(&[]);
     }
     let question = Question::Nameservers {
@@ -322,7 +344,7 @@ fn system_knows<'a>(
     name: &str,
 ) -> Result<Option<&'a NameMeaning>, Check> {
     let resolved = subject.resolved;
-    if !resolved.may_ask {
+    if !resolved.may_ask || name.len() > MAX_NAME {
         return Ok(None);
     }
     let question = Question::Name {

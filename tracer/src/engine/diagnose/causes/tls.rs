@@ -113,7 +113,12 @@ fn tls_silent(subject: &Subject<'_>, around: &Surroundings) -> Check {
         "{who} nginx's first {} of the TLS handshake, and nothing came back for {silence}; {timer}.",
         counted(exchange.sent, "byte")
     );
-    Stand::confirmed(summary, evidence).into()
+    if exchange.backend.is_some() {
+        return Stand::confirmed(summary, evidence).into();
+    }
+    Stand::likely(summary, evidence)
+        .without("the backend's process was not seen: an answer may have been lost on the way")
+        .into()
 }
 
 fn tls_failed(subject: &Subject<'_>, _: &Surroundings) -> Check {
