@@ -73,6 +73,9 @@ fn connecting(sock: SockArg) {
     let pid = current_pid();
     let Some(owner) = worker(pid) else { return };
     let at = now();
+    if is_told_twice(sock, pid, at) {
+        return;
+    }
     let Some(entry) = create(sock, sock.family(), pid, at) else {
         return;
     };
@@ -84,6 +87,20 @@ fn connecting(sock: SockArg) {
         owner.last_sock = 0;
     }
     own_begin(owner, entry, at);
+}
+
+/// An understudy whose program's note was lost to another task's (see `understudy`) comes right after its program. A socket
+/// that the worker closed and another one at its place show the end of the first in its entry, or have none.
+#[inline(always)]
+fn is_told_twice(sock: SockArg, pid: u32, at: u64) -> bool {
+    const AT_ONCE: u64 = 1_000_000;
+    matches!(connection(sock.address()), Some(entry) if entry.worker == pid
+        && entry.number == 1
+        && entry.established_at == 0
+        && entry.closed_in == 0
+        && entry.reset_at == 0
+        && entry.error_at == 0
+        && at.wrapping_sub(entry.connect_at) < AT_ONCE)
 }
 
 #[inline(always)]
