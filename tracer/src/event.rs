@@ -918,6 +918,15 @@ pub enum NameSource {
     Nameserver(IpAddr),
 }
 
+impl fmt::Display for NameSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::HostsFile => f.write_str("nginx's hosts file"),
+            Self::Nameserver(server) => write!(f, "nameserver {server}"),
+        }
+    }
+}
+
 /// A process as `/proc` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessInfo {

@@ -3,7 +3,7 @@
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject, fact},
-        message::Meaning,
+        message::{Meaning, Said},
         socket::has_no_port,
         surroundings::Surroundings,
         text::strerror,
@@ -182,15 +182,19 @@ fn line_fact(subject: &Subject<'_>, what: &str, errno: Errno) -> Evidence {
     .number("errno", errno.0)
 }
 
+/// The address of a bind() that failed so, and nginx's word of it.
+fn failed_bind<'a>(subject: &Subject<'a>, errno: Errno) -> Option<(&'a str, Evidence)> {
+    let is_it = |said: &&Said| said.meaning == Meaning::Bind && said.errno == Some(errno);
+    let said = subject.lone().filter(is_it)?;
+    let address = said.argument.as_deref().unwrap_or("the configured address");
+    let evidence = line_fact(subject, &format!("bind() to {address}"), errno).text("address", address);
+    Some((address, evidence))
+}
+
 fn source_address_missing(subject: &Subject<'_>, _: &Surroundings) -> Check {
-    let Some(said) = subject
-        .lone()
-        .filter(|said| said.meaning == Meaning::Bind && said.errno == Some(Errno(99)))
-    else {
+    let Some((address, evidence)) = failed_bind(subject, Errno(99)) else {
         return Check::No;
     };
-    let address = said.argument.as_deref().unwrap_or("the configured address");
-    let evidence = line_fact(subject, &format!("bind() to {address}"), Errno(99)).text("address", address);
     let summary = format!(
         "nginx is to connect from {address} (proxy_bind), an address its network namespace does not have."
     );
@@ -198,14 +202,9 @@ fn source_address_missing(subject: &Subject<'_>, _: &Surroundings) -> Check {
 }
 
 fn source_address_in_use(subject: &Subject<'_>, _: &Surroundings) -> Check {
-    let Some(said) = subject
-        .lone()
-        .filter(|said| said.meaning == Meaning::Bind && said.errno == Some(Errno(98)))
-    else {
+    let Some((address, evidence)) = failed_bind(subject, Errno(98)) else {
         return Check::No;
     };
-    let address = said.argument.as_deref().unwrap_or("the configured address");
-    let evidence = line_fact(subject, &format!("bind() to {address}"), Errno(98)).text("address", address);
     let summary = format!("nginx is to connect from {address} (proxy_bind), and that port is taken.");
     Stand::confirmed(summary, vec![evidence]).into()
 }

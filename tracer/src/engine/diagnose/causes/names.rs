@@ -135,11 +135,13 @@ fn ended_with<'a>(subject: &Subject<'a>, around: &'a Surroundings, codes: &[u32]
     let replies = replies(subject, around, name)?;
     let mut evidence = vec![said_fact(subject, said, name)];
     evidence.extend(replies.iter().map(reply_fact));
-    let by = match &subject.resolved.resolvers[..] {
-        [one] => format!("{one}, nginx's nameserver,"),
-        _ => "nginx's nameserver".to_owned(),
-    };
-    Ok(Ended { name, replies, evidence, by })
+    let (whom, comma) = nameserver(&subject.resolved.resolvers);
+    Ok(Ended {
+        name,
+        replies,
+        evidence,
+        by: whom + comma,
+    })
 }
 
 fn name_not_found(subject: &Subject<'_>, around: &Surroundings) -> Check {
@@ -281,12 +283,9 @@ fn resolver_unreachable(subject: &Subject<'_>, around: &Surroundings) -> Check {
         Err(check) => return check,
     };
     evidence.insert(0, fact(line.at, "nginx", line.text.as_str()).number("errno", errno.0));
-    let whom = match &subject.resolved.resolvers[..] {
-        [one] => format!("{one}, nginx's nameserver"),
-        _ => "nginx's nameserver".to_owned(),
-    };
+    let (whom, comma) = nameserver(&subject.resolved.resolvers);
     let what = match errno.0 {
-        111 => format!("the host of {whom}, said that nobody listens there"),
+        111 => format!("the host of {whom}{comma} said that nobody listens there"),
         1 => format!("this host's own firewall kept the question from {whom}"),
         101 | 113 => format!("there is no way to {whom}"),
         _ => format!("nginx could not talk to {whom} ({}: {})", errno.0, strerror(errno)),
@@ -358,6 +357,14 @@ fn system_knows<'a>(
     }
 }
 
+/// Whom nginx asks, and what goes between that and the verb.
+fn nameserver(resolvers: &[SocketAddr]) -> (String, &'static str) {
+    match resolvers {
+        [one] => (format!("{one}, nginx's nameserver"), ","),
+        _ => ("nginx's nameserver".to_owned(), ""),
+    }
+}
+
 fn listed(resolvers: &[SocketAddr]) -> String {
     let shown: Vec<String> = resolvers.iter().take(3).map(ToString::to_string).collect();
     shown.join(", ")
@@ -393,10 +400,11 @@ fn reply_fact(reply: &NameReply) -> Evidence {
 }
 
 fn system_fact(name: &str, meaning: &NameMeaning) -> Evidence {
-    let source = match meaning.from {
-        NameSource::HostsFile => "nginx's hosts file".to_owned(),
-        NameSource::Nameserver(server) => format!("nameserver {server} of resolv.conf"),
+    let of = match meaning.from {
+        NameSource::HostsFile => "",
+        NameSource::Nameserver(_) => " of resolv.conf",
     };
+    let source = format!("{}{of}", meaning.from);
     let addresses: Vec<String> = meaning.addresses.iter().take(4).map(ToString::to_string).collect();
     let whole = meaning.whole.as_deref().unwrap_or(name);
     fact(None, "name", format!("{whole} means {} ({source})", addresses.join(", ")))

@@ -216,10 +216,7 @@ fn loaded_fact(meant: &Meant<'_>, subject: &Subject<'_>, address: IpAddr) -> Evi
 }
 
 fn now_fact(meant: &Meant<'_>) -> Evidence {
-    let source = match meant.meaning.from {
-        NameSource::HostsFile => "nginx's hosts file".to_owned(),
-        NameSource::Nameserver(server) => format!("nameserver {server}"),
-    };
+    let source = meant.meaning.from.to_string();
     let addresses: Vec<String> = meant.meaning.addresses.iter().map(ToString::to_string).collect();
     let text = format!(
         "{} means {} ({source})",
