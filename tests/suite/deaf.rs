@@ -234,6 +234,7 @@ const MISSING: &[&str] = &[
     FILE,
     "processes",
     "signals",
+    "requests",
     "unix-connects",
     "accept",
     "accept-queue",
@@ -294,6 +295,10 @@ fn less(inputs: Vec<Stamped>, hook: &str) -> Vec<Stamped> {
     for mut stamped in inputs {
         let stays = match &mut stamped.input {
             Input::LogLine(_) => hook != FILE,
+            Input::Kernel(Event::Exchange(exchange)) if hook == "requests" => {
+                exchange.head = None;
+                true
+            }
             Input::Kernel(Event::Exchange(exchange)) => {
                 let is_reuse = hook == VOICE
                     && exchange.line.is_some()

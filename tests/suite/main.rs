@@ -17,6 +17,8 @@ mod referee;
 mod regressions;
 mod replay;
 mod scenarios;
+mod secrets;
+mod thirty_causes;
 mod tidy;
 mod twenty_hours;
 mod under_load;
@@ -51,9 +53,11 @@ fn main() -> ExitCode {
     trials.extend(scenarios::trials(&ground));
     trials.extend(packaged::trials(&ground));
     trials.extend(regressions::trials(&ground));
+    trials.extend(secrets::trials(&ground));
     trials.extend(follow::trials(&ground));
     trials.extend(demo::trials(&ground));
     trials.extend(referee::trials(&ground));
+    trials.extend(thirty_causes::trials(&ground));
     ground::shuffle(&mut trials);
     let conclusion = libtest_mimic::run(&arguments, trials);
     // It takes all that the machine gives: beside it others may lose records.

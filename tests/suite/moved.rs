@@ -4,9 +4,9 @@
 //! Each type is taken apart field by field, so that one that is added must be thought of here.
 
 use tracer::event::{
-    Answer, Backend, ConnId, Denial, Event, Exchange, ExchangeId, Icmp, Input, Instance, Ktime, Line, LineId,
-    Listener, LogLine, Netns, Pid, ProcessInfo, Question, RetryOf, RouteError, Sock, Stamped, Task, Told,
-    UnixPath,
+    Answer, Backend, ConnId, Denial, Event, Exchange, ExchangeId, Follows, Icmp, Input, Instance, Ktime,
+    Line, LineId, Listener, LogLine, Netns, Pid, ProcessInfo, Question, RetryOf, RouteError, Sock, Stamped,
+    Task, Told, UnixPath,
 };
 
 /// What is added to each number.
@@ -349,7 +349,13 @@ impl Move {
             argument: _,
             number: _,
             route,
+            follows,
         } = line;
+        match follows {
+            Some(Follows::Failure(RetryOf::Exchange(exchange))) => self.exchange_id(exchange),
+            Some(Follows::Failure(RetryOf::Line(line))) => self.line_id(line),
+            Some(Follows::Other) | None => {}
+        }
         self.line_id(id);
         self.pid(worker);
         self.time(at);
@@ -442,6 +448,7 @@ impl Move {
             syn_retransmits: _,
             retransmits: _,
             last_retransmit_at,
+            head: _,
             rtt_us: _,
             send_window: _,
             ended_at,

@@ -13,6 +13,10 @@ pub const CONTEXT_LEN: usize = 128;
 pub const CLASS_LEN: usize = 36;
 /// Longest unix path a `sockaddr_un` holds, with its terminating zero.
 pub const PATH_LEN: usize = 108;
+/// How much of a request's beginning is taken: what FastCGI's parameters need to reach the Host behind the others.
+pub const REQUEST_LEN: usize = 640;
+/// How much of an answer's beginning is taken: a status, which may be behind another header.
+pub const RESPONSE_LEN: usize = 160;
 /// Length of a task's name in the kernel.
 pub const COMM_LEN: usize = 16;
 /// An offset that the running kernel's BTF does not have.
@@ -39,9 +43,9 @@ pub const LISTENERS_PER_PORT: u32 = 64;
 
 /// Kinds of records, [`Header::kind`].
 pub mod kind {
-    /// [`crate::Conn`] without its path.
+    /// [`crate::Conn`] over TCP, cut.
     pub const EXCHANGE: u16 = 1;
-    /// [`crate::Conn`] with its path.
+    /// [`crate::Conn`] over a unix socket, cut.
     pub const UNIX_EXCHANGE: u16 = 2;
     /// [`crate::Line`].
     pub const LINE: u16 = 3;
@@ -331,12 +335,26 @@ pub struct Conn {
     pub backend_closer: TaskInfo,
     /// unix only: the path as the listener was bound.
     pub path: [u8; PATH_LEN],
-    /// `copied_seq` at nginx's last read, where nothing but it shows reads; stays in the table.
+    /// `copied_seq` at nginx's last read, where nothing but it shows reads.
     pub copied: u32,
+    /// Bytes of `request` that are filled.
+    pub request_len: u16,
+    /// Bytes of `response` that are filled.
+    pub response_len: u16,
+    /// Padding.
+    pub pad2: u32,
+    /// The beginning of the answer.
+    pub response: [u8; RESPONSE_LEN],
+    /// The beginning of the request. It and `response` are cleared when the exchange has been written.
+    pub request: [u8; REQUEST_LEN],
 }
 
-/// Bytes of a [`Conn`] written for TCP: all but the path.
-pub const TCP_EXCHANGE_LEN: usize = size_of::<Conn>() - PATH_LEN - 4;
+impl Conn {
+    /// Bytes written of a TCP exchange whose request was not taken: all before the path.
+    pub const SHORT: usize = core::mem::offset_of!(Conn, path);
+    /// Bytes written of any other, and behind them what is filled of the request.
+    pub const LONG: usize = core::mem::offset_of!(Conn, request);
+}
 
 /// A line of nginx's error log at its source.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -356,6 +374,14 @@ pub struct Line {
     pub errno: i32,
     /// The failed route lookup's error, positive.
     pub route_errno: i32,
+    /// What the worker's last own event before it was, a constant of [`previous`]; `u32::MAX`: not to be told.
+    pub previous_kind: u32,
+    /// See [`Worker::previous_sock`].
+    pub previous_sock: u64,
+    /// See [`Worker::previous_since`].
+    pub previous_since: u64,
+    /// See [`Worker::previous_number`].
+    pub previous_number: u32,
     /// Padding.
     pub pad: u32,
     /// Where to.
@@ -911,6 +937,8 @@ offsets! {
     selinux_result: "selinux_audit_data.result",
     regs_orig_ax: "pt_regs.orig_ax",
     regs_syscallno: "pt_regs.syscallno",
+    regs_si: "pt_regs.si",
+    regs_regs: "pt_regs.regs",
 }
 
 /// What user space decides before the programs are loaded.
@@ -943,6 +971,10 @@ pub struct Settings {
     pub slot_accept: u32,
     /// The number of `sendto`; 0: the system call cannot be asked for (`bpf_task_pt_regs`, 5.15).
     pub number_sendto: u32,
+    /// The number of `writev`; 0: no request's beginning is taken.
+    pub number_writev: u32,
+    /// The number of `recvfrom`; 0: no answer's beginning is taken.
+    pub number_recvfrom: u32,
     /// 1: `tcp_send_reset` has a third argument, the reason.
     pub reset_has_reason: u32,
     /// 1: `kfree_skb` has a third argument, the reason.

@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::BPF_RB_NO_WAKEUP,
     helpers::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns},
 };
-use tracer_ebpf::{Conn, Header, TCP_EXCHANGE_LEN, counter};
+use tracer_ebpf::{Conn, Header, REQUEST_LEN, RESPONSE_LEN, counter};
 
 use crate::{
     maps::{COUNTERS, RECORDS},
@@ -62,14 +62,29 @@ pub fn write<T: Copy + 'static>(record: &T) {
     }
 }
 
-/// Writes a connection's current exchange straight from the table.
+/// Writes a connection's current exchange straight from the table, and clears there what was taken of its payload.
 #[inline(always)]
-pub fn write_exchange(conn: &Conn) {
-    if conn.family == AF_UNIX {
-        write(conn);
-    } else {
+pub fn write_exchange(conn: &mut Conn) {
+    let taken = usize::from(conn.request_len);
+    if taken == 0 && conn.family != AF_UNIX {
         // SAFETY: the first bytes of a `Conn`, which has no padding.
-        write(unsafe { &*core::ptr::from_ref(conn).cast::<[u8; TCP_EXCHANGE_LEN]>() });
+        write(unsafe { &*core::ptr::from_ref(conn).cast::<[u8; Conn::SHORT]>() });
+        return;
+    }
+    let len = Conn::LONG + if taken > REQUEST_LEN { REQUEST_LEN } else { taken };
+    // SAFETY: the first bytes of a `Conn`, which has no padding and is longer than `len`.
+    let bytes = unsafe { core::slice::from_raw_parts(core::ptr::from_ref(conn).cast::<u8>(), len) };
+    if RECORDS
+        .output::<[u8]>(bytes, u64::from(BPF_RB_NO_WAKEUP))
+        .is_err()
+    {
+        count(counter::RING_FULL);
+    }
+    if taken != 0 {
+        conn.request_len = 0;
+        conn.response_len = 0;
+        conn.request = [0; REQUEST_LEN];
+        conn.response = [0; RESPONSE_LEN];
     }
 }
 

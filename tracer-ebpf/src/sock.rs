@@ -12,7 +12,7 @@ use aya_ebpf::{
     },
     programs::{BtfTracePointContext, FExitContext},
 };
-use tracer_ebpf::{ABSENT, COMM_LEN, PATH_LEN, TaskInfo, task};
+use tracer_ebpf::{ABSENT, COMM_LEN, PATH_LEN, REQUEST_LEN, RESPONSE_LEN, TaskInfo, task};
 use zerocopy::FromBytes;
 
 use crate::maps::{offset, setting};
@@ -485,21 +485,102 @@ pub fn is_main_thread() -> bool {
     both as u32 == (both >> 32) as u32
 }
 
-/// Whether the current task is in `sendto`, which send() is; false where it cannot be asked.
+/// The current task's registers as its system call found them; 0 where they cannot be asked for.
 #[inline(always)]
-pub fn is_in_sendto() -> bool {
-    let number = setting!(number_sendto);
-    if number == 0 {
-        return false;
+fn registers() -> u64 {
+    if setting!(number_sendto) == 0 {
+        return 0;
     }
     // SAFETY: the one helper has no preconditions, the other takes what the first gives.
-    let regs = unsafe { generated::bpf_task_pt_regs(generated::bpf_get_current_task_btf()) } as u64;
+    unsafe { generated::bpf_task_pt_regs(generated::bpf_get_current_task_btf()) as u64 }
+}
+
+/// The number of the system call behind [`registers`].
+#[inline(always)]
+fn call_number(registers: u64) -> u32 {
     let at = if offset!(regs_orig_ax) == ABSENT {
         offset!(regs_syscallno)
     } else {
         offset!(regs_orig_ax)
     };
-    read::<u32>(regs, at) == number
+    read(registers, at)
+}
+
+/// Its second argument.
+#[inline(always)]
+fn second_argument(registers: u64) -> u64 {
+    if offset!(regs_si) == ABSENT {
+        // `regs[1]`.
+        read::<[u64; 2]>(registers, offset!(regs_regs))[1]
+    } else {
+        read(registers, offset!(regs_si))
+    }
+}
+
+/// Whether the current task is in `sendto`, which send() is; false where it cannot be asked.
+#[inline(always)]
+pub fn is_in_sendto() -> bool {
+    let registers = registers();
+    registers != 0 && call_number(registers) == setting!(number_sendto)
+}
+
+/// Takes the beginning of what the current task is sending by `writev`, as nginx sends a request. How many bytes: none
+/// where it sends otherwise.
+#[inline(always)]
+pub fn take_sent(into: &mut [u8; REQUEST_LEN]) -> u16 {
+    if setting!(number_writev) == 0 {
+        return 0;
+    }
+    let registers = registers();
+    if registers == 0 || call_number(registers) != setting!(number_writev) {
+        return 0;
+    }
+    // A `struct iovec`, as the system call's interface has it.
+    let Some([base, len]) = read_user::<[u64; 2]>(second_argument(registers)) else {
+        return 0;
+    };
+    take(into, base, len)
+}
+
+/// Takes the beginning of what the current task has just read by `recvfrom`, as nginx reads the beginning of an answer:
+/// `n` bytes of it are there.
+#[inline(always)]
+pub fn take_received(into: &mut [u8; RESPONSE_LEN], n: u32) -> u16 {
+    if setting!(number_recvfrom) == 0 {
+        return 0;
+    }
+    let registers = registers();
+    if registers == 0 || call_number(registers) != setting!(number_recvfrom) {
+        return 0;
+    }
+    take(into, second_argument(registers), u64::from(n))
+}
+
+/// Copies the first of `len` bytes of the current task's memory.
+#[inline(always)]
+fn take<const N: usize>(into: &mut [u8; N], from: u64, len: u64) -> u16 {
+    let len = if len > N as u64 { N as u64 } else { len };
+    // SAFETY: the helper checks the address, and writes no more than `len` bytes, which `into` has.
+    let failed = unsafe {
+        generated::bpf_probe_read_user(into.as_mut_ptr().cast(), len as u32, from as *const c_void)
+    };
+    if failed == 0 { len as u16 } else { 0 }
+}
+
+/// Reads a `T` of the current task's memory.
+#[inline(always)]
+fn read_user<T: Copy + FromBytes>(from: u64) -> Option<T> {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the helper checks the address and writes the whole value whether it can read it or not; every pattern of
+    // bytes is a `T`.
+    unsafe {
+        let failed = generated::bpf_probe_read_user(
+            value.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            from as *const c_void,
+        );
+        (failed == 0).then_some(value.assume_init())
+    }
 }
 
 /// The current task, with its exit code when it is ending.

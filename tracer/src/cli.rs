@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use self::values::{Moment, Name, OutputFile, RotateAt, Switch, Target, Where};
+use self::values::{Capture, Moment, Name, OutputFile, RotateAt, Switch, Target, Where};
 use crate::event::Peer;
 
 /// Says why nginx answers 502: watches nginx's upstream connections from the kernel.
@@ -71,6 +71,10 @@ pub struct AttachArgs {
     /// Whether, after a failure, a configured host name may be resolved to see what it means now.
     #[arg(long, value_name = "auto|off", default_value = "auto")]
     pub resolve: Switch,
+    /// What is read of the bytes between nginx and its upstreams: of each request its method, path without query string
+    /// and Host, of each answer its status; or nothing.
+    #[arg(long, value_name = "request-line|off", default_value = "request-line")]
+    pub capture: Capture,
     /// Leave out a hook of `tracer check`'s list; may be repeated.
     #[arg(long, value_name = "HOOK")]
     pub without: Vec<String>,

@@ -263,6 +263,7 @@ pub fn attach_described(args: &AttachArgs) -> BTreeMap<String, Value> {
     options.insert("config".to_owned(), json!(args.config.to_string()));
     options.insert("error_log".to_owned(), json!(args.error_log.to_string()));
     options.insert("resolve".to_owned(), json!(args.resolve.to_string()));
+    options.insert("capture".to_owned(), json!(args.capture.to_string()));
     if !args.without.is_empty() {
         options.insert("without".to_owned(), json!(args.without));
     }

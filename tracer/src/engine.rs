@@ -26,8 +26,8 @@ use self::{
 };
 use crate::{
     event::{
-        Backend, Balancing, ConnId, EndKind, Errno, Event, Exchange, ExchangeId, Input, Ktime, Limits, Line,
-        LineId, LogLine, LossClass, Output, Peer, Pid, Question, RetryOf,
+        Backend, Balancing, ConnId, EndKind, Errno, Event, Exchange, ExchangeId, Follows, Input, Ktime,
+        Limits, Line, LineId, LogLine, LossClass, Output, Peer, Pid, Question, RetryOf, head::Head,
     },
     model::{Attempt, Finding, NoteEvent, Outcome, Phase, Request},
 };
@@ -121,10 +121,10 @@ pub struct Engine {
     /// The last lined attempt of each client connection, by worker and `*N`.
     clients: Keyed<(Pid, u64), ClientTry>,
     /// Questions asked lately.
-    asked: Keyed<Question, ()>,
+    asked: Keyed<Question, Ktime>,
     /// Those that are not the host's alone to answer, and asked more rarely.
     slow_questions: Allowance,
-    asked_slowly: Keyed<Question, ()>,
+    asked_slowly: Keyed<Question, Ktime>,
     /// Ports and paths that nginx tried, beside the configured ones.
     tried: BTreeSet<Place>,
     stats: Stats,
@@ -217,6 +217,17 @@ struct Pending {
     is_at_once: bool,
     /// The verdict, when it is settled and only the log line is waited for.
     settled: Option<Diagnosis>,
+}
+
+/// The request as nginx sent it to the upstream.
+fn sent_request(head: &Head) -> Request {
+    Request {
+        method: head.method.clone(),
+        path: head.path.clone(),
+        host: head.host.clone(),
+        status: head.status,
+        client: head.client.clone(),
+    }
 }
 
 impl Engine {
@@ -1069,7 +1080,7 @@ impl Engine {
             retransmits: Some(exchange.retransmits).filter(|_| !is_unix),
             rtt_us: exchange.rtt_us,
             closed_by: ending.closed_by,
-            request: None,
+            request: exchange.head.as_deref().map(sent_request),
             retry: find_retry(&self.tries, exchange.retry_of),
             connection: Some(exchange.id),
             cause: None,
@@ -1210,9 +1221,7 @@ impl Engine {
         let names = peer.as_ref().map_or_else(Names::default, |peer| {
             self.configurations.names(worker, peer, None)
         });
-        let before = connection
-            .and_then(|connection| self.clients.last(&(worker, connection)).cloned())
-            .filter(|before| !before.is_last && at.since(before.at) <= HANDLER);
+        let before = self.tried_before(line.as_ref(), worker, connection, at);
         if let Some(peer) = &peer {
             self.remember_place(peer);
         }
@@ -1301,6 +1310,35 @@ impl Engine {
             settled: None,
         };
         self.add_pending(number, pending, log, outputs);
+    }
+
+    /// The attempt that a line's own attempt is a retry of. Where the line does not tell what it came right after, it is
+    /// that of the same client's connection a moment ago, which may have been of another request.
+    fn tried_before(
+        &self,
+        line: Option<&Line>,
+        worker: Pid,
+        connection: Option<u64>,
+        at: Ktime,
+    ) -> Option<ClientTry> {
+        let of_client = connection.and_then(|connection| self.clients.last(&(worker, connection)));
+        let before = match line.and_then(|line| line.follows) {
+            Some(Follows::Other) => None,
+            Some(Follows::Failure(of)) => {
+                let (number, n) = find_retry(&self.tries, Some(of))?;
+                let known = of_client.filter(|before| before.number == number);
+                Some(known.cloned().unwrap_or_else(|| ClientTry {
+                    number,
+                    n: n.saturating_sub(1),
+                    at,
+                    is_last: false,
+                    upstream: None,
+                    upstreams: Vec::new(),
+                }))
+            }
+            None => of_client.filter(|before| at.since(before.at) <= HANDLER).cloned(),
+        };
+        before.filter(|before| !before.is_last)
     }
 
     fn resolver_says(&mut self, worker: Pid, at: Ktime, said: &Said) {
@@ -1444,17 +1482,14 @@ impl Engine {
         log: Option<LogLine>,
         outputs: &mut Vec<Output>,
     ) {
+        let before = self.tried_before(Some(&line), line.worker, line.connection, line.at);
         let Some(pending) = self.pending.get_mut(&number) else {
             return;
         };
         let attempt = &mut pending.attempt;
         if attempt.retry.is_none() {
-            attempt.retry = line
-                .connection
-                .and_then(|connection| self.clients.last(&(line.worker, connection)))
-                .filter(|before| {
-                    !before.is_last && line.at.since(before.at) <= HANDLER && before.number != number
-                })
+            attempt.retry = before
+                .filter(|before| before.number != number)
                 .map(|before| (before.number, before.n.saturating_add(1)));
         }
         attempt.nginx_says = Some(said.text.clone());
@@ -1571,14 +1606,16 @@ impl Engine {
             attempt.upstreams = vec![upstream.to_owned()];
             attempt.via = correlate::scheme(&log).map(str::to_owned);
         }
+        // The line has the client's request, the kernel what nginx made of it for the upstream.
+        let sent = attempt.request.take().unwrap_or_default();
         let (method, path) = log.request.clone().unzip();
         attempt.nginx_says = pending.said.as_ref().map(|said| said.text.clone());
         attempt.request = Some(Request {
-            method,
-            path,
-            host: log.host.clone(),
-            status: None,
-            client: log.client.clone(),
+            method: method.or(sent.method),
+            path: path.or(sent.path),
+            host: log.host.clone().or(sent.host),
+            status: sent.status,
+            client: log.client.clone().or(sent.client),
         });
         attempt.log = Some(log);
         pending.settled = None;
@@ -1713,14 +1750,15 @@ impl Engine {
                 continue;
             }
             pending.asked.push(question.clone());
-            let asked = if question.is_slow() {
-                &mut self.asked_slowly
+            let (asked, stands) = if question.is_slow() {
+                (&mut self.asked_slowly, MEANING_STANDS)
             } else {
-                &mut self.asked
+                (&mut self.asked, ANSWER_STANDS)
             };
-            // Another attempt asked the same a moment ago: one answer serves both.
-            if asked.last(&question).is_none() {
-                asked.push(self.now, question.clone(), ());
+            // Another attempt asked the same a moment ago: one answer serves both, while it stands for this one too.
+            let lately = asked.last(&question).copied();
+            if lately.is_none_or(|lately| self.now.since(lately) > stands) {
+                asked.push(self.now, question.clone(), self.now);
                 outputs.push(Output::Ask(question));
             }
         }

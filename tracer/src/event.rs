@@ -4,6 +4,7 @@
 //! type here is serialisable and nothing here may depend on a clock, a file or the kernel.
 
 pub mod decode;
+pub mod head;
 
 use std::{
     fmt,
@@ -328,6 +329,9 @@ pub struct Exchange {
     pub retransmits: u32,
     /// The last retransmission.
     pub last_retransmit_at: Option<Ktime>,
+    /// What the beginnings of the request and of its answer say, where they were read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<Box<head::Head>>,
     /// Smoothed round trip time in microseconds; `None` when never measured.
     pub rtt_us: Option<u32>,
     /// Peer's advertised window at the end, in bytes; `Some(0)`: it does not read.
@@ -372,6 +376,20 @@ pub struct Line {
     pub number: Option<u64>,
     /// The last failed route lookup of this worker just before: errno as the tracepoint gave it, and the destination.
     pub route: Option<RouteError>,
+    /// What the worker's very last own event was: a failure that this line's attempt is the retry of, or something else.
+    /// `None`: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follows: Option<Follows>,
+}
+
+/// What a line comes right after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Follows {
+    /// The end of another attempt of the same request, or its line.
+    Failure(RetryOf),
+    /// Anything else.
+    Other,
 }
 
 /// A failed route lookup.

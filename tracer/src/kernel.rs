@@ -30,7 +30,7 @@ use zerocopy::IntoBytes as _;
 
 use self::{
     layout::Layout,
-    plan::{Attach, Hook, PLAN, UNIX_CLOSES, WANTED_DROPS},
+    plan::{Attach, Hook, PLAN, REQUESTS, UNIX_CLOSES, WANTED_DROPS},
 };
 use crate::{event::LossClass, model::HookStatus};
 
@@ -51,6 +51,8 @@ pub struct KernelOptions {
     pub by_parentage: bool,
     /// Executables whose log function is heard, as paths that lead to the right inode (`/proc/PID/exe`).
     pub executables: Vec<(PathBuf, Voice)>,
+    /// The beginnings of requests and answers are read.
+    pub takes_requests: bool,
     /// The programs speak of themselves.
     pub verbose: bool,
 }
@@ -115,6 +117,10 @@ pub enum Uncut {
 
 /// The number of `sendto`, which nginx's send() is.
 const SENDTO: u32 = nix::libc::SYS_sendto as u32;
+/// The number of `writev`, by which nginx sends a request.
+const WRITEV: u32 = nix::libc::SYS_writev as u32;
+/// The number of `recvfrom`, which nginx's recv() is, by which it reads the beginning of an answer.
+const RECVFROM: u32 = nix::libc::SYS_recvfrom as u32;
 
 /// `--without` named a hook that is not in the plan.
 #[derive(Debug, thiserror::Error)]
@@ -195,6 +201,8 @@ impl Kernel {
         for hook in PLAN {
             let status = if options.without.contains(hook.sees) {
                 Err("left out with --without".to_owned())
+            } else if hook.sees == REQUESTS {
+                kernel.requests(options)
             } else if hook.sees == "drops"
                 && kernel.layout.drop_reasons.is_empty()
                 && kernel.symbols.is_empty()
@@ -246,6 +254,24 @@ impl Kernel {
     #[must_use]
     pub fn status(&self) -> &[HookStatus] {
         &self.status
+    }
+
+    /// How the beginnings of requests and answers are read, or why they are not; `bytes` is attached by now.
+    fn requests(&self, options: &KernelOptions) -> Result<String, String> {
+        let bytes = self.status.iter().find(|hook| hook.sees == "bytes");
+        let bytes = bytes.and_then(|hook| hook.how.as_deref()).unwrap_or_default();
+        if !options.takes_requests {
+            Err("left out with --capture off".to_owned())
+        } else if !self.layout.tells_syscalls {
+            Err(
+                "this kernel does not show the arguments of a system call (bpf_task_pt_regs, Linux 5.15)"
+                    .to_owned(),
+            )
+        } else if !bytes.contains("send") {
+            Err("what nginx sends is not seen".to_owned())
+        } else {
+            Ok("the arguments of writev and recvfrom".to_owned())
+        }
     }
 
     /// Whether a task can preempt another one in a program. At a tracepoint: asked of the kernel by letting one run. At a
@@ -702,6 +728,8 @@ fn settings(layout: &Layout, options: &KernelOptions, places: &BTreeMap<&str, (u
     // What an fexit program's function returned lies behind its last argument. No program whose function is missing
     // is loaded.
     let slot = |name: &str| layout.functions.get(name).map_or(0, |arity| *arity as u32);
+    let takes_requests =
+        layout.tells_syscalls && options.takes_requests && !options.without.contains(REQUESTS);
     Settings {
         drop_places,
         slot_tcp_sendmsg: slot("tcp_sendmsg"),
@@ -715,6 +743,8 @@ fn settings(layout: &Layout, options: &KernelOptions, places: &BTreeMap<&str, (u
         slot_unix_connect: slot("unix_stream_connect"),
         slot_accept: slot("inet_csk_accept"),
         number_sendto: if layout.tells_syscalls { SENDTO } else { 0 },
+        number_writev: if takes_requests { WRITEV } else { 0 },
+        number_recvfrom: if takes_requests { RECVFROM } else { 0 },
         reset_has_reason: u32::from(reset_has_reason),
         drop_has_reason: u32::from(arity("kfree_skb") >= 3),
         ipv6only_bit: layout.ipv6only_bit,

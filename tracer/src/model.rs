@@ -318,6 +318,20 @@ pub struct Attempt {
     pub unseen: Vec<String>,
 }
 
+impl Attempt {
+    /// The status that the answer of its backend had, where it was read.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        self.request.as_ref()?.status
+    }
+
+    /// The backend itself answered with an error (5xx): not a failed attempt, and nothing that nginx logs.
+    #[must_use]
+    pub fn is_answered_with_error(&self) -> bool {
+        self.outcome == Outcome::Ok && self.status().is_some_and(|status| status >= 500)
+    }
+}
+
 /// Something that matters to several attempts: a line of type `event`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NoteEvent {
@@ -379,8 +393,10 @@ pub struct Summary {
     pub failures: u64,
     /// Exchanges still under way at the end; no attempts.
     pub in_flight: u64,
-    /// Attempts whose backend itself answered 5xx; `None`: the status line was not read.
+    /// Attempts whose backend itself answered 5xx; `None`: no status was read.
     pub answered_with_error: Option<u64>,
+    /// Answers whose status was not read.
+    pub statuses_unread: u64,
     /// Counts.
     pub counts: BTreeMap<SummaryKey, u64>,
     /// `connect_us`, `first_byte_us`, `total_us` by upstream name.

@@ -156,10 +156,11 @@ impl<W: Write> View<W> {
     /// Takes a finished attempt; a failure is drawn unless it equals one that is being counted already.
     pub fn attempt(&mut self, attempt: &Attempt, clock: Clock) -> io::Result<()> {
         self.attempts += 1;
-        if !attempt.outcome.is_failure() {
+        let is_failure = attempt.outcome.is_failure();
+        self.failures += u64::from(is_failure);
+        if !is_failure && !attempt.is_answered_with_error() {
             return Ok(());
         }
-        self.failures += 1;
         if self.detail == Detail::SummaryOnly || self.folds.takes(attempt) {
             return Ok(());
         }
@@ -167,7 +168,11 @@ impl<W: Write> View<W> {
             self.look.width = width_of_stdout();
         }
         self.last_drawn = Drawn::Block;
-        let block = block(attempt, clock, &self.look);
+        let block = if is_failure {
+            block(attempt, clock, &self.look)
+        } else {
+            block::answered(attempt, clock, &self.look)
+        };
         self.print(&format!("\n{block}"))
     }
 

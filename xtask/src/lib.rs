@@ -7,6 +7,7 @@
 pub mod demonstration;
 pub mod hunts;
 pub mod lab;
+pub mod maps;
 pub mod scenario;
 pub mod traced;
 

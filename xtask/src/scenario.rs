@@ -615,6 +615,10 @@ pub struct Succeeds {
     /// How many of them after a failed attempt of the same request.
     #[serde(default)]
     pub retries: Option<usize>,
+    /// Their requests, each as `METHOD PATH HOST CLIENT STATUS` with `-` for what is not known: these and no others.
+    /// Where a kernel does not let them be read, none must be known.
+    #[serde(default)]
+    pub requests: Vec<String>,
 }
 
 impl Scenario {

@@ -17,7 +17,7 @@ use crate::{
     output::now,
     sock::{
         AF_UNIX, ESTABLISHED, LISTEN, Members as _, Sock, SockArg, SockAt, Tcp as _, current_pid,
-        is_in_sendto, is_main_thread, slot, sock_of,
+        is_in_sendto, is_main_thread, slot, sock_of, take_received, take_sent,
     },
 };
 
@@ -137,6 +137,9 @@ fn sent(owner: &mut Worker, entry: &mut Conn, sock: impl Sock, ret: i32) {
         }
         own_other(owner);
     }
+    if entry.first_sent_at == 0 {
+        take_request(entry);
+    }
     if ret < 0 {
         if entry.send_error == 0 {
             entry.send_error = -ret;
@@ -152,6 +155,14 @@ fn sent(owner: &mut Worker, entry: &mut Conn, sock: impl Sock, ret: i32) {
     }
     entry.last_sent_at = at;
     entry.sent += ret as u64;
+}
+
+/// Takes the beginning of the request that nginx is sending, where a connection carries one after another.
+#[inline(always)]
+fn take_request(entry: &mut Conn) {
+    if entry.flags & conn::UNCUT == 0 {
+        entry.request_len = take_sent(&mut entry.request);
+    }
 }
 
 /// Notes that the worker's last own event was on this connection; on which the one before was.
@@ -239,6 +250,7 @@ fn other_send(owner: &mut Worker, sock: impl Sock, ret: i32) {
             entry.first_sent_at = at;
             entry.last_sent_at = at;
             entry.sent = ret as u64;
+            take_request(entry);
             // Until now no read of the backend's could be known for one.
             // A close empties the queue as well, after it has left this state.
             if SockAt(peer).receive_queue() == 0 && SockAt(peer).state() == ESTABLISHED {
@@ -375,6 +387,9 @@ fn received(owner: &mut Worker, entry: &mut Conn, sock: impl Sock, ret: i32, fla
     if ret > 0 {
         if entry.first_received_at == 0 {
             entry.first_received_at = at;
+            if entry.request_len != 0 {
+                entry.response_len = take_received(&mut entry.response, ret as u32);
+            }
         }
         entry.last_received_at = at;
         entry.received += ret as u64;

@@ -94,6 +94,10 @@ fn hear<const ERR: usize, const ACTION: u64>(ctx: &ProbeContext) -> u32 {
         (*line).route_errno = owner.route_errno;
         (*line).route_daddr = owner.route_daddr;
         (*line).number = ctx.arg(ERR + 3).unwrap_or(0);
+        (*line).previous_kind = if is_own { owner.previous_kind } else { u32::MAX };
+        (*line).previous_sock = owner.previous_sock;
+        (*line).previous_since = owner.previous_since;
+        (*line).previous_number = owner.previous_number;
         let _ = bpf_probe_read_user_str_bytes(format as *const u8, &mut (*line).format);
         let action: u64 = bpf_probe_read_user((log + ACTION) as *const u64).unwrap_or(0);
         if action != 0 {

@@ -22,12 +22,13 @@ fn attach_follows_nginx_by_name_unless_told_otherwise() {
     assert_eq!(args.pid, Target::Name("nginx".to_owned()));
     assert_eq!(args.config, Where::Auto);
     assert_eq!(args.resolve, Switch::Auto);
+    assert_eq!(args.capture, Capture::RequestLine);
     assert_eq!((args.output.keep, args.output.context), (KeepArg::All, 5));
 }
 
 #[test]
 fn options_that_are_not_there_yet_are_refused() {
-    for option in ["--tui", "--metrics=1.2.3.4:9", "--otlp=x", "--capture=off"] {
+    for option in ["--tui", "--metrics=1.2.3.4:9", "--otlp=x"] {
         assert!(parse(&format!("tracer attach {option}")).is_err(), "{option}");
     }
 }

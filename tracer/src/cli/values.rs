@@ -102,6 +102,36 @@ impl FromStr for Where {
     }
 }
 
+/// What is read of the bytes between nginx and its upstreams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capture {
+    /// The beginnings of requests and answers: method, path, Host and status are kept of them.
+    RequestLine,
+    /// Nothing.
+    Off,
+}
+
+impl fmt::Display for Capture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::RequestLine => "request-line",
+            Self::Off => "off",
+        })
+    }
+}
+
+impl FromStr for Capture {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "request-line" => Ok(Self::RequestLine),
+            "off" => Ok(Self::Off),
+            _ => Err("expected request-line or off".to_owned()),
+        }
+    }
+}
+
 /// On as far as possible, or off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Switch {

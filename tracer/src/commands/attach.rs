@@ -6,7 +6,7 @@ use super::{Status, Stop, attach_described, engine_options, output_options, say,
 use crate::{
     cli::{
         AttachArgs,
-        values::{Switch, Target as Named, Where},
+        values::{Capture, Switch, Target as Named, Where},
     },
     engine::Engine,
     host,
@@ -54,6 +54,7 @@ pub fn run(args: &AttachArgs, verbose: u8) -> Result<Status, Stop> {
         error_log: source(&args.error_log),
         without: args.without.iter().cloned().collect(),
         resolve: args.resolve == Switch::Auto,
+        capture: args.capture == Capture::RequestLine,
         verbose: verbose > 1,
     });
     let mut live = match live {

@@ -87,6 +87,7 @@ fn hooks(found: &[Found]) -> anyhow::Result<Vec<HookStatus>> {
                 (path, voice)
             })
             .collect(),
+        takes_requests: true,
         ..KernelOptions::default()
     })?;
     Ok(kernel.status().to_vec())

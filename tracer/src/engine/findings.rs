@@ -97,6 +97,9 @@ struct Tally {
     slowed_min: u64,
     slowed_max: u64,
     failures: u64,
+    /// Answers whose status was read, and how many had which status of 500 and more.
+    statuses: u64,
+    errors: BTreeMap<u16, u64>,
     races: u64,
     idle_min: u64,
     idle_max: u64,
@@ -159,6 +162,7 @@ impl Watch {
                 &mut tally.new
             }) += 1;
             tally.add_connect(attempt);
+            tally.add_status(attempt);
         }
         let is_race = attempt
             .cause
@@ -206,6 +210,7 @@ impl Watch {
         findings.extend(self.recurrences.findings());
         findings.extend(self.never_kept(limits));
         findings.extend(self.slowed_connects());
+        findings.extend(self.answered_with_errors());
         findings
     }
 
@@ -368,6 +373,47 @@ impl Watch {
             .collect()
     }
 
+    /// Errors that are the backend's own answers: nginx passes them on and logs nothing.
+    fn answered_with_errors(&self) -> Vec<Finding> {
+        let of = |(upstream, peer, tally): (&str, &Peer, &Tally)| {
+            let errors: u64 = tally.errors.values().sum();
+            let by_status: Vec<String> = tally
+                .errors
+                .iter()
+                .map(|(status, n)| format!("{status}: {n}"))
+                .collect();
+            let evidence = fact(
+                None,
+                "http",
+                format!("{errors} of {} answers whose status was read", tally.statuses),
+            )
+            .text("upstream", upstream)
+            .text("peer", peer.to_string())
+            .text("statuses", by_status.join(", "))
+            .count("answers", tally.statuses);
+            Finding {
+                id: "answered-with-error",
+                about: about(upstream, peer),
+                at: None,
+                summary: format!(
+                    "{peer} of {upstream} itself answered {} with an error ({}): nginx passes such an answer on and \
+                     logs nothing about it",
+                    counted(errors, "request"),
+                    by_status.join(", ")
+                ),
+                remedy: "look into the backend's own log: the connection was sound. Behind a backend that is itself a \
+                         proxy, its 502 and 504 are about the next one"
+                    .to_owned(),
+                attempts: errors,
+                evidence: vec![evidence],
+            }
+        };
+        self.peers()
+            .filter(|(.., tally)| !tally.errors.is_empty())
+            .map(of)
+            .collect()
+    }
+
     fn hidden_failures(&self) -> Vec<Finding> {
         if self.n_hidden == 0 {
             return Vec::new();
@@ -418,10 +464,22 @@ impl Tally {
             slowed_min: 0,
             slowed_max: 0,
             failures: 0,
+            statuses: 0,
+            errors: BTreeMap::new(),
             races: 0,
             idle_min: 0,
             idle_max: 0,
             idle_sum: 0,
+        }
+    }
+
+    fn add_status(&mut self, attempt: &Attempt) {
+        let Some(status) = attempt.status() else {
+            return;
+        };
+        self.statuses += 1;
+        if attempt.is_answered_with_error() {
+            *self.errors.entry(status).or_insert(0) += 1;
         }
     }
 

@@ -369,6 +369,7 @@ mod tests {
             argument: argument.map(str::to_owned),
             number: None,
             route: None,
+            follows: None,
         }
     }
 

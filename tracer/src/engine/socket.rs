@@ -212,6 +212,7 @@ pub fn split_at_reuse(exchange: Exchange) -> (Exchange, Exchange) {
         received: 0,
         fin_before_request: exchange.fin_at.is_some(),
         acked_at_reset: 0,
+        head: None,
         backend,
         ..exchange
     };
@@ -388,7 +389,9 @@ fn outcome(
     let is_tcp = matches!(exchange.peer, Peer::Tcp(_));
     // Over a unix socket the two closes are only near in time, and a client that got its 504 leaves as well.
     let is_timer_due = !is_tcp && matches!(heard, Heard::Deaf) && is_timer(exchange, limits) == Some(true);
-    if client_left && !is_timer_due {
+    // Whose client has gone is closed without a look; what it fetched, nginx has dealt with as a failure.
+    let was_told = is_tcp && matches!(heard, Heard::Deaf) && has_fetched_failure(exchange);
+    if client_left && !is_timer_due && !was_told {
         // A line of nginx may still say otherwise.
         return (Outcome::Cancelled, None, is_tcp);
     }
@@ -486,6 +489,13 @@ fn failed_in_the_kernel(exchange: &Exchange, heard: Heard<'_>) -> Option<(Outcom
         Some(error) if !exchange.error_unfetched => errno(error),
         _ => None,
     }
+}
+
+/// nginx itself saw that the connection had failed: it asked for the socket's error, or read or sent in vain.
+fn has_fetched_failure(exchange: &Exchange) -> bool {
+    let has_error = exchange.error.is_some() && !exchange.error_unfetched;
+    let in_vain = exchange.recv_error.or(exchange.send_error).is_some();
+    has_error || in_vain || exchange.eof_read_at.is_some()
 }
 
 /// nginx closed a silent connection: `Some(true)` when a configured timer fits, `Some(false)` when none can have

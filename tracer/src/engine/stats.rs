@@ -19,7 +19,9 @@ const OTHER: &str = "other";
 pub struct Stats {
     attempts: u64,
     failures: u64,
-    answered_with_error: Option<u64>,
+    answered_with_error: u64,
+    statuses_read: u64,
+    statuses_unread: u64,
     /// Attempts whose upstream has no name.
     nameless: Counts,
     named: BTreeMap<String, Counts>,
@@ -47,10 +49,12 @@ impl Stats {
     pub fn add(&mut self, attempt: &Attempt) {
         self.attempts += 1;
         self.failures += u64::from(attempt.outcome.is_failure());
-        if let Some(status) = attempt.request.as_ref().and_then(|request| request.status)
-            && !attempt.outcome.is_failure()
-        {
-            *self.answered_with_error.get_or_insert(0) += u64::from(status >= 500);
+        if attempt.outcome == Outcome::Ok && attempt.via.as_deref() != Some("stream") {
+            self.answered_with_error += u64::from(attempt.is_answered_with_error());
+            match attempt.status() {
+                Some(_) => self.statuses_read += 1,
+                None => self.statuses_unread += 1,
+            }
         }
         *self.count_like(attempt) += 1;
         if let Some(upstream) = &attempt.upstream {
@@ -93,7 +97,9 @@ impl Stats {
             attempts: self.attempts,
             failures: self.failures,
             in_flight,
-            answered_with_error: self.answered_with_error,
+            answered_with_error: (self.statuses_read > 0 || self.statuses_unread == 0)
+                .then_some(self.answered_with_error),
+            statuses_unread: self.statuses_unread,
             counts: self.counts(),
             latency: self.latency(),
             lost: self.lost.clone(),

@@ -105,6 +105,7 @@ fn connect(to: &str, ended: Ktime) -> Exchange {
         syn_retransmits: 0,
         retransmits: 0,
         last_retransmit_at: None,
+        head: None,
         rtt_us: None,
         send_window: None,
         ended_at: ended,
@@ -212,6 +213,7 @@ fn line(number: u64, at: Ktime, message: &str, errno: Option<i32>) -> Line {
         argument: None,
         number: None,
         route: None,
+        follows: None,
     }
 }
 
@@ -2497,6 +2499,66 @@ fn no_live_upstreams_names_the_failures_behind_it() {
     }
     let retries: Vec<_> = lab.attempts().iter().map(|attempt| attempt.retry).collect();
     assert_eq!(retries, [None, Some((1, 2)), None, None]);
+}
+
+#[test]
+fn a_line_is_the_retry_of_what_its_worker_did_right_before_not_of_the_clients_request_before() {
+    let second = |follows: Follows| {
+        let mut lab = Lab::new();
+        configure(&mut lab, ms(-8000), vec![configured("api", APP)]);
+        let refused = Exchange {
+            line: Some(line_id(1)),
+            ..refused(APP)
+        };
+        let of = refused.id;
+        lab.see(no_socket(APP));
+        lab.see(Event::Line(line(1, us(150), "connect() failed", Some(111))));
+        lab.end(refused);
+        // On the same kept connection of the client, a moment later.
+        let line = Line {
+            follows: Some(match follows {
+                Follows::Other => Follows::Other,
+                Follows::Failure(_) => Follows::Failure(RetryOf::Exchange(of)),
+            }),
+            ..line(2, us(300), "no live upstreams", None)
+        };
+        lab.tell(us(300), Input::Kernel(Event::Line(line)));
+        for at in [400, 700, 1000] {
+            lab.tell(ms(at), Input::Tick);
+        }
+        let last = (*lab.attempts().last().expect("two attempts")).clone();
+        (last.retry, last.upstream)
+    };
+    let failure = Follows::Failure(RetryOf::Line(line_id(1)));
+    assert_eq!(second(failure), (Some((1, 2)), Some("api".to_owned())));
+    // The request before was answered by another peer, which nginx says nothing about.
+    assert_eq!(second(Follows::Other), (None, None));
+}
+
+#[test]
+fn a_refusal_that_nginx_fetched_is_one_though_the_client_has_half_closed() {
+    let cause = |error_unfetched: bool| {
+        let mut deaf = Lab::with_hooks(&["nginx-log", "error-log-file"]);
+        configure(&mut deaf, ms(-8000), vec![configured("api", APP)]);
+        deaf.see(no_socket(APP));
+        let refused = Exchange {
+            error_unfetched,
+            ..refused(APP)
+        };
+        let of = refused.id;
+        deaf.end(refused);
+        deaf.see(Event::ClientLeft {
+            at: us(260),
+            worker: WORKER,
+            exchange: Some(of),
+            reset: true,
+        });
+        let attempt = deaf.only();
+        (attempt.outcome, verdict(&attempt).0)
+    };
+    assert_eq!(cause(false), (Outcome::Refused, "no-listener"));
+    // Its client had gone before nginx looked.
+    assert_eq!(cause(true), (Outcome::Cancelled, "client-closed"));
 }
 
 #[test]

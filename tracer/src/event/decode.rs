@@ -10,8 +10,9 @@ use tracer_ebpf::{conn, end, kind, previous, task};
 use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
 
 use super::{
-    Backend, ConnId, Denial, EndKind, Errno, Event, Exchange, ExchangeId, Exit, Icmp, Ktime, Line, LineId,
-    Listener, Netns, Peer, Pid, ResetBy, RetryOf, RouteError, Sock, Task, TcpState, Told, Tuple,
+    Backend, ConnId, Denial, EndKind, Errno, Event, Exchange, ExchangeId, Exit, Follows, Icmp, Ktime, Line,
+    LineId, Listener, Netns, Peer, Pid, ResetBy, RetryOf, RouteError, Sock, Task, TcpState, Told, Tuple,
+    head::{self, Head},
 };
 
 /// Turns records into events; holds the running kernel's names for its numbers.
@@ -48,13 +49,17 @@ impl Decoder {
         let (header, _) = wire::Header::read_from_prefix(bytes).ok()?;
         let at = Ktime(header.at);
         Some(match header.kind {
-            kind::EXCHANGE => {
-                let tcp = bytes.get(..wire::TCP_EXCHANGE_LEN)?;
+            kind::EXCHANGE | kind::UNIX_EXCHANGE => {
+                let least = if header.kind == kind::EXCHANGE {
+                    wire::Conn::SHORT
+                } else {
+                    wire::Conn::LONG
+                };
+                let len = bytes.len().min(size_of::<wire::Conn>());
                 let mut whole = wire::Conn::new_zeroed();
-                whole.as_mut_bytes()[..wire::TCP_EXCHANGE_LEN].copy_from_slice(tcp);
+                whole.as_mut_bytes()[..len].copy_from_slice(bytes.get(..len.max(least))?);
                 Event::Exchange(Box::new(exchange(&whole)))
             }
-            kind::UNIX_EXCHANGE => Event::Exchange(Box::new(exchange(&record(bytes)?))),
             kind::LINE => Event::Line(line(&record(bytes)?)),
             kind::LISTENER_OPENED => Event::ListenerOpened {
                 at,
@@ -340,6 +345,7 @@ pub fn exchange(c: &wire::Conn) -> Exchange {
         syn_retransmits: c.syn_retransmits,
         retransmits: c.retransmits,
         last_retransmit_at: time(c.last_retransmit_at),
+        head: head(c),
         rtt_us: (c.rtt_us != 0).then_some(c.rtt_us),
         send_window: (c.flags & conn::WINDOW_KNOWN != 0 && c.established_at != 0).then_some(c.window),
         ended_at: Ktime(c.ended_at),
@@ -354,17 +360,33 @@ pub fn exchange(c: &wire::Conn) -> Exchange {
         closed_in: (c.closed_in != 0).then(|| state(c.closed_in)),
         backend,
         line: (c.line != 0).then(|| line_id(c.line, c.worker)),
-        retry_of: match c.retry_kind {
-            previous::LINED | previous::SILENT => Some(RetryOf::Exchange(ExchangeId {
-                conn: ConnId {
-                    sock: Sock(c.retry_sock),
-                    since: Ktime(c.retry_since),
-                },
-                number: c.retry_number,
-            })),
-            previous::LINE => Some(RetryOf::Line(line_id(c.retry_since, c.worker))),
-            _ => None,
-        },
+        retry_of: retry_of(
+            c.retry_kind,
+            (c.retry_sock, c.retry_since),
+            c.retry_number,
+            c.worker,
+        ),
+    }
+}
+
+fn head(c: &wire::Conn) -> Option<Box<Head>> {
+    let request = c.request.get(..usize::from(c.request_len))?;
+    let response = c.response.get(..usize::from(c.response_len))?;
+    head::read(request, response).map(Box::new)
+}
+
+/// What `previous::*` says was tried before; `of` is a socket and since when, or a line's id in the second place.
+fn retry_of(kind: u32, of: (u64, u64), number: u32, worker: u32) -> Option<RetryOf> {
+    match kind {
+        previous::LINED | previous::SILENT => Some(RetryOf::Exchange(ExchangeId {
+            conn: ConnId {
+                sock: Sock(of.0),
+                since: Ktime(of.1),
+            },
+            number,
+        })),
+        previous::LINE => Some(RetryOf::Line(line_id(of.1, worker))),
+        _ => None,
     }
 }
 
@@ -392,6 +414,16 @@ fn line(l: &wire::Line) -> Line {
             .starts_with(b"%V could not be resolved (%i")
             .then_some(l.number)
             .filter(|number| *number != 0),
+        follows: match l.previous_kind {
+            u32::MAX => None,
+            // nginx says nothing of what ended well.
+            previous::SILENT => Some(Follows::Other),
+            kind => {
+                let of = (l.previous_sock, l.previous_since);
+                let before = retry_of(kind, of, l.previous_number, l.header.pid);
+                Some(before.map_or(Follows::Other, Follows::Failure))
+            }
+        },
         route: (l.route_at != 0).then(|| RouteError {
             at: Ktime(l.route_at),
             errno: Errno(l.route_errno),

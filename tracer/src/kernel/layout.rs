@@ -57,6 +57,8 @@ const OPTIONAL: &[&str] = &[
     "task_migration_disabled",
     "regs_orig_ax",
     "regs_syscallno",
+    "regs_si",
+    "regs_regs",
 ];
 
 impl Layout {

@@ -66,6 +66,9 @@ use Attach::{Fentry, Fexit, Iterator, Kprobe, Tracepoint, Uprobe};
 /// The hook whose success the programs are told.
 pub const UNIX_CLOSES: &str = "unix-closes";
 
+/// The hook that has no program of its own: those of `bytes` take the beginnings of requests and answers along.
+pub const REQUESTS: &str = "requests";
+
 /// The plan, in the order of attaching.
 pub static PLAN: &[Hook] = &[
     Hook {
@@ -122,6 +125,14 @@ pub static PLAN: &[Hook] = &[
             ],
             &[("tcp_data_read", Tracepoint("tcp_rcv_space_adjust"))],
         ],
+    },
+    Hook {
+        sees: REQUESTS,
+        shows: "method, path and Host of requests, and the status of their answers",
+        without: "a request is known from nginx's own line only, and a backend that itself answers with an error is not \
+            told from one that answers well",
+        required: false,
+        ways: &[],
     },
     Hook {
         sees: "unix-connects",

@@ -1,6 +1,7 @@
 //! Which attempts go to the files: all, or the failures with what went on around them.
 //!
 //! A flight recorder: the last few successes of every peer are held in memory, and written only when a failure follows.
+//! What a backend itself answered with an error is no failure of the attempt, yet what many a hunt is for: it is written.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -81,6 +82,9 @@ impl Recorder {
             these.push(*attempt);
             return Kept::These(these);
         }
+        if attempt.is_answered_with_error() {
+            return Kept::This(attempt);
+        }
         if past.still_after > 0 {
             past.still_after -= 1;
             return Kept::This(attempt);
@@ -115,7 +119,10 @@ impl Recorder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{model::Outcome, samples};
+    use crate::{
+        model::{Outcome, Request},
+        samples,
+    };
 
     fn attempt(number: u64, port: u16, outcome: Outcome) -> Attempt {
         Attempt {
@@ -175,6 +182,22 @@ mod tests {
             attempt(4, 80, Outcome::Ok),
         ];
         assert_eq!(written(0, attempts), [3]);
+    }
+
+    #[test]
+    fn what_the_backend_answered_with_an_error_is_written_alone() {
+        let answered = |number, status| Attempt {
+            request: Some(Request {
+                status: Some(status),
+                ..Request::default()
+            }),
+            ..attempt(number, 80, Outcome::Ok)
+        };
+        let attempts = [(1, 200), (2, 503), (3, 404), (4, 502), (5, 101)];
+        assert_eq!(
+            written(3, attempts.map(|(number, status)| answered(number, status))),
+            [2, 4]
+        );
     }
 
     #[test]

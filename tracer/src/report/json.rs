@@ -88,6 +88,7 @@ pub fn json(report: &Report) -> Value {
         "cancelled": tally.cancelled,
         "in_flight": report.in_flight(),
         "answered_with_error": report.answered_with_error(),
+        "statuses_unread": report.statuses_unread(),
         "upstreams": upstreams,
         "peers": peers,
         "timeline": stories,

@@ -9,7 +9,7 @@ use crate::{
     sink::schema::Event,
     view::{
         Look,
-        closing::{finding, labelled, table},
+        closing::{finding, labelled, table, unread},
         text::{Style, count, pad, printable, span, thousands, width, wrap},
     },
 };
@@ -253,9 +253,8 @@ fn event_line(event: &Event, look: &Look) -> String {
 }
 
 fn closing(out: &mut String, report: &Report, look: &Look) {
-    if report.answered_with_error().is_none() {
-        let text = "whether a backend's own answer was an error (5xx): the status line was not read";
-        labelled(out, "not seen", text, look, |_, text| text.to_owned());
+    if let Some(text) = unread(report.answered_with_error(), report.statuses_unread()) {
+        labelled(out, "not seen", &text, look, |_, text| text.to_owned());
     }
     let lost = report.lost();
     if lost.is_empty() {

@@ -207,7 +207,7 @@ pub struct Log {
     pub line: String,
 }
 
-/// The request an attempt carried.
+/// The request an attempt carried: the client's where nginx logged a line about it, else as nginx sent it to the upstream.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Request {
@@ -217,7 +217,7 @@ pub struct Request {
     pub path: Option<String>,
     /// Its `Host`.
     pub host: Option<String>,
-    /// The response's status.
+    /// The status of the upstream's answer, where it was read.
     pub status: Option<u16>,
     /// The client's address.
     pub client: Option<String>,
@@ -332,8 +332,10 @@ pub struct Summary {
     pub failures: u64,
     /// Attempts still under way at the end; they are in no other count.
     pub in_flight: u64,
-    /// Attempts that the backend itself answered with 5xx; null: the status line was not read.
+    /// Attempts that the backend itself answered with 5xx; null: no status was read.
     pub answered_with_error: Option<u64>,
+    /// Answers whose status was not read: over TLS, in HTTP/2, of requests that were sent before the trace began.
+    pub statuses_unread: u64,
     /// Attempts by upstream, peer, outcome and cause.
     pub counts: Vec<Count>,
     /// Latency histograms by upstream.
@@ -629,6 +631,7 @@ impl Summary {
             failures: summary.failures,
             in_flight: summary.in_flight,
             answered_with_error: summary.answered_with_error,
+            statuses_unread: summary.statuses_unread,
             counts: summary
                 .counts
                 .iter()

@@ -83,6 +83,8 @@ pub struct LiveOptions {
     pub without: BTreeSet<String>,
     /// The system's resolver may be asked for configured names.
     pub resolve: bool,
+    /// The beginnings of requests and answers may be read.
+    pub capture: bool,
     /// The programs speak of themselves.
     pub verbose: bool,
 }
@@ -182,6 +184,7 @@ impl Live {
                     (path, voice)
                 })
                 .collect(),
+            takes_requests: options.capture,
             verbose: options.verbose,
         })?;
         let ring = kernel.take_ring()?;

@@ -57,6 +57,29 @@ pub fn block(attempt: &Attempt, clock: Clock, look: &Look) -> String {
     out
 }
 
+/// Draws an attempt that the backend itself answered with an error.
+#[must_use]
+pub fn answered(attempt: &Attempt, clock: Clock, look: &Look) -> String {
+    let style = look.style();
+    let measure = look.measure();
+    let headline = headline(attempt, &look.time(attempt.ended_at, clock), measure, style);
+    // There is no cause at its end.
+    let mut out: String = headline
+        .lines()
+        .map(|line| format!("{}\n", line.trim_end()))
+        .collect();
+    if let Some(request) = request(attempt) {
+        for (number, line) in wrap(&printable(&request), measure - LABEL_COLUMNS)
+            .iter()
+            .enumerate()
+        {
+            let name = if number == 0 { "  request" } else { "" };
+            out.push_str(&format!("{}{line}\n", style.dim(&pad(name, LABEL_COLUMNS))));
+        }
+    }
+    out
+}
+
 /// The upstream and the peer: `api → 127.0.0.1:3000`.
 #[must_use]
 pub fn target(attempt: &Attempt) -> String {
@@ -125,6 +148,9 @@ fn headline(attempt: &Attempt, time: &str, measure: usize, style: Style) -> Stri
 
 /// What happened, where and after how long: `refused after 0.2 ms`, `closed while waiting after 1.20 s`.
 fn happened(attempt: &Attempt) -> String {
+    if let (Outcome::Ok, Some(status)) = (attempt.outcome, attempt.status()) {
+        return format!("answered {status} itself after {}", span(attempt.total_us));
+    }
     let outcome = attempt.outcome.name().replace('-', " ");
     let is_plain = match attempt.outcome {
         Outcome::NoLiveUpstreams => return outcome,

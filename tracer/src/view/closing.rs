@@ -93,6 +93,19 @@ pub fn labelled(out: &mut String, label: &str, text: &str, look: &Look, paint: f
     }
 }
 
+/// Which answers may be errors of the backend's own that nobody saw.
+#[must_use]
+pub fn unread(answered_with_error: Option<u64>, statuses_unread: u64) -> Option<String> {
+    match (answered_with_error, statuses_unread) {
+        (None, _) => Some("whether a backend's own answer was an error (5xx): no status was read".to_owned()),
+        (Some(_), 0) => None,
+        (Some(_), n) => Some(format!(
+            "the status of {}: over TLS or HTTP/2, or to requests sent before the trace began",
+            count(n, "answer", "answers"),
+        )),
+    }
+}
+
 /// Says how it went: by upstream and cause, the findings, what was lost, and the files.
 #[must_use]
 pub fn closing(
@@ -143,12 +156,8 @@ pub fn closing(
             let _ = writeln!(out, "{}{line}", style.dim(&pad(&format!("  {name}"), 12)));
         }
     };
-    if summary.answered_with_error.is_none() {
-        label(
-            "not seen",
-            "whether a backend's own answer was an error (5xx): the status line is not read",
-            false,
-        );
+    if let Some(text) = unread(summary.answered_with_error, summary.statuses_unread) {
+        label("not seen", &text, false);
     }
     if lost.is_empty() {
         label("lost", "nothing", false);

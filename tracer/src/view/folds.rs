@@ -39,6 +39,8 @@ struct Key {
     peer: Option<Peer>,
     outcome: Outcome,
     cause: Option<&'static str>,
+    /// What a backend answered itself.
+    status: Option<u16>,
 }
 
 /// A failure shown once, and how many equal ones followed.
@@ -67,9 +69,18 @@ impl Fold {
         let room = look.measure() - width(&time) - 2;
         let time = style.dim(&time);
         // What does not fit is left out; the block above has it all.
-        let (full, full_width) = cause_name(&self.sample, style);
-        let id = self.sample.cause.as_ref().map_or("", |cause| cause.id);
-        for (cause, cause_width) in [(full, full_width), (style.cause(id), width(id))] {
+        let (mut full, mut full_width) = cause_name(&self.sample, style);
+        let mut id = self
+            .sample
+            .cause
+            .as_ref()
+            .map_or_else(String::new, |cause| cause.id.to_owned());
+        if let (Outcome::Ok, Some(status)) = (self.sample.outcome, self.sample.status()) {
+            full = format!("answered {status} itself");
+            full_width = width(&full);
+            id = status.to_string();
+        }
+        for (cause, cause_width) in [(full, full_width), (style.cause(&id), width(&id))] {
             if width(&text) + 3 + cause_width <= room {
                 let gap = room - width(&text) - cause_width;
                 return format!("{time}  {text}{:gap$}{cause}", "");
@@ -94,6 +105,7 @@ impl Folds {
             peer: attempt.peer.clone(),
             outcome: attempt.outcome,
             cause: attempt.cause.as_ref().map(|cause| cause.id),
+            status: attempt.status().filter(|_| attempt.outcome == Outcome::Ok),
         };
         if let Some(fold) = self.open.get_mut(&key)
             && attempt.ended_at.since(fold.last_at) < FORGET_NS

@@ -71,6 +71,28 @@ fn blocks_read_well_at_120_columns() {
 }
 
 #[test]
+fn errors_that_backends_answer_themselves_are_shown_and_folded_by_status() {
+    let answered = |number: u64, status: u16| Attempt {
+        number,
+        outcome: Outcome::Ok,
+        cause: None,
+        log: None,
+        nginx_says: None,
+        request: Some(crate::model::Request {
+            status: Some(status),
+            ..samples::listener_died().request.unwrap_or_default()
+        }),
+        ..samples::healthy()
+    };
+    let mut view = View::new(Vec::new(), look(80), Detail::Failures, Medium::Plain);
+    for (number, status) in [(1, 502), (2, 502), (3, 200), (4, 503), (5, 404), (6, 502)] {
+        view.attempt(&answered(number, status), samples::clock()).unwrap();
+    }
+    view.settle(samples::at(60_000_000), samples::clock()).unwrap();
+    insta::assert_snapshot!(drawn(view));
+}
+
+#[test]
 fn colour_changes_nothing_but_colour() {
     let plain = block(&samples::keepalive_race(), samples::clock(), &look(100));
     let mut coloured = look(100);
@@ -262,6 +284,7 @@ fn summary() -> Summary {
         failures: 312,
         in_flight: 2,
         answered_with_error: None,
+        statuses_unread: 7,
         counts: BTreeMap::from([
             (key("api", 3000, "ok", None), 9_950),
             (key("api", 3000, "refused", Some("listener-died")), 200),
@@ -326,6 +349,7 @@ fn the_summary_groups_by_upstream_and_cause() {
 fn losses_and_a_bad_end_are_said() {
     let mut summary = Summary {
         answered_with_error: Some(4),
+        statuses_unread: 2,
         ..Summary::default()
     };
     let drawn = |summary: &Summary| closing::closing(summary, None, &[], &[], &look(80));

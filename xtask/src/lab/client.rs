@@ -114,6 +114,13 @@ impl Client {
             .context("sending a request")
     }
 
+    /// Sends these bytes.
+    pub fn send_text(&mut self, text: &str) -> Result<()> {
+        self.stream
+            .write_all(text.as_bytes())
+            .context("sending a request")
+    }
+
     /// Sends so much of a body.
     pub fn send_body(&mut self, bytes: usize) {
         let block = [b'b'; 16 * 1024];
@@ -136,6 +143,13 @@ impl Client {
                 read => return read,
             }
         }
+    }
+
+    /// Waits for some of a response.
+    pub fn await_bytes(&mut self) -> Result<()> {
+        let n = self.read(&mut [0; 16 * 1024]).context("reading a response")?;
+        ensure!(n > 0, "the connection ended before a response");
+        Ok(())
     }
 
     /// Reads a response.

@@ -79,7 +79,8 @@ fn patterns(scenario: &Scenario, records: &[Value]) -> Vec<String> {
     let missing = scenario
         .findings
         .iter()
-        .filter(|id| !found.contains(&id.as_str()));
+        .filter(|id| !found.contains(&id.as_str()))
+        .filter(|id| *id != "answered-with-error" || reads_requests(records));
     missing
         .map(|id| format!("no finding {id} in {found:?}"))
         .collect()
@@ -302,6 +303,7 @@ fn successes(scenario: &Scenario, fill: Fill<'_>, records: &[Value]) -> Result<V
             at_most,
             reused,
             retries,
+            requests,
         } = wanted;
         let peer = peer.as_deref().map(fill).transpose()?;
         let is_it = |attempt: &&Value| {
@@ -324,6 +326,20 @@ fn successes(scenario: &Scenario, fill: Fill<'_>, records: &[Value]) -> Result<V
                 "{again} attempts at {name} on a used connection, not {reused:?}"
             ));
         }
+        if !requests.is_empty() {
+            let known: BTreeSet<String> = seen.iter().map(|attempt| request(attempt)).collect();
+            let wanted: BTreeSet<String> = if reads_requests(records) {
+                requests
+                    .iter()
+                    .map(|request| fill(request))
+                    .collect::<Result<_>>()?
+            } else {
+                BTreeSet::from(["- - - - -".to_owned()])
+            };
+            if known != wanted {
+                problems.push(format!("the requests at {name} are {known:?}, not {wanted:?}"));
+            }
+        }
         let retried = seen.iter().filter(|attempt| attempt["retry"].is_object()).count();
         if retries.is_some_and(|wanted| wanted != retried) {
             problems.push(format!(
@@ -332,6 +348,24 @@ fn successes(scenario: &Scenario, fill: Fill<'_>, records: &[Value]) -> Result<V
         }
     }
     Ok(problems)
+}
+
+/// Whether the beginnings of requests were read in a trace.
+fn reads_requests(records: &[Value]) -> bool {
+    let hooks = records.first().and_then(|session| session["hooks"].as_array());
+    let mut hooks = hooks.into_iter().flatten();
+    hooks.any(|hook| hook["sees"] == "requests" && !hook["how"].is_null())
+}
+
+/// An attempt's request as a scenario file spells it.
+fn request(attempt: &Value) -> String {
+    let fields =
+        ["method", "path", "host", "client", "status"].map(|field| match &attempt["request"][field] {
+            Value::String(text) => text.clone(),
+            Value::Number(number) => number.to_string(),
+            _ => "-".to_owned(),
+        });
+    fields.join(" ")
 }
 
 /// In what an attempt differs from an expectation.
@@ -476,7 +510,7 @@ fn healthy(seen: &Seen<'_>) -> Vec<String> {
 }
 
 /// An attempt in few words.
-fn short(attempt: &Value) -> String {
+pub fn short(attempt: &Value) -> String {
     format!(
         "{} → {} {} while {}, cause {} ({}), says {}, also {}, unseen {}",
         attempt["upstream"],

@@ -70,6 +70,45 @@ fn a_keepalive_that_is_never_used_is_found_where_nginx_is_why() {
 }
 
 #[test]
+fn errors_that_backends_answer_themselves_are_found() {
+    let answered = |status| Attempt {
+        request: Some(crate::model::Request {
+            status,
+            ..crate::model::Request::default()
+        }),
+        ..samples::healthy()
+    };
+    let watch = watched([Some(200), Some(503), Some(502), Some(503), None, Some(404)].map(answered));
+    let found = watch.findings(|_, _| Limits::default());
+    assert_eq!(found.len(), 1);
+    assert_eq!((found[0].id, found[0].attempts), ("answered-with-error", 3));
+    assert!(
+        found[0]
+            .summary
+            .contains("3 requests with an error (502: 1, 503: 2)"),
+        "{}",
+        found[0].summary
+    );
+    assert!(
+        found[0].evidence[0].text.starts_with("3 of 5 "),
+        "{:?}",
+        found[0].evidence
+    );
+    for sound in [Some(499), Some(101), None] {
+        assert_eq!(ids(&watched([answered(sound)]), &Limits::default()), [""; 0]);
+    }
+    let failed = Attempt {
+        outcome: Outcome::Closed,
+        ..answered(Some(502))
+    };
+    assert_eq!(
+        ids(&watched([failed]), &Limits::default()),
+        [""; 0],
+        "its answer broke off"
+    );
+}
+
+#[test]
 fn connects_that_lost_syns_are_found() {
     let slowed = |n: usize, retransmits: u32| {
         let slow = (0..n).map(move |n| Attempt {

@@ -179,6 +179,13 @@ impl Dice {
             syn_retransmits: self.of(&[0, 1, u32::MAX]),
             retransmits: self.of(&[0, 1, u32::MAX]),
             last_retransmit_at: self.maybe(Self::time),
+            head: self.maybe(|dice| {
+                Box::new(Head {
+                    path: Some("/a".into()),
+                    status: dice.maybe(|dice| dice.of(&[200, 502])),
+                    ..Head::default()
+                })
+            }),
             rtt_us: self.maybe(|dice| dice.of(&[0, 80, u32::MAX])),
             send_window: self.maybe(|dice| dice.of(&[0, 1])),
             ended_at: self.time(),
@@ -239,6 +246,11 @@ impl Dice {
                 at: dice.time(),
                 errno: dice.errno(),
                 destination: dice.address().ip(),
+            }),
+            follows: self.maybe(|dice| match dice.roll(3) {
+                0 => Follows::Other,
+                1 => Follows::Failure(RetryOf::Line(dice.line_id())),
+                _ => Follows::Failure(RetryOf::Exchange(dice.exchange_id())),
             }),
         }
     }

@@ -52,6 +52,7 @@ fn summary() -> model::Summary {
         failures: 2,
         in_flight: 1,
         answered_with_error: None,
+        statuses_unread: 0,
         counts: BTreeMap::from([
             (key("ok", None), 1),
             (key("refused", Some("listener-died")), 1),

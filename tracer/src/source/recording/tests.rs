@@ -7,9 +7,9 @@ use proptest::{collection::vec, option, prelude::*};
 use super::*;
 use crate::{
     event::{
-        Answer, Config, ConnId, EndKind, Errno, Event, Exchange, ExchangeId, Exit, Input, Instance, Limits,
-        Line, LineId, Listener, LogLine, LossClass, Netns, Peer, Pid, Question, ResetBy, RetryOf, Sock, Task,
-        TcpState, Told, Tuple,
+        Answer, Config, ConnId, EndKind, Errno, Event, Exchange, ExchangeId, Exit, Follows, Input, Instance,
+        Limits, Line, LineId, Listener, LogLine, LossClass, Netns, Peer, Pid, Question, ResetBy, RetryOf,
+        Sock, Task, TcpState, Told, Tuple, head::Head,
     },
     model::HookStatus,
 };
@@ -133,6 +133,13 @@ fn exchange() -> impl Strategy<Value = Exchange> {
                     syn_retransmits: counts[2],
                     retransmits: counts[0],
                     last_retransmit_at: times[0],
+                    head: flags[1].then(|| {
+                        Box::new(Head {
+                            method: Some("GET".into()),
+                            status: Some(502),
+                            ..Head::default()
+                        })
+                    }),
                     rtt_us: Some(counts[1]),
                     send_window: None,
                     ended_at: Ktime(bytes[0]),
@@ -189,6 +196,7 @@ fn event() -> impl Strategy<Value = Event> {
             argument: action,
             number: None,
             route: None,
+            follows: Some(Follows::Failure(RetryOf::Line(id))),
         });
     prop_oneof![
         exchange().prop_map(|exchange| Event::Exchange(Box::new(exchange))),

@@ -1,0 +1,294 @@
+//! The beginning of a request and of its answer, as bytes: what they say of method, path, Host, client and status.
+//!
+//! Total, and strict: bytes that are not surely the beginning of a request say nothing (a request's body, TLS, what a
+//! `stream` carries). A query string ends the path, and nothing else of headers or bodies leaves this module.
+
+use serde::{Deserialize, Serialize};
+
+/// What the beginning of a request says; `None` where it lies behind what was taken, or is not said.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// Its method.
+    pub method: Option<String>,
+    /// Its path, without the query string.
+    pub path: Option<String>,
+    /// Its `Host`.
+    pub host: Option<String>,
+    /// The client's address, where the protocol tells it (`REMOTE_ADDR`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    /// The status of its answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+}
+
+/// How the bytes between nginx and the upstream are put together.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Http,
+    FastCgi,
+    Uwsgi,
+    Scgi,
+}
+
+/// Reads the beginning of a request and, if some of it came, of its answer; `None`: these bytes begin no request.
+#[must_use]
+pub fn read(request: &[u8], response: &[u8]) -> Option<Head> {
+    let (protocol, head) = http(request)
+        .map(|head| (Protocol::Http, head))
+        .or_else(|| fastcgi(request).map(|head| (Protocol::FastCgi, head)))
+        .or_else(|| scgi(request).map(|head| (Protocol::Scgi, head)))
+        .or_else(|| uwsgi(request).map(|head| (Protocol::Uwsgi, head)))?;
+    Some(Head {
+        status: status(protocol, response),
+        ..head
+    })
+}
+
+/// `GET /path?query HTTP/1.1`, and the Host behind it (RFC 9112).
+fn http(bytes: &[u8]) -> Option<Head> {
+    let (method, rest) = split_at(bytes, b' ')?;
+    let is_method = (1..=20).contains(&method.len())
+        && method
+            .iter()
+            .all(|byte| byte.is_ascii_uppercase() || matches!(byte, b'-' | b'_'));
+    if !is_method || !matches!(rest.first(), Some(b'/' | b'*')) {
+        return None;
+    }
+    let (target, behind) =
+        split_at(rest, b' ').map_or((rest, None), |(target, behind)| (target, Some(behind)));
+    if behind.is_some_and(|behind| !b"HTTP/1.".starts_with(&behind[..behind.len().min(7)])) {
+        return None;
+    }
+    let path = without_query(target);
+    let is_whole = behind.is_some() || path.len() < target.len();
+    Some(Head {
+        method: Some(text(method)),
+        path: is_whole.then(|| text(path)),
+        host: behind.and_then(|behind| header(behind, b"host")),
+        ..Head::default()
+    })
+}
+
+/// The value of a header, in bytes that begin in the line before the headers, if the whole of it is there.
+fn header(bytes: &[u8], name: &[u8]) -> Option<String> {
+    let (_, mut rest) = split_at(bytes, b'\n')?;
+    while let Some((line, behind)) = split_at(rest, b'\n') {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if line.is_empty() {
+            return None;
+        }
+        if let Some((found, value)) = split_at(line, b':')
+            && found.eq_ignore_ascii_case(name)
+        {
+            return Some(text(value.trim_ascii()));
+        }
+        rest = behind;
+    }
+    None
+}
+
+/// A FastCGI record of this type: what is there of its content, and what is behind it (FastCGI 1.0, 3.3).
+fn fastcgi_record(bytes: &[u8], kind: u8) -> Option<(&[u8], &[u8])> {
+    match bytes {
+        [1, found, _, _, high, low, padding, _, rest @ ..] if *found == kind => {
+            let length = usize::from(u16::from_be_bytes([*high, *low]));
+            let behind = rest.get(length + usize::from(*padding)..).unwrap_or_default();
+            Some((&rest[..length.min(rest.len())], behind))
+        }
+        _ => None,
+    }
+}
+
+const FASTCGI_BEGIN: u8 = 1;
+const FASTCGI_PARAMS: u8 = 4;
+const FASTCGI_STDOUT: u8 = 6;
+const FASTCGI_STDERR: u8 = 7;
+
+/// A record that begins a request, then one with its parameters.
+fn fastcgi(bytes: &[u8]) -> Option<Head> {
+    let (begin, behind) = fastcgi_record(bytes, FASTCGI_BEGIN)?;
+    let (mut rest, _) = fastcgi_record(behind, FASTCGI_PARAMS).filter(|_| begin.len() == 8)?;
+    let mut found = Parameters::default();
+    while let Some((name, value, behind)) = fastcgi_pair(rest) {
+        found.take(name, value);
+        rest = behind;
+    }
+    Some(found.head())
+}
+
+/// A name, its value and what is behind them; lengths above 127 have four bytes.
+fn fastcgi_pair(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    fn length(bytes: &[u8]) -> Option<(usize, &[u8])> {
+        match bytes {
+            [short @ 0..=127, rest @ ..] => Some((usize::from(*short), rest)),
+            [a, b, c, d, rest @ ..] => {
+                let long = u32::from_be_bytes([*a & 127, *b, *c, *d]);
+                Some((usize::try_from(long).ok()?, rest))
+            }
+            _ => None,
+        }
+    }
+    let (name, rest) = length(bytes)?;
+    let (value, rest) = length(rest)?;
+    let (name, rest) = rest.split_at_checked(name)?;
+    let (value, rest) = rest.split_at_checked(value)?;
+    Some((name, value, rest))
+}
+
+/// A netstring of names and values, each ended by a zero; the first is `CONTENT_LENGTH` (SCGI, "Request Format").
+fn scgi(bytes: &[u8]) -> Option<Head> {
+    let (length, rest) = split_at(bytes, b':')?;
+    let is_number = (1..=6).contains(&length.len()) && length.iter().all(u8::is_ascii_digit);
+    if !is_number || !rest.starts_with(b"CONTENT_LENGTH\0") {
+        return None;
+    }
+    let mut found = Parameters::default();
+    let mut rest = rest;
+    while let Some((name, behind)) = split_at(rest, 0)
+        && let Some((value, behind)) = split_at(behind, 0)
+    {
+        found.take(name, value);
+        rest = behind;
+    }
+    Some(found.head())
+}
+
+/// Four bytes (modifier, size, modifier), then names and values, each behind its length (the uwsgi protocol).
+fn uwsgi(bytes: &[u8]) -> Option<Head> {
+    let [_, _, _, _, rest @ ..] = bytes else {
+        return None;
+    };
+    let part = |bytes: &'_ [u8]| -> Option<(usize, usize)> {
+        let length = usize::from(u16::from_le_bytes([*bytes.first()?, *bytes.get(1)?]));
+        (bytes.len() >= 2 + length).then_some((2, 2 + length))
+    };
+    let mut found = Parameters::default();
+    let mut rest = rest;
+    while let Some((name_from, name_to)) = part(rest)
+        && let Some((value_from, value_to)) = part(&rest[name_to..])
+    {
+        let name = &rest[name_from..name_to];
+        let is_name = (1..=64).contains(&name.len())
+            && name
+                .iter()
+                .all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || *byte == b'_');
+        if !is_name {
+            return None;
+        }
+        found.take(name, &rest[name_to + value_from..name_to + value_to]);
+        rest = &rest[name_to + value_to..];
+    }
+    // Nothing but its parameters' names tells it from other bytes.
+    (found.method.is_some() && found.uri.as_ref().or(found.path.as_ref()).is_some()).then(|| found.head())
+}
+
+/// What a request is known by among CGI's parameters.
+#[derive(Default)]
+struct Parameters {
+    method: Option<String>,
+    uri: Option<String>,
+    path: Option<String>,
+    host: Option<String>,
+    client: Option<String>,
+}
+
+impl Parameters {
+    fn take(&mut self, name: &[u8], value: &[u8]) {
+        let place = match name {
+            b"REQUEST_METHOD" => &mut self.method,
+            b"REQUEST_URI" => &mut self.uri,
+            b"DOCUMENT_URI" | b"PATH_INFO" | b"SCRIPT_NAME" => &mut self.path,
+            b"HTTP_HOST" => &mut self.host,
+            b"REMOTE_ADDR" => &mut self.client,
+            _ => return,
+        };
+        if place.is_none() && !value.is_empty() {
+            *place = Some(text(without_query(value)));
+        }
+    }
+
+    fn head(self) -> Head {
+        Head {
+            method: self.method,
+            path: self.uri.or(self.path),
+            host: self.host,
+            client: self.client,
+            status: None,
+        }
+    }
+}
+
+/// The status of an answer; `None` for an interim one, and where it is not surely said.
+fn status(protocol: Protocol, bytes: &[u8]) -> Option<u16> {
+    match protocol {
+        Protocol::Http => status_line(bytes),
+        Protocol::Uwsgi | Protocol::Scgi => status_line(bytes).or_else(|| cgi_status(bytes)),
+        Protocol::FastCgi => {
+            let mut bytes = bytes;
+            // What it says to stderr comes first.
+            while let Some((_, behind)) = fastcgi_record(bytes, FASTCGI_STDERR) {
+                bytes = behind;
+            }
+            cgi_status(fastcgi_record(bytes, FASTCGI_STDOUT)?.0)
+        }
+    }
+}
+
+/// `HTTP/1.1 502 Bad Gateway`.
+fn status_line(bytes: &[u8]) -> Option<u16> {
+    let rest = bytes.strip_prefix(b"HTTP/")?;
+    let (_, rest) = split_at(rest, b' ')?;
+    number(rest).filter(|status| *status >= 200 || *status == 101)
+}
+
+/// CGI's `Status: 502`; without one it is 200, which is known when the end of the headers is.
+fn cgi_status(bytes: &[u8]) -> Option<u16> {
+    let mut rest = bytes;
+    loop {
+        const NAME: usize = b"status:".len();
+        if let Some((name, value)) = rest.split_at_checked(NAME)
+            && name.eq_ignore_ascii_case(b"status:")
+        {
+            return number(value.trim_ascii_start());
+        }
+        let (line, behind) = split_at(rest, b'\n')?;
+        if line.is_empty() || line == b"\r" {
+            return (rest.len() < bytes.len()).then_some(200);
+        }
+        if !line.contains(&b':') {
+            return None;
+        }
+        rest = behind;
+    }
+}
+
+/// The three digits that a status begins with.
+fn number(bytes: &[u8]) -> Option<u16> {
+    match bytes {
+        [a @ b'1'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9', rest @ ..]
+            if !rest.first().is_some_and(u8::is_ascii_digit) =>
+        {
+            Some(u16::from(a - b'0') * 100 + u16::from(b - b'0') * 10 + u16::from(c - b'0'))
+        }
+        _ => None,
+    }
+}
+
+fn without_query(target: &[u8]) -> &[u8] {
+    let end = target.iter().position(|byte| matches!(byte, b'?' | b'#'));
+    &target[..end.unwrap_or(target.len())]
+}
+
+/// What is before and behind the first of these.
+fn split_at(bytes: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
+    let found = bytes.iter().position(|byte| *byte == at)?;
+    Some((&bytes[..found], &bytes[found + 1..]))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests;
