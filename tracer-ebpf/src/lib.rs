@@ -728,8 +728,14 @@ pub mod switch {
     pub const PREEMPTIBLE: u32 = 1;
     /// And in a function's program.
     pub const FUNCTIONS_PREEMPTIBLE: u32 = 2;
+    /// The descriptor that the tracer closes to see where a system call's registers are.
+    pub const CLOSED: u32 = 3;
+    /// Where they are, as it was seen: [`BY_HELPER`], or so far above the bottom of a task's stack; 0: not found.
+    pub const REGISTERS: u32 = 4;
+    /// In [`REGISTERS`]: `bpf_task_pt_regs` tells.
+    pub const BY_HELPER: u32 = u32::MAX;
     /// How many there are.
-    pub const N: u32 = 3;
+    pub const N: u32 = 5;
 }
 
 /// One event, told from any other of its task that can interrupt it.
@@ -919,6 +925,7 @@ offsets! {
     unix_addr: "unix_sock.addr",
     unix_peer: "unix_sock.peer",
     unix_address_name: "unix_address.name",
+    task_stack: "task_struct.stack",
     task_pid: "task_struct.pid",
     task_tgid: "task_struct.tgid",
     task_comm: "task_struct.comm",
@@ -937,6 +944,7 @@ offsets! {
     selinux_result: "selinux_audit_data.result",
     regs_orig_ax: "pt_regs.orig_ax",
     regs_syscallno: "pt_regs.syscallno",
+    regs_di: "pt_regs.di",
     regs_si: "pt_regs.si",
     regs_regs: "pt_regs.regs",
 }
@@ -969,7 +977,13 @@ pub struct Settings {
     pub slot_unix_connect: u32,
     /// See above.
     pub slot_accept: u32,
-    /// The number of `sendto`; 0: the system call cannot be asked for (`bpf_task_pt_regs`, 5.15).
+    /// 1: there is `bpf_task_pt_regs` (5.15).
+    pub has_task_pt_regs: u32,
+    /// The size of `pt_regs`, which lie at the top of a task's stack.
+    pub size_pt_regs: u32,
+    /// The number of `close`.
+    pub number_close: u32,
+    /// The number of `sendto`.
     pub number_sendto: u32,
     /// The number of `writev`; 0: no request's beginning is taken.
     pub number_writev: u32,
@@ -987,6 +1001,8 @@ pub struct Settings {
     pub verbose: u32,
     /// 1: only what nginx's own processes execute can become one of them, as for `--pid NUMBER`.
     pub by_parentage: u32,
+    /// Padding.
+    pub pad: u32,
     /// One byte per drop reason: 1 = of interest.
     pub drop_wanted: [u8; DROP_REASONS],
 }

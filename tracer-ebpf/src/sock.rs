@@ -12,10 +12,10 @@ use aya_ebpf::{
     },
     programs::{BtfTracePointContext, FExitContext},
 };
-use tracer_ebpf::{ABSENT, COMM_LEN, PATH_LEN, REQUEST_LEN, RESPONSE_LEN, TaskInfo, task};
+use tracer_ebpf::{ABSENT, COMM_LEN, PATH_LEN, REQUEST_LEN, RESPONSE_LEN, TaskInfo, switch, task};
 use zerocopy::FromBytes;
 
-use crate::maps::{offset, setting};
+use crate::maps::{SWITCHES, offset, setting};
 
 pub const ESTABLISHED: u8 = 1;
 pub const SYN_SENT: u8 = 2;
@@ -485,14 +485,72 @@ pub fn is_main_thread() -> bool {
     both as u32 == (both >> 32) as u32
 }
 
-/// The current task's registers as its system call found them; 0 where they cannot be asked for.
+/// The sizes that a task's stack has on kernels of today (`THREAD_SIZE`: 16 KiB on x86-64 and most of arm64).
+const STACK_SIZES: [u32; 4] = [0x4000, 0x8000, 0x2000, 0x1_0000];
+
+/// The current task's registers as its system call found them; 0 where they were not found.
 #[inline(always)]
 fn registers() -> u64 {
-    if setting!(number_sendto) == 0 {
+    let at = switched(switch::REGISTERS);
+    if at == 0 {
+        0
+    } else if at == switch::BY_HELPER {
+        registers_by_helper()
+    } else {
+        stack() + u64::from(at)
+    }
+}
+
+#[inline(always)]
+fn registers_by_helper() -> u64 {
+    if setting!(has_task_pt_regs) == 0 {
         return 0;
     }
     // SAFETY: the one helper has no preconditions, the other takes what the first gives.
     unsafe { generated::bpf_task_pt_regs(generated::bpf_get_current_task_btf()) as u64 }
+}
+
+/// The bottom of the current task's stack.
+#[inline(always)]
+fn stack() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    read(unsafe { bpf_get_current_task() }, offset!(task_stack))
+}
+
+/// Where a system call's registers are, seen in one that is known: the close of the descriptor `closed`. 0: this is
+/// another, or they are nowhere.
+#[inline(always)]
+pub fn find_registers(closed: u32) -> u32 {
+    let is_it = |registers: u64| {
+        call_number(registers) == setting!(number_close) && argument(registers, 0) == u64::from(closed)
+    };
+    if setting!(has_task_pt_regs) != 0 {
+        return if is_it(registers_by_helper()) {
+            switch::BY_HELPER
+        } else {
+            0
+        };
+    }
+    // As `task_pt_regs()` finds them (arch/x86/include/asm/processor.h, arch/arm64/include/asm/processor.h, 5.10).
+    let stack = stack();
+    let mut found = 0;
+    for size in STACK_SIZES {
+        let at = size - setting!(size_pt_regs);
+        if found == 0 && is_it(stack + u64::from(at)) {
+            found = at;
+        }
+    }
+    found
+}
+
+/// The value of a switch.
+#[inline(always)]
+fn switched(index: u32) -> u32 {
+    match SWITCHES.get_ptr(index) {
+        // SAFETY: a value of an array.
+        Some(value) => unsafe { *value },
+        None => 0,
+    }
 }
 
 /// The number of the system call behind [`registers`].
@@ -506,12 +564,14 @@ fn call_number(registers: u64) -> u32 {
     read(registers, at)
 }
 
-/// Its second argument.
+/// Its first (0) or second (1) argument.
 #[inline(always)]
-fn second_argument(registers: u64) -> u64 {
+fn argument(registers: u64, n: usize) -> u64 {
     if offset!(regs_si) == ABSENT {
-        // `regs[1]`.
-        read::<[u64; 2]>(registers, offset!(regs_regs))[1]
+        return read::<[u64; 2]>(registers, offset!(regs_regs))[n];
+    }
+    if n == 0 {
+        read(registers, offset!(regs_di))
     } else {
         read(registers, offset!(regs_si))
     }
@@ -536,7 +596,7 @@ pub fn take_sent(into: &mut [u8; REQUEST_LEN]) -> u16 {
         return 0;
     }
     // A `struct iovec`, as the system call's interface has it.
-    let Some([base, len]) = read_user::<[u64; 2]>(second_argument(registers)) else {
+    let Some([base, len]) = read_user::<[u64; 2]>(argument(registers, 1)) else {
         return 0;
     };
     take(into, base, len)
@@ -553,7 +613,7 @@ pub fn take_received(into: &mut [u8; RESPONSE_LEN], n: u32) -> u16 {
     if registers == 0 || call_number(registers) != setting!(number_recvfrom) {
         return 0;
     }
-    take(into, second_argument(registers), u64::from(n))
+    take(into, argument(registers, 1), u64::from(n))
 }
 
 /// Copies the first of `len` bytes of the current task's memory.

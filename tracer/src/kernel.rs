@@ -21,7 +21,11 @@ use aya::{
         BtfTracePoint, FEntry, FExit, Iter, KProbe, Program, ProgramError, UProbe, uprobe::UProbeScope,
     },
 };
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::{
+    fcntl::{FcntlArg, fcntl},
+    sys::socket::{AddressFamily, SockFlag, SockType, socket},
+    unistd::close,
+};
 use tracer_ebpf::{
     COMM_LEN, DROP_PLACES, DROP_REASONS, Endpoint, EndpointUse, NEIGHBOUR_PLACE, Settings, SignalSent,
     WANTED_BY_PLACE, Worker, conn, counter, switch, understudy,
@@ -92,6 +96,7 @@ pub struct Kernel {
     uprobe_loaded: bool,
     heard: BTreeSet<PathBuf>,
     preemption: Preemption,
+    reads_registers: bool,
     /// How often understudies worked while their program was not attached yet.
     stood_in_alone: [u64; understudy::N as usize],
     missed: BTreeMap<String, u64>,
@@ -117,6 +122,8 @@ pub enum Uncut {
 
 /// The number of `sendto`, which nginx's send() is.
 const SENDTO: u32 = nix::libc::SYS_sendto as u32;
+/// The number of `close`.
+const CLOSE: u32 = nix::libc::SYS_close as u32;
 /// The number of `writev`, by which nginx sends a request.
 const WRITEV: u32 = nix::libc::SYS_writev as u32;
 /// The number of `recvfrom`, which nginx's recv() is, by which it reads the beginning of an answer.
@@ -193,11 +200,12 @@ impl Kernel {
             uprobe_loaded: false,
             heard: BTreeSet::new(),
             preemption: Preemption::default(),
+            reads_registers: false,
             stood_in_alone: [0; understudy::N as usize],
             missed: BTreeMap::new(),
             counted: [0; counter::N as usize],
         };
-        kernel.preemption = kernel.ask_preemption(&btf)?;
+        kernel.let_a_program_tell(&btf)?;
         for hook in PLAN {
             let status = if options.without.contains(hook.sees) {
                 Err("left out with --without".to_owned())
@@ -236,11 +244,8 @@ impl Kernel {
             .iter()
             .any(|hook| hook.sees == UNIX_CLOSES && hook.how.is_some())
         {
-            let switches = kernel
-                .ebpf
-                .map_mut("SWITCHES")
-                .context("no map SWITCHES in the object")?;
-            Array::<_, u32>::try_from(switches)?
+            kernel
+                .switches()?
                 .set(switch::UNIX_CLOSES, 1, 0)
                 .context("telling the programs that they see unix sockets close")?;
         }
@@ -262,11 +267,8 @@ impl Kernel {
         let bytes = bytes.and_then(|hook| hook.how.as_deref()).unwrap_or_default();
         if !options.takes_requests {
             Err("left out with --capture off".to_owned())
-        } else if !self.layout.tells_syscalls {
-            Err(
-                "this kernel does not show the arguments of a system call (bpf_task_pt_regs, Linux 5.15)"
-                    .to_owned(),
-            )
+        } else if !self.reads_registers {
+            Err("the arguments of a system call were not found on this kernel".to_owned())
         } else if !bytes.contains("send") {
             Err("what nginx sends is not seen".to_owned())
         } else {
@@ -274,11 +276,23 @@ impl Kernel {
         }
     }
 
-    /// Whether a task can preempt another one in a program. At a tracepoint: asked of the kernel by letting one run. At a
-    /// function nothing keeps it from that but a kernel that does not preempt at all, as one without `preempt_schedule`
-    /// (one that could but is told not to, as `preempt=voluntary`, cannot be told from here).
-    fn ask_preemption(&mut self, btf: &Btf) -> Result<Preemption> {
-        const PROGRAM: &str = "preemption_told";
+    /// Whether the arguments of a system call were found: until then nothing is made of them.
+    #[must_use]
+    pub fn reads_registers(&self) -> bool {
+        self.reads_registers
+    }
+
+    /// Lets a program tell how this kernel does things, on a socket that is closed for it.
+    ///
+    /// Whether a task can preempt another one in a tracepoint's program. In a function's nothing keeps it from that but a
+    /// kernel that does not preempt at all, as one without `preempt_schedule` (one that could but is told not to, as
+    /// `preempt=voluntary`, cannot be told from here).
+    ///
+    /// And where the registers of a system call are: this close, and of this descriptor, must be what they say.
+    fn let_a_program_tell(&mut self, btf: &Btf) -> Result<()> {
+        const PROGRAM: &str = "kernel_told";
+        /// At least so high a number the descriptor has: a word that is not everywhere in memory.
+        const DISTINCT: i32 = 700;
         self.attach_program(PROGRAM, Attach::Tracepoint("tcp_destroy_sock"), btf, &[])
             .map_err(|error| anyhow!("cannot see connections: {}", one_line(PROGRAM, &error)))?;
         let socket = socket(
@@ -288,22 +302,39 @@ impl Kernel {
             None,
         )
         .context("opening a socket")?;
+        let distinct = fcntl(&socket, FcntlArg::F_DUPFD_CLOEXEC(DISTINCT))
+            .context("opening a socket once more (needs room for 700 open files, ulimit -n)")?;
         drop(socket);
+        self.switches()?
+            .set(switch::CLOSED, u32::try_from(distinct).unwrap_or(0), 0)
+            .context("telling a program what is closed")?;
+        close(distinct).context("closing a socket")?;
         self.unload(PROGRAM);
-        let switches = self
+        let functions = self.layout.is_preemptible;
+        let mut switches = self.switches()?;
+        let tracepoints = switches.get(&switch::PREEMPTIBLE, 0)? != 0;
+        let registers = switches.get(&switch::REGISTERS, 0)?;
+        switches
+            .set(switch::FUNCTIONS_PREEMPTIBLE, u32::from(functions), 0)
+            .context("telling the programs that they can be preempted")?;
+        self.reads_registers = registers != 0;
+        self.preemption = Preemption {
+            tracepoints,
+            functions,
+        };
+        log::info!(
+            "programs can be preempted: {:?}; registers at {registers:#x}",
+            self.preemption
+        );
+        Ok(())
+    }
+
+    fn switches(&mut self) -> Result<Array<&mut MapData, u32>> {
+        let map = self
             .ebpf
             .map_mut("SWITCHES")
             .context("no map SWITCHES in the object")?;
-        let mut switches = Array::<_, u32>::try_from(switches)?;
-        let preemption = Preemption {
-            tracepoints: switches.get(&switch::PREEMPTIBLE, 0)? != 0,
-            functions: self.layout.is_preemptible,
-        };
-        switches
-            .set(switch::FUNCTIONS_PREEMPTIBLE, u32::from(preemption.functions), 0)
-            .context("telling the programs that they can be preempted")?;
-        log::info!("programs can be preempted: {preemption:?}");
-        Ok(preemption)
+        Ok(Array::try_from(map)?)
     }
 
     fn attach_hook(
@@ -728,8 +759,7 @@ fn settings(layout: &Layout, options: &KernelOptions, places: &BTreeMap<&str, (u
     // What an fexit program's function returned lies behind its last argument. No program whose function is missing
     // is loaded.
     let slot = |name: &str| layout.functions.get(name).map_or(0, |arity| *arity as u32);
-    let takes_requests =
-        layout.tells_syscalls && options.takes_requests && !options.without.contains(REQUESTS);
+    let takes_requests = options.takes_requests && !options.without.contains(REQUESTS);
     Settings {
         drop_places,
         slot_tcp_sendmsg: slot("tcp_sendmsg"),
@@ -742,7 +772,10 @@ fn settings(layout: &Layout, options: &KernelOptions, places: &BTreeMap<&str, (u
         slot_inet_connect: slot("inet_stream_connect"),
         slot_unix_connect: slot("unix_stream_connect"),
         slot_accept: slot("inet_csk_accept"),
-        number_sendto: if layout.tells_syscalls { SENDTO } else { 0 },
+        has_task_pt_regs: u32::from(layout.has_task_pt_regs),
+        size_pt_regs: layout.size_pt_regs,
+        number_close: CLOSE,
+        number_sendto: SENDTO,
         number_writev: if takes_requests { WRITEV } else { 0 },
         number_recvfrom: if takes_requests { RECVFROM } else { 0 },
         reset_has_reason: u32::from(reset_has_reason),
@@ -751,6 +784,7 @@ fn settings(layout: &Layout, options: &KernelOptions, places: &BTreeMap<&str, (u
         lines_heard: u32::from(!options.without.contains("nginx-log")),
         verbose: u32::from(options.verbose),
         by_parentage: u32::from(options.by_parentage),
+        pad: 0,
         drop_wanted,
     }
 }

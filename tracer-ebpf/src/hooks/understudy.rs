@@ -27,7 +27,7 @@ use tracer_ebpf::{Happening, Note, Notes, switch, understudy};
 use crate::{
     maps::{NOTES, STOOD_IN, SWITCHES, offset},
     output::add_one,
-    sock::read,
+    sock::{find_registers, read},
 };
 
 /// The event is told by the object that is its first argument.
@@ -218,17 +218,30 @@ macro_rules! with_understudy {
 }
 pub(super) use with_understudy;
 
-/// `trace_tcp_destroy_sock(struct sock *sk)`: run once at the beginning, on a socket of user space's. Where a program keeps
-/// its task from moving to another CPU, it does so because the task can be preempted.
+/// `trace_tcp_destroy_sock(struct sock *sk)`: run once at the beginning, on a socket that user space closes. Where a program
+/// keeps its task from moving to another CPU, it does so because the task can be preempted; and where the registers of a
+/// system call are is seen in one that is known.
 #[btf_tracepoint(function = "tcp_destroy_sock")]
-pub fn preemption_told(_ctx: BtfTracePointContext) -> i32 {
+pub fn kernel_told(_ctx: BtfTracePointContext) -> i32 {
     // SAFETY: the helper has no preconditions.
     let task = unsafe { bpf_get_current_task() };
-    if read::<u16>(task, offset!(task_migration_disabled)) != 0
-        && let Some(value) = SWITCHES.get_ptr_mut(switch::PREEMPTIBLE)
-    {
+    if read::<u16>(task, offset!(task_migration_disabled)) != 0 {
+        set(switch::PREEMPTIBLE, 1);
+    }
+    if let Some(closed) = SWITCHES.get_ptr(switch::CLOSED) {
         // SAFETY: a value of an array.
-        unsafe { *value = 1 };
+        let found = find_registers(unsafe { *closed });
+        if found != 0 {
+            set(switch::REGISTERS, found);
+        }
     }
     0
+}
+
+#[inline(always)]
+fn set(index: u32, to: u32) {
+    if let Some(value) = SWITCHES.get_ptr_mut(index) {
+        // SAFETY: a value of an array.
+        unsafe { *value = to };
+    }
 }

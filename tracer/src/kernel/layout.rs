@@ -26,8 +26,10 @@ pub struct Layout {
     pub drop_reasons: BTreeMap<u32, String>,
     /// `enum sk_rst_reason` by number; empty before 6.10.
     pub reset_reasons: BTreeMap<u32, String>,
-    /// A program can ask which system call its task is in: since 5.15.
-    pub tells_syscalls: bool,
+    /// The size of `struct pt_regs`; 0: this kernel has none.
+    pub size_pt_regs: u32,
+    /// Whether programs may call `bpf_task_pt_regs` (5.15).
+    pub has_task_pt_regs: bool,
     /// The kernel is built so that a task in it can be preempted: it has `preempt_schedule` (`CONFIG_PREEMPTION`).
     pub is_preemptible: bool,
 }
@@ -57,6 +59,7 @@ const OPTIONAL: &[&str] = &[
     "task_migration_disabled",
     "regs_orig_ax",
     "regs_syscallno",
+    "regs_di",
     "regs_si",
     "regs_regs",
 ];
@@ -84,12 +87,16 @@ impl Layout {
         let mut functions = BTreeMap::new();
         let wanted = plan::functions();
         let mut is_preemptible = false;
+        let mut size_pt_regs = 0;
         let mut enums = BTreeMap::new();
         for (id, variant) in types.get() {
             match variant {
                 TypeVariant::Struct(found) => {
                     if let Some(name) = found.name() {
                         structs.entry(name.clone()).or_insert(*id);
+                        if name == "pt_regs" {
+                            size_pt_regs = u32::try_from(*found.size()).unwrap_or(0);
+                        }
                     }
                 }
                 TypeVariant::Typedef(found) => {
@@ -151,7 +158,8 @@ impl Layout {
             is_preemptible,
             drop_reasons: enums.remove("skb_drop_reason").unwrap_or_default(),
             reset_reasons: enums.remove("sk_rst_reason").unwrap_or_default(),
-            tells_syscalls: enums
+            size_pt_regs,
+            has_task_pt_regs: enums
                 .get("bpf_func_id")
                 .is_some_and(|helpers| helpers.values().any(|name| name == "BPF_FUNC_task_pt_regs")),
         })

@@ -814,7 +814,7 @@ impl Live {
     }
 
     fn tell_config(&mut self, at: Ktime, master: Pid, since: Ktime, config: &Config) {
-        let tells_syscalls = self.kernel.layout.tells_syscalls;
+        let tells_syscalls = self.kernel.reads_registers();
         let how = |peer: &ConfiguredPeer| match peer.via.as_deref()? {
             "https" if !peer.upgrades => Some(Uncut::ByAnswer),
             "https" | "grpc" | "stream" | "suwsgi" => Some(Uncut::Whole),
