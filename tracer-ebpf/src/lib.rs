@@ -16,7 +16,7 @@ pub const PATH_LEN: usize = 108;
 /// How much of a request's beginning is taken: what FastCGI's parameters need to reach the Host behind the others.
 pub const REQUEST_LEN: usize = 640;
 /// How much of an answer's beginning is taken: a status, which may be behind another header.
-pub const RESPONSE_LEN: usize = 160;
+pub const RESPONSE_LEN: usize = 256;
 /// Length of a task's name in the kernel.
 pub const COMM_LEN: usize = 16;
 /// An offset that the running kernel's BTF does not have.
@@ -947,6 +947,7 @@ offsets! {
     regs_di: "pt_regs.di",
     regs_si: "pt_regs.si",
     regs_regs: "pt_regs.regs",
+    regs_orig_x0: "pt_regs.orig_x0",
 }
 
 /// What user space decides before the programs are loaded.

@@ -1325,20 +1325,15 @@ impl Engine {
         let before = match line.and_then(|line| line.follows) {
             Some(Follows::Other) => None,
             Some(Follows::Failure(of)) => {
-                let (number, n) = find_retry(&self.tries, Some(of))?;
-                let known = of_client.filter(|before| before.number == number);
-                Some(known.cloned().unwrap_or_else(|| ClientTry {
-                    number,
-                    n: n.saturating_sub(1),
-                    at,
-                    is_last: false,
-                    upstream: None,
-                    upstreams: Vec::new(),
-                }))
+                let (number, _) = find_retry(&self.tries, Some(of))?;
+                of_client.filter(|before| before.number == number)
             }
-            None => of_client.filter(|before| at.since(before.at) <= HANDLER).cloned(),
+            None => of_client,
         };
-        before.filter(|before| !before.is_last)
+        // What its worker does over UDP (HTTP/3) is no event of its own: without a bound it could be an earlier request's.
+        before
+            .filter(|before| !before.is_last && at.since(before.at) <= HANDLER)
+            .cloned()
     }
 
     fn resolver_says(&mut self, worker: Pid, at: Ktime, said: &Said) {
@@ -1613,7 +1608,7 @@ impl Engine {
         attempt.request = Some(Request {
             method: method.or(sent.method),
             path: path.or(sent.path),
-            host: log.host.clone().or(sent.host),
+            host: log.host.clone().or(sent.host.filter(|_| log.request.is_none())),
             status: sent.status,
             client: log.client.clone().or(sent.client),
         });

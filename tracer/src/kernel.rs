@@ -10,6 +10,7 @@ pub mod table;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    os::fd::IntoRawFd as _,
     path::PathBuf,
 };
 
@@ -302,13 +303,18 @@ impl Kernel {
             None,
         )
         .context("opening a socket")?;
-        let distinct = fcntl(&socket, FcntlArg::F_DUPFD_CLOEXEC(DISTINCT))
-            .context("opening a socket once more (needs room for 700 open files, ulimit -n)")?;
-        drop(socket);
+        // Where no more than so many files may be open, its own number has to do.
+        let closed = match fcntl(&socket, FcntlArg::F_DUPFD_CLOEXEC(DISTINCT)) {
+            Ok(number) => {
+                drop(socket);
+                number
+            }
+            Err(_) => socket.into_raw_fd(),
+        };
         self.switches()?
-            .set(switch::CLOSED, u32::try_from(distinct).unwrap_or(0), 0)
+            .set(switch::CLOSED, u32::try_from(closed).unwrap_or(0), 0)
             .context("telling a program what is closed")?;
-        close(distinct).context("closing a socket")?;
+        close(closed).context("closing a socket")?;
         self.unload(PROGRAM);
         let functions = self.layout.is_preemptible;
         let mut switches = self.switches()?;

@@ -319,16 +319,17 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// The status that the answer of its backend had, where it was read.
+    /// The status that the answer of its backend had, where it was read. What a `stream` carries is nobody's request.
     #[must_use]
     pub fn status(&self) -> Option<u16> {
-        self.request.as_ref()?.status
+        let is_stream = self.via.as_deref() == Some("stream");
+        self.request.as_ref().filter(|_| !is_stream)?.status
     }
 
     /// The backend itself answered with an error (5xx): not a failed attempt, and nothing that nginx logs.
     #[must_use]
     pub fn is_answered_with_error(&self) -> bool {
-        self.outcome == Outcome::Ok && self.status().is_some_and(|status| status >= 500)
+        self.outcome == Outcome::Ok && self.status().is_some_and(|status| (500..600).contains(&status))
     }
 }
 

@@ -396,8 +396,7 @@ impl Watch {
                 about: about(upstream, peer),
                 at: None,
                 summary: format!(
-                    "{peer} of {upstream} itself answered {} with an error ({}): nginx passes such an answer on and \
-                     logs nothing about it",
+                    "{peer} of {upstream} itself answered {} with an error ({}), about which nginx logs nothing",
                     counted(errors, "request"),
                     by_status.join(", ")
                 ),

@@ -4,6 +4,7 @@
 //! `stream` carries). A query string ends the path, and nothing else of headers or bodies leaves this module.
 
 use serde::{Deserialize, Serialize};
+use tracer_ebpf::REQUEST_LEN;
 
 /// What the beginning of a request says; `None` where it lies behind what was taken, or is not said.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,9 +56,16 @@ fn http(bytes: &[u8]) -> Option<Head> {
     if !is_method || !matches!(rest.first(), Some(b'/' | b'*')) {
         return None;
     }
-    let (target, behind) =
-        split_at(rest, b' ').map_or((rest, None), |(target, behind)| (target, Some(behind)));
-    if behind.is_some_and(|behind| !b"HTTP/1.".starts_with(&behind[..behind.len().min(7)])) {
+    // What is not there lies behind what was taken, and nowhere else.
+    let is_cut = bytes.len() >= REQUEST_LEN;
+    let (target, behind) = match split_at(rest, b' ') {
+        Some((target, behind)) => (target, Some(behind)),
+        None if is_cut => (rest, None),
+        None => return None,
+    };
+    let is_version =
+        |behind: &[u8]| behind.starts_with(b"HTTP/1.") || (is_cut && b"HTTP/1.".starts_with(behind));
+    if behind.is_some_and(|behind| !is_version(behind)) {
         return None;
     }
     let path = without_query(target);
@@ -110,77 +118,96 @@ fn fastcgi(bytes: &[u8]) -> Option<Head> {
     let (begin, behind) = fastcgi_record(bytes, FASTCGI_BEGIN)?;
     let (mut rest, _) = fastcgi_record(behind, FASTCGI_PARAMS).filter(|_| begin.len() == 8)?;
     let mut found = Parameters::default();
-    while let Some((name, value, behind)) = fastcgi_pair(rest) {
-        found.take(name, value);
-        rest = behind;
+    while let Some((name, value)) = fastcgi_pair(rest) {
+        found.take(name, &value);
+        if value.is_cut {
+            break;
+        }
+        rest = value.behind;
     }
-    Some(found.head())
+    Some(found.head(bytes.len() < REQUEST_LEN))
 }
 
-/// A name, its value and what is behind them; lengths above 127 have four bytes.
-fn fastcgi_pair(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
-    fn length(bytes: &[u8]) -> Option<(usize, &[u8])> {
-        match bytes {
-            [short @ 0..=127, rest @ ..] => Some((usize::from(*short), rest)),
-            [a, b, c, d, rest @ ..] => {
-                let long = u32::from_be_bytes([*a & 127, *b, *c, *d]);
-                Some((usize::try_from(long).ok()?, rest))
-            }
-            _ => None,
-        }
-    }
-    let (name, rest) = length(bytes)?;
-    let (value, rest) = length(rest)?;
+fn fastcgi_pair(bytes: &[u8]) -> Option<(&[u8], Value<'_>)> {
+    let (name, rest) = fastcgi_length(bytes)?;
+    let (value, rest) = fastcgi_length(rest)?;
     let (name, rest) = rest.split_at_checked(name)?;
-    let (value, rest) = rest.split_at_checked(value)?;
-    Some((name, value, rest))
+    Some((name, Value::of(rest, value)))
+}
+
+/// A length, of one byte or, above 127, of four, and what is behind it.
+fn fastcgi_length(bytes: &[u8]) -> Option<(usize, &[u8])> {
+    match bytes {
+        [short @ 0..=127, rest @ ..] => Some((usize::from(*short), rest)),
+        [a, b, c, d, rest @ ..] => {
+            let long = u32::from_be_bytes([*a & 127, *b, *c, *d]);
+            Some((usize::try_from(long).ok()?, rest))
+        }
+        _ => None,
+    }
 }
 
 /// A netstring of names and values, each ended by a zero; the first is `CONTENT_LENGTH` (SCGI, "Request Format").
 fn scgi(bytes: &[u8]) -> Option<Head> {
-    let (length, rest) = split_at(bytes, b':')?;
+    let (length, mut rest) = split_at(bytes, b':')?;
     let is_number = (1..=6).contains(&length.len()) && length.iter().all(u8::is_ascii_digit);
     if !is_number || !rest.starts_with(b"CONTENT_LENGTH\0") {
         return None;
     }
     let mut found = Parameters::default();
-    let mut rest = rest;
-    while let Some((name, behind)) = split_at(rest, 0)
-        && let Some((value, behind)) = split_at(behind, 0)
-    {
-        found.take(name, value);
-        rest = behind;
+    while let Some((name, behind)) = split_at(rest, 0) {
+        let end = behind.iter().position(|byte| *byte == 0);
+        let value = Value::of(behind, end.unwrap_or(usize::MAX));
+        found.take(name, &value);
+        if value.is_cut {
+            break;
+        }
+        rest = value.behind.get(1..).unwrap_or_default();
     }
-    Some(found.head())
+    Some(found.head(bytes.len() < REQUEST_LEN))
 }
 
 /// Four bytes (modifier, size, modifier), then names and values, each behind its length (the uwsgi protocol).
 fn uwsgi(bytes: &[u8]) -> Option<Head> {
-    let [_, _, _, _, rest @ ..] = bytes else {
-        return None;
-    };
-    let part = |bytes: &'_ [u8]| -> Option<(usize, usize)> {
-        let length = usize::from(u16::from_le_bytes([*bytes.first()?, *bytes.get(1)?]));
-        (bytes.len() >= 2 + length).then_some((2, 2 + length))
-    };
+    let length = |bytes: &[u8]| Some(usize::from(u16::from_le_bytes([*bytes.first()?, *bytes.get(1)?])));
+    let is_letter = |byte: &u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || *byte == b'_';
+    let mut rest = bytes.get(4..)?;
     let mut found = Parameters::default();
-    let mut rest = rest;
-    while let Some((name_from, name_to)) = part(rest)
-        && let Some((value_from, value_to)) = part(&rest[name_to..])
+    while let Some(n) = length(rest)
+        && let Some((name, behind)) = rest[2..].split_at_checked(n)
     {
-        let name = &rest[name_from..name_to];
-        let is_name = (1..=64).contains(&name.len())
-            && name
-                .iter()
-                .all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || *byte == b'_');
-        if !is_name {
+        if !(1..=64).contains(&name.len()) || !name.iter().all(is_letter) {
             return None;
         }
-        found.take(name, &rest[name_to + value_from..name_to + value_to]);
-        rest = &rest[name_to + value_to..];
+        let Some(n) = length(behind) else { break };
+        let value = Value::of(&behind[2..], n);
+        found.take(name, &value);
+        if value.is_cut {
+            break;
+        }
+        rest = value.behind;
     }
     // Nothing but its parameters' names tells it from other bytes.
-    (found.method.is_some() && found.uri.as_ref().or(found.path.as_ref()).is_some()).then(|| found.head())
+    let is_it = found.method.is_some();
+    is_it.then(|| found.head(bytes.len() < REQUEST_LEN))
+}
+
+/// A value, as far as it is there.
+struct Value<'a> {
+    text: &'a [u8],
+    is_cut: bool,
+    behind: &'a [u8],
+}
+
+impl<'a> Value<'a> {
+    fn of(bytes: &'a [u8], length: usize) -> Self {
+        let (text, behind) = bytes.split_at(length.min(bytes.len()));
+        Self {
+            text,
+            is_cut: length > bytes.len(),
+            behind,
+        }
+    }
 }
 
 /// What a request is known by among CGI's parameters.
@@ -194,7 +221,7 @@ struct Parameters {
 }
 
 impl Parameters {
-    fn take(&mut self, name: &[u8], value: &[u8]) {
+    fn take(&mut self, name: &[u8], value: &Value<'_>) {
         let place = match name {
             b"REQUEST_METHOD" => &mut self.method,
             b"REQUEST_URI" => &mut self.uri,
@@ -203,15 +230,20 @@ impl Parameters {
             b"REMOTE_ADDR" => &mut self.client,
             _ => return,
         };
-        if place.is_none() && !value.is_empty() {
-            *place = Some(text(without_query(value)));
+        let known = without_query(value.text);
+        // Of a value that goes on, only a path that has come to its query is whole.
+        let is_whole = !value.is_cut || (name == b"REQUEST_URI" && known.len() < value.text.len());
+        if place.is_none() && is_whole && !known.is_empty() {
+            *place = Some(text(known));
         }
     }
 
-    fn head(self) -> Head {
+    /// `is_whole`: all parameters were there. Otherwise the path that nginx made of the request (`/index.php`) may stand
+    /// before the one that was asked for.
+    fn head(self, is_whole: bool) -> Head {
         Head {
             method: self.method,
-            path: self.uri.or(self.path),
+            path: self.uri.or(self.path.filter(|_| is_whole)),
             host: self.host,
             client: self.client,
             status: None,
@@ -245,6 +277,8 @@ fn status_line(bytes: &[u8]) -> Option<u16> {
 /// CGI's `Status: 502`; without one it is 200, which is known when the end of the headers is.
 fn cgi_status(bytes: &[u8]) -> Option<u16> {
     let mut rest = bytes;
+    // nginx takes an answer with this header for a redirect.
+    let mut implied = 200;
     loop {
         const NAME: usize = b"status:".len();
         if let Some((name, value)) = rest.split_at_checked(NAME)
@@ -254,10 +288,11 @@ fn cgi_status(bytes: &[u8]) -> Option<u16> {
         }
         let (line, behind) = split_at(rest, b'\n')?;
         if line.is_empty() || line == b"\r" {
-            return (rest.len() < bytes.len()).then_some(200);
+            return (rest.len() < bytes.len()).then_some(implied);
         }
-        if !line.contains(&b':') {
-            return None;
+        let (name, _) = split_at(line, b':')?;
+        if name.eq_ignore_ascii_case(b"location") {
+            implied = 302;
         }
         rest = behind;
     }

@@ -62,6 +62,7 @@ const OPTIONAL: &[&str] = &[
     "regs_di",
     "regs_si",
     "regs_regs",
+    "regs_orig_x0",
 ];
 
 impl Layout {

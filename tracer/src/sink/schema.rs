@@ -334,7 +334,8 @@ pub struct Summary {
     pub in_flight: u64,
     /// Attempts that the backend itself answered with 5xx; null: no status was read.
     pub answered_with_error: Option<u64>,
-    /// Answers whose status was not read: over TLS, in HTTP/2, of requests that were sent before the trace began.
+    /// Answers whose status was not read: encrypted or in HTTP/2, to requests that were sent before the trace began, or not
+    /// in the first bytes of the answer.
     pub statuses_unread: u64,
     /// Attempts by upstream, peer, outcome and cause.
     pub counts: Vec<Count>,

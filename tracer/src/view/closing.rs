@@ -100,7 +100,7 @@ pub fn unread(answered_with_error: Option<u64>, statuses_unread: u64) -> Option<
         (None, _) => Some("whether a backend's own answer was an error (5xx): no status was read".to_owned()),
         (Some(_), 0) => None,
         (Some(_), n) => Some(format!(
-            "the status of {}: over TLS or HTTP/2, or to requests sent before the trace began",
+            "the status of {}: encrypted or HTTP/2, to requests sent before the trace began, or not in the first bytes",
             count(n, "answer", "answers"),
         )),
     }

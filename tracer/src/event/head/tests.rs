@@ -138,13 +138,33 @@ fn no_query_cookie_or_body_comes_out_wherever_the_bytes_end() {
 
 #[test]
 fn a_path_that_goes_on_behind_what_was_taken_is_not_said() {
-    let long = [b"GET /".as_slice(), &[b'a'; 600]].concat();
+    let long = [b"GET /".as_slice(), &[b'a'; REQUEST_LEN - 5]].concat();
     let found = read(&long, b"HTTP/1.0 200 OK\r\n").unwrap();
     assert_eq!(
         (found.method.as_deref(), found.path, found.status),
         (Some("GET"), None, Some(200))
     );
     assert_eq!(read(b"GET /a HTTP/1.1\r\nHost: half", b"").unwrap().host, None);
+    // nginx's usual parameters: what it made of the request, then what was asked for.
+    let cut = |uri: &str| {
+        let query = "q".repeat(REQUEST_LEN - 130);
+        let made = [
+            pair("QUERY_STRING", &query),
+            pair("REQUEST_METHOD", "GET"),
+            pair("SCRIPT_NAME", "/index.php"),
+            pair("REQUEST_URI", &format!("{uri}?{query}")),
+        ]
+        .concat();
+        let length = u16::try_from(made.len()).unwrap().to_be_bytes();
+        let begin = [
+            1, 1, 0, 1, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 4, 0, 1, length[0], length[1], 0, 0,
+        ];
+        let mut bytes = [begin.to_vec(), made].concat();
+        bytes.truncate(REQUEST_LEN);
+        read(&bytes, b"").unwrap().path
+    };
+    assert_eq!(cut("/shop").as_deref(), Some("/shop"));
+    assert_eq!(cut(&"/shop".repeat(60)), None);
 }
 
 #[test]
@@ -154,6 +174,8 @@ fn what_is_no_request_says_nothing() {
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"get /lower HTTP/1.1\r\n",
         b"GET /a is a body HTTP/1.1",
+        b"A /token",
+        b"GET /a HTT",
         b"GET nowhere HTTP/1.1\r\n",
         b"EHLO mail.example\r\n",
         b"get key\r\n",
@@ -188,6 +210,7 @@ fn a_status_is_said_only_when_it_is_sure() {
         fastcgi(6, "Content-Type: text/plain\r\nStatus: 500\r\n"),
         Some(500)
     );
+    assert_eq!(fastcgi(6, "Location: /other\r\n\r\n"), Some(302));
     assert_eq!(fastcgi(6, "X-Powered-By: PHP\r\n"), None, "a status may follow");
     assert_eq!(fastcgi(6, "\r\nhi"), None, "no header at all");
     assert_eq!(fastcgi(7, "Status: 500\r\n"), None, "what it says to stderr");
