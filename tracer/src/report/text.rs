@@ -39,7 +39,7 @@ pub fn text(report: &Report, look: &Look) -> String {
     if tally.cancelled > 0 {
         totals.push(format!("{} cancelled", thousands(tally.cancelled)));
     }
-    if let Some(errors) = report.answered_with_error() {
+    if let Some(errors @ 1..) = report.answered_with_error() {
         totals.push(format!("{} answered with an error", thousands(errors)));
     }
     if report.in_flight() > 0 {

@@ -135,7 +135,7 @@ pub fn closing(
     if tally.cancelled > 0 {
         totals.push(format!("{} cancelled", thousands(tally.cancelled)));
     }
-    if let Some(errors) = summary.answered_with_error {
+    if let Some(errors @ 1..) = summary.answered_with_error {
         totals.push(format!("{} answered with an error", thousands(errors)));
     }
     if summary.in_flight > 0 {
