@@ -15,6 +15,7 @@ use xtask::{
         run::{Outcome, Setup, find_nginx},
         stage::Stage,
     },
+    traced::RECORDING,
 };
 
 /// Reasons for which CI may skip a test: what its machines lack, and nothing else.
@@ -203,6 +204,10 @@ pub fn no_problems(name: &str, stage: &Stage, problems: &[String]) -> Result<()>
         "tracer.stderr",
     ] {
         std::fs::copy(stage.folder.join(file), keep.join(file))?;
+    }
+    let recording = stage.folder.join(RECORDING);
+    if recording.exists() {
+        std::fs::copy(recording, keep.join(RECORDING))?;
     }
     let shown: Vec<&str> = problems.iter().take(20).map(String::as_str).collect();
     anyhow::bail!(

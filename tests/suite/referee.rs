@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use libtest_mimic::Trial;
 use xtask::{
     demonstration::{self, FAILING, HEALTHY, race},
@@ -20,7 +20,7 @@ use xtask::{
     traced::{Tracer, annotate, not_ok},
 };
 
-use crate::ground::{Dice, Ground, kept, live, tracer};
+use crate::ground::{Dice, Ground, live, no_problems, tracer};
 
 /// Requests in the mix.
 const REQUESTS: usize = 2_000;
@@ -91,27 +91,7 @@ fn mix(run: &Run, nginx: &Path) -> Result<()> {
         ));
     }
     println!("{wanted} lines, failures at {upstreams:?}, {retries} retries");
-    if problems.is_empty() {
-        return Ok(());
-    }
-    let keep = kept("referee");
-    std::fs::create_dir_all(&keep)?;
-    for file in [
-        "trace.jsonl",
-        "error.log",
-        "access.log",
-        "tracer.stderr",
-        xtask::traced::RECORDING,
-    ] {
-        std::fs::copy(stage.folder.join(file), keep.join(file))?;
-    }
-    let shown: Vec<&str> = problems.iter().take(20).map(String::as_str).collect();
-    bail!(
-        "{} problems, see {}:\n{}",
-        problems.len(),
-        keep.display(),
-        shown.join("\n")
-    )
+    no_problems("referee", &stage, &problems)
 }
 
 /// Sends the mix; yields what went wrong on the clients' side.

@@ -29,10 +29,10 @@ use xtask::{
         wait_for,
     },
     scenario::{error_log, judge, stage::Stage},
-    traced::{RECORDING, Tracer, of_type},
+    traced::{Tracer, of_type},
 };
 
-use crate::ground::{Dice, Ground, kept, live, scenario, tracer};
+use crate::ground::{Dice, Ground, live, no_problems, scenario, tracer};
 
 const STAGE: &str = include_str!("thirty_causes.toml");
 /// Requests in each run.
@@ -190,27 +190,7 @@ fn mix(run: &Run, nginx: &Path, name: &str, hearing: Hearing) -> Result<()> {
         problems.extend(chains(&records, &requests));
     }
     println!("{name}: {} requests, {n_lines} lines", requests.len());
-    if problems.is_empty() {
-        return Ok(());
-    }
-    let keep = kept(&name);
-    fs::create_dir_all(&keep)?;
-    for file in [
-        "trace.jsonl",
-        "error.log",
-        "access.log",
-        "tracer.stderr",
-        RECORDING,
-    ] {
-        fs::copy(stage.folder.join(file), keep.join(file))?;
-    }
-    let shown: Vec<&str> = problems.iter().take(20).map(String::as_str).collect();
-    bail!(
-        "{} problems, see {}:\n{}",
-        problems.len(),
-        keep.display(),
-        shown.join("\n")
-    )
+    no_problems(&name, &stage, &problems)
 }
 
 /// A line of the access log.

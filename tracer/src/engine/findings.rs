@@ -373,7 +373,7 @@ impl Watch {
             .collect()
     }
 
-    /// Errors that are the backend's own answers: nginx passes them on and logs nothing.
+    /// Errors that are the backend's own answers, about which nginx logs nothing.
     fn answered_with_errors(&self) -> Vec<Finding> {
         let of = |(upstream, peer, tally): (&str, &Peer, &Tally)| {
             let errors: u64 = tally.errors.values().sum();
@@ -382,6 +382,7 @@ impl Watch {
                 .iter()
                 .map(|(status, n)| format!("{status}: {n}"))
                 .collect();
+            let by_status = by_status.join(", ");
             let evidence = fact(
                 None,
                 "http",
@@ -389,7 +390,7 @@ impl Watch {
             )
             .text("upstream", upstream)
             .text("peer", peer.to_string())
-            .text("statuses", by_status.join(", "))
+            .text("statuses", by_status.clone())
             .count("answers", tally.statuses);
             Finding {
                 id: "answered-with-error",
@@ -398,7 +399,7 @@ impl Watch {
                 summary: format!(
                     "{peer} of {upstream} itself answered {} with an error ({}), about which nginx logs nothing",
                     counted(errors, "request"),
-                    by_status.join(", ")
+                    by_status
                 ),
                 remedy: "look into the backend's own log: the connection was sound. Behind a backend that is itself a \
                          proxy, its 502 and 504 are about the next one"
