@@ -10,7 +10,7 @@ use tracer_ebpf::{
 
 use crate::{
     filter::{EEXIST, backend, connection, connection_of, remember_endpoint, worker},
-    maps::{BACKENDS, CONNECTIONS, ENDPOINTS, NO_CONN, SEQUENCES, SWITCHES, setting},
+    maps::{BACKENDS, CONNECTIONS, ENDPOINTS, NO_CONN, SEQUENCES, setting, switched},
     output::{count, counted, header, now, write, write_exchange},
     sock::{AF_UNIX, CLOSE_WAIT, Sock, SockAt, Tcp as _, current_pid, current_task},
 };
@@ -200,8 +200,7 @@ fn is_backend_of(peer: u64, entry: &Conn) -> bool {
 /// Whether nginx's close of a unix socket is seen.
 #[inline(always)]
 pub fn unix_closes_seen() -> bool {
-    // SAFETY: a value of an array.
-    matches!(SWITCHES.get_ptr(switch::UNIX_CLOSES), Some(on) if unsafe { *on } != 0)
+    switched(switch::UNIX_CLOSES) != 0
 }
 
 /// nginx's close of an upstream socket. `own`: in the worker's own context.

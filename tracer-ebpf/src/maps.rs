@@ -103,6 +103,16 @@ pub static NO_CONN: Conn = {
     unsafe { core::mem::zeroed() }
 };
 
+/// What is in [`SWITCHES`]; 0 until user space, or a program for it, has set it.
+#[inline(always)]
+pub fn switched(index: u32) -> u32 {
+    match SWITCHES.get_ptr(index) {
+        // SAFETY: a value of an array.
+        Some(value) => unsafe { *value },
+        None => 0,
+    }
+}
+
 /// An offset of the running kernel, as a constant the verifier knows.
 macro_rules! offset {
     ($name:ident) => {

@@ -56,7 +56,7 @@ pub fn counted(inserted: Result<(), i32>) {
 
 /// Writes a whole record.
 #[inline(always)]
-pub fn write<T: Copy + 'static>(record: &T) {
+pub fn write<T: ?Sized + 'static>(record: &T) {
     if RECORDS.output::<T>(record, u64::from(BPF_RB_NO_WAKEUP)).is_err() {
         count(counter::RING_FULL);
     }
@@ -73,13 +73,7 @@ pub fn write_exchange(conn: &mut Conn) {
     }
     let len = Conn::LONG + if taken > REQUEST_LEN { REQUEST_LEN } else { taken };
     // SAFETY: the first bytes of a `Conn`, which has no padding and is longer than `len`.
-    let bytes = unsafe { core::slice::from_raw_parts(core::ptr::from_ref(conn).cast::<u8>(), len) };
-    if RECORDS
-        .output::<[u8]>(bytes, u64::from(BPF_RB_NO_WAKEUP))
-        .is_err()
-    {
-        count(counter::RING_FULL);
-    }
+    write(unsafe { core::slice::from_raw_parts(core::ptr::from_ref(conn).cast::<u8>(), len) });
     if taken != 0 {
         conn.request_len = 0;
         conn.response_len = 0;

@@ -8,14 +8,14 @@ use aya_ebpf::{
     cty::c_void,
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task,
-        bpf_probe_read_kernel_str_bytes, generated,
+        bpf_probe_read_kernel_str_bytes, bpf_probe_read_user, generated,
     },
     programs::{BtfTracePointContext, FExitContext},
 };
 use tracer_ebpf::{ABSENT, COMM_LEN, PATH_LEN, REQUEST_LEN, RESPONSE_LEN, TaskInfo, switch, task};
 use zerocopy::FromBytes;
 
-use crate::maps::{SWITCHES, offset, setting};
+use crate::maps::{offset, setting, switched};
 
 pub const ESTABLISHED: u8 = 1;
 pub const SYN_SENT: u8 = 2;
@@ -544,16 +544,6 @@ pub fn find_registers(closed: u32) -> u32 {
     found
 }
 
-/// The value of a switch.
-#[inline(always)]
-fn switched(index: u32) -> u32 {
-    match SWITCHES.get_ptr(index) {
-        // SAFETY: a value of an array.
-        Some(value) => unsafe { *value },
-        None => 0,
-    }
-}
-
 /// The number of the system call behind [`registers`].
 #[inline(always)]
 fn call_number(registers: u64) -> u32 {
@@ -582,43 +572,50 @@ fn argument(registers: u64, n: usize) -> u64 {
     }
 }
 
+/// [`registers`] where the current task is in the system call of this number; 0 where it is in another, where it cannot be
+/// asked, and for number 0, which none of those that are asked for has.
+#[inline(always)]
+fn registers_in(number: u32) -> u64 {
+    if number == 0 {
+        return 0;
+    }
+    let registers = registers();
+    if registers != 0 && call_number(registers) == number {
+        registers
+    } else {
+        0
+    }
+}
+
 /// Whether the current task is in `sendto`, which send() is; false where it cannot be asked.
 #[inline(always)]
 pub fn is_in_sendto() -> bool {
-    let registers = registers();
-    registers != 0 && call_number(registers) == setting!(number_sendto)
+    registers_in(setting!(number_sendto)) != 0
 }
 
 /// Takes the beginning of what the current task is sending by `writev`, as nginx sends a request. How many bytes: none
 /// where it sends otherwise.
 #[inline(always)]
 pub fn take_sent(into: &mut [u8; REQUEST_LEN]) -> u16 {
-    if setting!(number_writev) == 0 {
+    let registers = registers_in(setting!(number_writev));
+    if registers == 0 {
         return 0;
     }
-    let registers = registers();
-    if registers == 0 || call_number(registers) != setting!(number_writev) {
-        return 0;
+    // SAFETY: the helper checks the address. A `struct iovec`, as the system call's interface has it.
+    match unsafe { bpf_probe_read_user(argument(registers, 1) as *const [u64; 2]) } {
+        Ok([base, len]) => take(into, base, len),
+        Err(_) => 0,
     }
-    // A `struct iovec`, as the system call's interface has it.
-    let Some([base, len]) = read_user::<[u64; 2]>(argument(registers, 1)) else {
-        return 0;
-    };
-    take(into, base, len)
 }
 
 /// Takes the beginning of what the current task has just read by `recvfrom`, as nginx reads the beginning of an answer:
 /// `n` bytes of it are there.
 #[inline(always)]
 pub fn take_received(into: &mut [u8; RESPONSE_LEN], n: u32) -> u16 {
-    if setting!(number_recvfrom) == 0 {
-        return 0;
+    match registers_in(setting!(number_recvfrom)) {
+        0 => 0,
+        registers => take(into, argument(registers, 1), u64::from(n)),
     }
-    let registers = registers();
-    if registers == 0 || call_number(registers) != setting!(number_recvfrom) {
-        return 0;
-    }
-    take(into, argument(registers, 1), u64::from(n))
 }
 
 /// Copies the first of `len` bytes of the current task's memory.
@@ -630,22 +627,6 @@ fn take<const N: usize>(into: &mut [u8; N], from: u64, len: u64) -> u16 {
         generated::bpf_probe_read_user(into.as_mut_ptr().cast(), len as u32, from as *const c_void)
     };
     if failed == 0 { len as u16 } else { 0 }
-}
-
-/// Reads a `T` of the current task's memory.
-#[inline(always)]
-fn read_user<T: Copy + FromBytes>(from: u64) -> Option<T> {
-    let mut value = MaybeUninit::<T>::uninit();
-    // SAFETY: the helper checks the address and writes the whole value whether it can read it or not; every pattern of
-    // bytes is a `T`.
-    unsafe {
-        let failed = generated::bpf_probe_read_user(
-            value.as_mut_ptr().cast(),
-            size_of::<T>() as u32,
-            from as *const c_void,
-        );
-        (failed == 0).then_some(value.assume_init())
-    }
 }
 
 /// The current task, with its exit code when it is ending.

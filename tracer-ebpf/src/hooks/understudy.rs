@@ -25,7 +25,7 @@ use aya_ebpf::{
 use tracer_ebpf::{Happening, Note, Notes, switch, understudy};
 
 use crate::{
-    maps::{NOTES, STOOD_IN, SWITCHES, offset},
+    maps::{NOTES, STOOD_IN, SWITCHES, offset, switched},
     output::add_one,
     sock::{find_registers, read},
 };
@@ -69,13 +69,7 @@ impl FirstArg for FExitContext {
 /// Whether a task can preempt another one in a tracepoint's program.
 #[inline(always)]
 fn is_preemptible() -> bool {
-    is_on(switch::PREEMPTIBLE)
-}
-
-#[inline(always)]
-fn is_on(switch: u32) -> bool {
-    // SAFETY: a value of an array.
-    matches!(SWITCHES.get_ptr(switch), Some(on) if unsafe { *on } != 0)
+    switched(switch::PREEMPTIBLE) != 0
 }
 
 /// The note of program `n` on this event, and the set it belongs to.
@@ -132,11 +126,11 @@ fn put(note: Note, set: &mut Notes) {
 pub fn play(n: u32, happening: Happening) {
     // Without an understudy nobody would take the note out.
     let has_understudy = n < understudy::FIRST_OF_TASKS
-        || is_on(if understudy::OF_FUNCTIONS.contains(&n) {
+        || switched(if understudy::OF_FUNCTIONS.contains(&n) {
             switch::FUNCTIONS_PREEMPTIBLE
         } else {
             switch::PREEMPTIBLE
-        });
+        }) != 0;
     if has_understudy && let Some((note, set)) = note(n, happening) {
         put(note, set);
     }
@@ -228,12 +222,9 @@ pub fn kernel_told(_ctx: BtfTracePointContext) -> i32 {
     if read::<u16>(task, offset!(task_migration_disabled)) != 0 {
         set(switch::PREEMPTIBLE, 1);
     }
-    if let Some(closed) = SWITCHES.get_ptr(switch::CLOSED) {
-        // SAFETY: a value of an array.
-        let found = find_registers(unsafe { *closed });
-        if found != 0 {
-            set(switch::REGISTERS, found);
-        }
+    let found = find_registers(switched(switch::CLOSED));
+    if found != 0 {
+        set(switch::REGISTERS, found);
     }
     0
 }
