@@ -287,6 +287,18 @@ impl Move {
                     .iter_mut()
                     .for_each(|exchange| self.exchange_id(exchange));
             }
+            Event::ClientAnswered {
+                at,
+                worker,
+                of,
+                client: _,
+                status: _,
+                cut: _,
+            } => {
+                self.time(at);
+                self.pid(worker);
+                self.retry_of(of);
+            }
             Event::ProcessExited {
                 at,
                 task,
@@ -336,6 +348,13 @@ impl Move {
         }
     }
 
+    fn retry_of(&self, of: &mut RetryOf) {
+        match of {
+            RetryOf::Exchange(exchange) => self.exchange_id(exchange),
+            RetryOf::Line(line) => self.line_id(line),
+        }
+    }
+
     fn line(&self, line: &mut Line) {
         let Line {
             id,
@@ -352,8 +371,7 @@ impl Move {
             follows,
         } = line;
         match follows {
-            Some(Follows::Failure(RetryOf::Exchange(exchange))) => self.exchange_id(exchange),
-            Some(Follows::Failure(RetryOf::Line(line))) => self.line_id(line),
+            Some(Follows::Failure(of)) => self.retry_of(of),
             Some(Follows::Other) | None => {}
         }
         self.line_id(id);
@@ -490,10 +508,6 @@ impl Move {
         }
         backend.iter_mut().for_each(|backend| self.backend(backend));
         line.iter_mut().for_each(|line| self.line_id(line));
-        match retry_of {
-            Some(RetryOf::Exchange(exchange)) => self.exchange_id(exchange),
-            Some(RetryOf::Line(line)) => self.line_id(line),
-            None => {}
-        }
+        retry_of.iter_mut().for_each(|of| self.retry_of(of));
     }
 }

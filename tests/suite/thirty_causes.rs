@@ -178,6 +178,7 @@ fn mix(run: &Run, nginx: &Path, name: &str, hearing: Hearing) -> Result<()> {
     problems.extend(judge::frame(&records));
     problems.extend(names(&records, hearing));
     problems.extend(totals(&records, &requests, hearing));
+    problems.extend(clients(&records, &requests));
     if hearing == Hearing::Everything {
         let seen = judge::Seen {
             records: &records,
@@ -196,6 +197,8 @@ fn mix(run: &Run, nginx: &Path, name: &str, hearing: Hearing) -> Result<()> {
 /// A line of the access log.
 struct Requested {
     path: String,
+    /// `$status`.
+    status: String,
     /// `$upstream_addr` and `$upstream_status`, try by try.
     tries: Vec<(String, String)>,
 }
@@ -216,7 +219,7 @@ fn requested(log: &str) -> Result<Vec<Requested>> {
     let mut requests = Vec::new();
     for line in log.lines() {
         let fields = line.splitn(7, ' ').collect::<Vec<_>>();
-        let [_, _, _, _, _, path, upstream] = fields.as_slice() else {
+        let [_, _, _, status, _, path, upstream] = fields.as_slice() else {
             bail!("a line of the access log: {line}");
         };
         // `ADDRESS, ADDRESS STATUS, STATUS`: as many of each.
@@ -225,6 +228,7 @@ fn requested(log: &str) -> Result<Vec<Requested>> {
         let (peers, statuses) = words.split_at(words.len() / 2);
         requests.push(Requested {
             path: (*path).to_owned(),
+            status: (*status).to_owned(),
             tries: peers
                 .iter()
                 .zip(statuses)
@@ -306,6 +310,43 @@ fn totals(records: &[Value], requests: &[Requested], hearing: Hearing) -> Vec<St
         if seen != wanted {
             problems.push(format!(
                 "{cause}: {wanted} failed tries in the access log, {seen} in the trace"
+            ));
+        }
+    }
+    problems
+}
+
+/// What the client got after its request's last attempt is seen after each, and is what nginx says.
+fn clients(records: &[Value], requests: &[Requested]) -> Vec<String> {
+    let mut problems = Vec::new();
+    let statuses: BTreeMap<&str, &Requested> = requests
+        .iter()
+        .map(|request| (request.path.as_str(), request))
+        .collect();
+    let retried: BTreeSet<u64> = of_type(records, "attempt")
+        .filter_map(|attempt| attempt["retry"]["of"].as_u64())
+        .collect();
+    for attempt in of_type(records, "attempt").filter(|attempt| attempt["outcome"] != "ok") {
+        let Some(request) = attempt["request"]["path"]
+            .as_str()
+            .and_then(|path| statuses.get(path))
+        else {
+            continue;
+        };
+        let client = &attempt["client"];
+        let is_retried = attempt["number"]
+            .as_u64()
+            .is_some_and(|number| retried.contains(&number));
+        let status = client["status"].as_u64();
+        let is_cut = client["cut"] == true;
+        let is_right = match attempt["outcome"] == "cancelled" || is_retried {
+            true => client.is_null(),
+            false => status.is_some_and(|status| request.status == status.to_string()) && !is_cut,
+        };
+        if !is_right {
+            problems.push(format!(
+                "{}: {} in the access log: {attempt}",
+                request.path, request.status
             ));
         }
     }

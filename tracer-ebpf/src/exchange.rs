@@ -5,14 +5,15 @@
 //! such a close (a SYN, a send on a kept connection) is the retry.
 
 use tracer_ebpf::{
-    BackendEdge, BackendLink, ClientLeft, Conn, Endpoint, TaskInfo, Worker, conn, end, kind, previous, switch,
+    BackendEdge, BackendLink, ClientAnswered, ClientLeft, Conn, Endpoint, STATUS_LEN, TaskInfo, Worker, conn,
+    end, kind, previous, switch,
 };
 
 use crate::{
     filter::{EEXIST, backend, connection, connection_of, remember_endpoint, worker},
     maps::{BACKENDS, CONNECTIONS, ENDPOINTS, NO_CONN, SEQUENCES, setting, switched},
     output::{count, counted, header, now, write, write_exchange},
-    sock::{AF_UNIX, CLOSE_WAIT, Sock, SockAt, Tcp as _, current_pid, current_task},
+    sock::{AF_UNIX, CLOSE_WAIT, Sock, SockAt, Tcp as _, current_pid, current_task, take_sent},
 };
 
 /// Makes the entry of a connection; `None` when the table is full.
@@ -239,9 +240,7 @@ pub fn close_mark(entry: &mut Conn, sock: impl Sock, own: Option<&mut Worker>, a
         }
         entry.line = worker.pending_line;
     }
-    worker.pending_line = 0;
-    worker.pending_sock = 0;
-    worker.previous_kind = previous::NONE;
+    forget(worker);
     if in_progress {
         worker.previous_kind = if entry.line != 0 {
             previous::LINED
@@ -251,6 +250,7 @@ pub fn close_mark(entry: &mut Conn, sock: impl Sock, own: Option<&mut Worker>, a
         worker.previous_sock = entry.sock;
         worker.previous_since = entry.since;
         worker.previous_number = entry.number;
+        worker.previous_unanswered = u32::from(entry.received == 0);
         finish(
             entry,
             sock,
@@ -293,7 +293,7 @@ pub fn own_other(worker: &mut Worker) {
 /// Whether something waits for the worker's very next own event. Mostly nothing does, and the clock is not read.
 #[inline(always)]
 pub fn is_waiting(worker: &Worker) -> bool {
-    worker.pending_line | worker.unix_ended | u64::from(worker.previous_kind) != 0
+    worker.pending_line | worker.unix_ended | worker.answering | u64::from(worker.previous_kind) != 0
 }
 
 #[inline(always)]
@@ -301,6 +301,7 @@ fn forget(worker: &mut Worker) {
     worker.pending_line = 0;
     worker.pending_sock = 0;
     worker.previous_kind = previous::NONE;
+    worker.answering = 0;
 }
 
 /// What a line says, as far as the kernel half needs to know.
@@ -325,6 +326,7 @@ pub fn own_line(worker: &mut Worker, id: u64, says: Says) {
         }
     }
     worker.unix_read = 0;
+    worker.answering = 0;
     if worker.unix_ended != 0 {
         end_unix(worker, id, id);
         worker.pending_line = 0;
@@ -382,8 +384,75 @@ pub fn client_closed(worker: &mut Worker, sock: impl Sock, client_had_left: bool
             number: worker.previous_number,
             reset: u32::from(reset),
         });
+    } else if !client_had_left && (worker.answering == sock.address() || is_unanswered(worker)) {
+        client_answered(worker, sock, true, at);
     }
     forget(worker);
+}
+
+/// Whether the worker's very last own event was the end of an attempt that leaves it to nginx what its client gets.
+#[inline(always)]
+fn is_unanswered(worker: &Worker) -> bool {
+    worker.previous_kind == previous::LINED
+        || worker.previous_kind == previous::LINE
+        || (worker.previous_kind == previous::SILENT
+            && worker.previous_unanswered != 0
+            && setting!(lines_heard) == 0)
+}
+
+/// The worker sent something to a client, or to anything else that is no upstream.
+#[inline(always)]
+pub fn own_send_to_client(worker: &mut Worker, sock: impl Sock, at: u64) {
+    if worker.answering == sock.address() {
+        return;
+    }
+    if !is_unanswered(worker) {
+        own_other(worker);
+        return;
+    }
+    let sent = client_answered(worker, sock, false, at);
+    worker.answering_sock = worker.previous_sock;
+    worker.answering_since = worker.previous_since;
+    worker.answering_number = worker.previous_number;
+    worker.answering_kind = worker.previous_kind;
+    let is_whole = worker.previous_kind != previous::LINE && worker.previous_unanswered != 0;
+    forget(worker);
+    // Of an answer that had begun the next own event says whether nginx breaks it off. What is encrypted may be anything.
+    if sent != 0 && !is_whole {
+        worker.answering = sock.address();
+    }
+}
+
+/// Writes what the client is given; how many bytes of it could be read.
+#[inline(always)]
+fn client_answered(worker: &Worker, sock: impl Sock, cut: bool, at: u64) -> u16 {
+    let mut record = ClientAnswered {
+        header: header(kind::CLIENT_ANSWERED, at),
+        previous_sock: worker.previous_sock,
+        previous_since: worker.previous_since,
+        previous_number: worker.previous_number,
+        previous_kind: worker.previous_kind,
+        daddr: [0; 16],
+        head: [0; STATUS_LEN],
+        head_len: 0,
+        dport: 0,
+        cut: u32::from(cut),
+    };
+    if worker.answering == sock.address() {
+        record.previous_sock = worker.answering_sock;
+        record.previous_since = worker.answering_since;
+        record.previous_number = worker.answering_number;
+        record.previous_kind = worker.answering_kind;
+    }
+    if sock.family() != AF_UNIX {
+        record.daddr = sock.peer_addr();
+        record.dport = sock.peer_port();
+    }
+    if !cut {
+        record.head_len = take_sent(&mut record.head);
+    }
+    write(&record);
+    record.head_len
 }
 
 /// Deletes a connection and all that points to it.

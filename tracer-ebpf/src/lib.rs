@@ -79,6 +79,8 @@ pub mod kind {
     pub const SIGNALLED: u16 = 17;
     /// [`crate::SelinuxDenied`].
     pub const SELINUX_DENIED: u16 = 18;
+    /// [`crate::ClientAnswered`].
+    pub const CLIENT_ANSWERED: u16 = 19;
 }
 
 /// Bits of [`Conn::flags`].
@@ -504,6 +506,35 @@ pub struct ClientLeft {
     pub reset: u32,
 }
 
+/// Bytes of what a client is sent that a record takes along: the status line as far as its status (`HTTP/1.1 502 `).
+pub const STATUS_LEN: usize = 16;
+
+/// What nginx did to its client as the very next own event after an attempt that failed.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct ClientAnswered {
+    /// When.
+    pub header: Header,
+    /// The attempt: see [`Worker::previous_sock`].
+    pub previous_sock: u64,
+    /// See [`Worker::previous_since`].
+    pub previous_since: u64,
+    /// See [`Worker::previous_number`].
+    pub previous_number: u32,
+    /// A constant of [`previous`].
+    pub previous_kind: u32,
+    /// The client's address; zero over a unix socket.
+    pub daddr: [u8; 16],
+    /// The beginning of what was sent; empty when it could not be read.
+    pub head: [u8; STATUS_LEN],
+    /// Bytes in `head`.
+    pub head_len: u16,
+    /// The client's port.
+    pub dport: u16,
+    /// 1: nginx closed the client's connection.
+    pub cut: u32,
+}
+
 /// A process event.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -636,8 +667,18 @@ pub struct Worker {
     pub exiting: u32,
     /// 1: the line that waits says that nginx was connecting.
     pub pending_connecting: u32,
-    /// Padding.
-    pub pad: u32,
+    /// 1: with `previous_kind`: not a byte had come from the upstream.
+    pub previous_unanswered: u32,
+    /// The client's socket on which the worker went on after an attempt failed, as its very last own event.
+    pub answering: u64,
+    /// The attempt that failed: see `previous_sock`.
+    pub answering_sock: u64,
+    /// With `answering_sock`.
+    pub answering_since: u64,
+    /// With `answering_sock`.
+    pub answering_number: u32,
+    /// A constant of [`previous`].
+    pub answering_kind: u32,
     /// Where to.
     pub route_daddr: [u8; 16],
 }

@@ -12,7 +12,7 @@ use aya_ebpf::{
     },
     programs::{BtfTracePointContext, FExitContext},
 };
-use tracer_ebpf::{ABSENT, COMM_LEN, PATH_LEN, REQUEST_LEN, RESPONSE_LEN, TaskInfo, switch, task};
+use tracer_ebpf::{ABSENT, COMM_LEN, PATH_LEN, RESPONSE_LEN, TaskInfo, switch, task};
 use zerocopy::FromBytes;
 
 use crate::maps::{offset, setting, switched};
@@ -593,10 +593,10 @@ pub fn is_in_sendto() -> bool {
     registers_in(setting!(number_sendto)) != 0
 }
 
-/// Takes the beginning of what the current task is sending by `writev`, as nginx sends a request. How many bytes: none
-/// where it sends otherwise.
+/// Takes the beginning of what the current task is sending by `writev`, as nginx sends a request and an answer. How many
+/// bytes: none where it sends otherwise.
 #[inline(always)]
-pub fn take_sent(into: &mut [u8; REQUEST_LEN]) -> u16 {
+pub fn take_sent<const N: usize>(into: &mut [u8; N]) -> u16 {
     let registers = registers_in(setting!(number_writev));
     if registers == 0 {
         return 0;

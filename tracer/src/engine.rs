@@ -29,7 +29,7 @@ use crate::{
         Backend, Balancing, ConnId, EndKind, Errno, Event, Exchange, ExchangeId, Follows, Input, Ktime,
         Limits, Line, LineId, LogLine, LossClass, Output, Peer, Pid, Question, RetryOf, head::Head,
     },
-    model::{Attempt, Finding, NoteEvent, Outcome, Phase, Request},
+    model::{Attempt, Client, Finding, NoteEvent, Outcome, Phase, Request},
 };
 
 mod balancer;
@@ -50,6 +50,8 @@ const PATIENCE: u64 = 300_000_000;
 const LEAST_PATIENCE: u64 = 100_000_000;
 /// The clock must have ticked this often before an attempt is written unsettled.
 const LEAST_TICKS: u8 = 2;
+/// nginx answers its client in the handler in which an attempt failed: by this many ticks its record has been read.
+const CLIENT_TICKS: u8 = 2;
 /// nginx tries the next peer within the same handler; a client's next request needs at least a round trip.
 const HANDLER: u64 = 20_000_000;
 /// How long a text of the log file waits until the kernel's records of its time have been read.
@@ -100,6 +102,10 @@ pub struct Engine {
     texts: Keyed<LineId, LogLine>,
     /// Clients that left before their exchange's record arrived.
     early_leavers: Keyed<ExchangeId, (Ktime, bool)>,
+    /// The failures of each worker whose client may still get something.
+    unanswered: BTreeMap<Pid, Vec<u64>>,
+    /// What clients got after attempts that are not here yet.
+    early_answers: Keyed<Origin, Client>,
     /// Clients that left while something was under way over a unix socket, whose close the kernel does not show.
     unix_leavers: Keyed<Pid, (Ktime, bool)>,
     /// What was seen of a backend's socket before nginx closed its own.
@@ -198,6 +204,9 @@ struct Pending {
     line: Option<Line>,
     said: Option<Said>,
     client_left: Option<(Ktime, bool)>,
+    client: Option<Client>,
+    /// nginx tried another server, or gave its client all that it will get.
+    is_followed: bool,
     limits: Limits,
     /// The names that its peer may come from.
     resolved: Resolved,
@@ -245,6 +254,8 @@ impl Engine {
             lines: Keyed::new(capacity, JOIN_MEMORY),
             texts: Keyed::new(capacity, JOIN_MEMORY),
             early_leavers: Keyed::new(capacity.min(1024), SECOND),
+            early_answers: Keyed::new(capacity.min(1024), SECOND),
+            unanswered: BTreeMap::new(),
             unix_leavers: Keyed::new(capacity.min(1024), 10 * SECOND),
             early_edges: Keyed::new(capacity, 10 * SECOND),
             pending: BTreeMap::new(),
@@ -357,6 +368,11 @@ impl Engine {
                     self.evaluate(number, &mut outputs);
                 }
                 self.write_overdue(now, &mut outputs);
+                let pending = &self.pending;
+                self.unanswered.retain(|_, numbers| {
+                    numbers.retain(|number| pending.contains_key(number));
+                    !numbers.is_empty()
+                });
             }
             Input::Detach { in_flight } => self.detach(in_flight, &mut outputs),
         }
@@ -373,6 +389,8 @@ impl Engine {
             ("lines", self.lines.len()),
             ("texts", self.texts.len()),
             ("early leavers", self.early_leavers.len()),
+            ("early answers", self.early_answers.len()),
+            ("unanswered", self.unanswered.values().map(Vec::len).sum()),
             ("unix leavers", self.unix_leavers.len()),
             ("early edges", self.early_edges.len()),
             ("pending", self.pending.len()),
@@ -529,6 +547,14 @@ impl Engine {
                 Some(number) => self.client_left(number, at, reset, outputs),
                 None => self.early_leavers.push(self.now, exchange, (at, reset)),
             },
+            Event::ClientAnswered {
+                at: _,
+                worker: _,
+                of,
+                client,
+                status,
+                cut,
+            } => self.client_answered(of, client, status, cut, outputs),
             Event::ProcessExited {
                 at,
                 task,
@@ -756,6 +782,7 @@ impl Engine {
         log: Option<LogLine>,
         outputs: &mut Vec<Output>,
     ) {
+        self.goes_on(exchange.worker, exchange.began_at, outputs);
         if let Some(early) = self.early_edges.last(&exchange.id.conn) {
             let early = early.clone();
             exchange.backend = Some(match exchange.backend.take() {
@@ -802,6 +829,7 @@ impl Engine {
             Origin::Exchange(exchange.id),
             (number, attempt.retry.map_or(1, |(_, n)| n)),
         );
+        let client = self.early_answers.last(&Origin::Exchange(exchange.id)).copied();
         let deadline = self.deadline(exchange.ended_at);
         let log = log.or_else(|| exchange.line.and_then(|id| self.texts.last(&id).cloned()));
         let pending = Pending {
@@ -810,6 +838,8 @@ impl Engine {
             line,
             said,
             client_left,
+            client,
+            is_followed: false,
             limits,
             resolved: Resolved::default(),
             upstream_peers: BTreeMap::new(),
@@ -1081,6 +1111,7 @@ impl Engine {
             rtt_us: exchange.rtt_us,
             closed_by: ending.closed_by,
             request: exchange.head.as_deref().map(sent_request),
+            client: None,
             retry: find_retry(&self.tries, exchange.retry_of),
             connection: Some(exchange.id),
             cause: None,
@@ -1096,6 +1127,53 @@ impl Engine {
         }
         self.read_again(number);
         self.evaluate(number, outputs);
+    }
+
+    /// What the client got after an attempt: an answer, and perhaps not all of it.
+    fn client_answered(
+        &mut self,
+        of: RetryOf,
+        address: Option<SocketAddr>,
+        status: Option<u16>,
+        cut: bool,
+        outputs: &mut Vec<Output>,
+    ) {
+        let (origin, number) = match of {
+            RetryOf::Exchange(id) => (Origin::Exchange(id), self.by_exchange.get(&id)),
+            RetryOf::Line(id) => (Origin::Line(id), self.by_line.get(&id)),
+        };
+        let pending = number.and_then(|number| self.pending.get_mut(number));
+        let before = match &pending {
+            Some(pending) => pending.client,
+            None => self.early_answers.last(&origin).copied(),
+        };
+        let client = Client {
+            address,
+            status: status.or(before.and_then(|before| before.status)),
+            cut,
+        };
+        match (pending, number.copied()) {
+            (Some(pending), Some(number)) => {
+                pending.client = Some(client);
+                pending.is_followed = cut || pending.attempt.bytes_received.is_none_or(|bytes| bytes == 0);
+                self.evaluate(number, outputs);
+            }
+            _ => self.early_answers.push(self.now, origin, client),
+        }
+    }
+
+    /// A worker began something at `at`: what its earlier failures gave their clients is here, or was nothing.
+    fn goes_on(&mut self, worker: Pid, at: Ktime, outputs: &mut Vec<Output>) {
+        for number in self.unanswered.remove(&worker).unwrap_or_default() {
+            match self.pending.get_mut(&number) {
+                Some(pending) if pending.attempt.ended_at <= at => {
+                    pending.is_followed = true;
+                    self.evaluate(number, outputs);
+                }
+                Some(_) => self.unanswered.entry(worker).or_default().push(number),
+                None => {}
+            }
+        }
     }
 
     /// Something was learnt about a pending attempt that may change its outcome.
@@ -1221,6 +1299,7 @@ impl Engine {
         let names = peer.as_ref().map_or_else(Names::default, |peer| {
             self.configurations.names(worker, peer, None)
         });
+        self.goes_on(worker, at, outputs);
         let before = self.tried_before(line.as_ref(), worker, connection, at);
         if let Some(peer) = &peer {
             self.remember_place(peer);
@@ -1260,6 +1339,7 @@ impl Engine {
             rtt_us: None,
             closed_by: None,
             request: None,
+            client: None,
             retry: before
                 .as_ref()
                 .map(|before| (before.number, before.n.saturating_add(1))),
@@ -1291,12 +1371,18 @@ impl Engine {
                 (number, attempt.retry.map_or(1, |(_, n)| n)),
             );
         }
+        let client = line
+            .as_ref()
+            .and_then(|line| self.early_answers.last(&Origin::Line(line.id)))
+            .copied();
         let pending = Pending {
             attempt,
             exchange: None,
             line,
             said: Some(said),
             client_left: None,
+            client,
+            is_followed: false,
             limits: names.limits,
             resolved: Resolved::default(),
             upstream_peers: BTreeMap::new(),
@@ -1659,6 +1745,10 @@ impl Engine {
             }
         }
         self.by_deadline.insert((pending.deadline, number));
+        if pending.attempt.outcome.is_failure() {
+            let worker = pending.attempt.worker;
+            self.unanswered.entry(worker).or_default().push(number);
+        }
         self.pending.insert(number, pending);
         self.find_upstream_peers(number);
         self.find_resolved(number);
@@ -1722,7 +1812,11 @@ impl Engine {
             && pending.line.is_none()
             && self.hears_of(&pending.attempt)
             && self.now.since(pending.attempt.ended_at) < LEAST_PATIENCE;
-        let awaits = awaits_socket || awaits_line || pending.is_nameless || self.awaits_log(pending);
+        let awaits = awaits_socket
+            || awaits_line
+            || pending.is_nameless
+            || self.awaits_log(pending)
+            || self.awaits_client(pending);
         if pending.settled.is_some() && pending.is_final && !awaits {
             self.finish(number, outputs);
         }
@@ -1731,6 +1825,14 @@ impl Engine {
     fn awaits_log(&self, pending: &Pending) -> bool {
         let is_logged = pending.line.is_some() || !self.hears_of(&pending.attempt);
         self.has_tail && is_logged && pending.attempt.log.is_none()
+    }
+
+    /// nginx answers its client in the same handler, a moment after the attempt.
+    fn awaits_client(&self, pending: &Pending) -> bool {
+        !pending.is_followed
+            && pending.ticks < CLIENT_TICKS
+            && pending.attempt.outcome.is_failure()
+            && self.around.sees("bytes")
     }
 
     fn ask(&mut self, number: u64, questions: Vec<Question>, outputs: &mut Vec<Output>) {
@@ -1817,6 +1919,7 @@ impl Engine {
             if let Some(exchange) = &pending.exchange {
                 self.around.told(exchange);
             }
+            pending.attempt.client = pending.client.map(|client| pending.seen_by(client));
         }
         self.write(pending.attempt, outputs);
     }
@@ -2021,6 +2124,7 @@ impl Engine {
         self.unclaimed.retain(|id| self.lines.last(id).is_some());
         self.texts.expire(self.now);
         self.early_leavers.expire(self.now);
+        self.early_answers.expire(self.now);
         self.unix_leavers.expire(self.now);
         self.early_edges.expire(self.now);
         self.tries.expire(self.now);
@@ -2048,6 +2152,24 @@ impl Pending {
     }
 
     /// What nginx logged about it, from whichever source.
+    /// What of a client's fate is sure to be this request's.
+    fn seen_by(&self, client: Client) -> Client {
+        let attempt = &self.attempt;
+        // A mirror's connection may be the last thing that a request waits for before its client's is closed.
+        let is_main = attempt.via.as_deref() == Some("stream")
+            || attempt
+                .log
+                .as_ref()
+                .is_some_and(|log| !log.text.contains(", subrequest: \""));
+        // An answer that begins after the attempt failed is nginx's own, unless it is what had come of the upstream's.
+        let sent = attempt.request.as_ref().and_then(|request| request.status);
+        let is_rest = client.status.is_none() || (client.status == sent && attempt.phase == Phase::Reading);
+        Client {
+            cut: client.cut && is_main && is_rest,
+            ..client
+        }
+    }
+
     fn nginx_says(&self) -> Option<String> {
         let said = self.said.as_ref().filter(|said| !said.is_by_kernel())?;
         Some(said.text.clone())

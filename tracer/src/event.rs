@@ -543,6 +543,19 @@ pub enum Event {
         /// The client reset its connection rather than closing it.
         reset: bool,
     },
+    /// What nginx did to its client as its very next own event after an attempt that failed.
+    ClientAnswered {
+        at: Ktime,
+        worker: Pid,
+        /// The attempt.
+        of: RetryOf,
+        /// The client's address; `None` over a unix socket.
+        client: Option<SocketAddr>,
+        /// The status of the answer that began here, where it was read.
+        status: Option<u16>,
+        /// It closed the client's connection.
+        cut: bool,
+    },
     /// A process that mattered ended: an nginx process, or one that listened or served.
     ProcessExited {
         at: Ktime,

@@ -239,6 +239,17 @@ pub struct Request {
     pub client: Option<String>,
 }
 
+/// What nginx gave its client right after an attempt; `None` where it tried another server, or where it was not seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Client {
+    /// The client's end of its connection to nginx; `None` over a unix socket.
+    pub address: Option<std::net::SocketAddr>,
+    /// The status of the answer that nginx began to send; `None` where none began then, or it could not be read.
+    pub status: Option<u16>,
+    /// nginx closed the connection without the rest of an answer.
+    pub cut: bool,
+}
+
 /// One try by nginx to get an answer from one peer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attempt {
@@ -304,6 +315,8 @@ pub struct Attempt {
     pub closed_by: Option<ClosedBy>,
     /// The request.
     pub request: Option<Request>,
+    /// What the client got.
+    pub client: Option<Client>,
     /// The attempt this one retried: its number, and which try this is (2 for the first retry).
     pub retry: Option<(u64, u32)>,
     /// The connection and exchange; `None` for attempts without a socket.

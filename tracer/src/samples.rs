@@ -57,6 +57,7 @@ pub fn healthy() -> Attempt {
         rtt_us: Some(40),
         closed_by: None,
         request: None,
+        client: None,
         retry: None,
         connection: Some(ExchangeId {
             conn: ConnId {
@@ -162,6 +163,11 @@ pub fn keepalive_race() -> Attempt {
             host: Some("shop.example".to_owned()),
             status: None,
             client: Some("192.0.2.7".to_owned()),
+        }),
+        client: Some(crate::model::Client {
+            address: Some("192.0.2.7:40112".parse().unwrap()),
+            status: Some(502),
+            cut: false,
         }),
         retry: Some((2, 2)),
         cause: Some(Verdict {

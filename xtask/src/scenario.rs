@@ -583,6 +583,9 @@ pub struct Expect {
     /// Whether the connection had been used before.
     #[serde(default)]
     pub reused: Option<bool>,
+    /// What the client got right after it: `502`, `cut`, or `nothing` that is sure to be its.
+    #[serde(default)]
+    pub client: Option<String>,
     /// Further facts that some piece of evidence must hold, by field name.
     #[serde(default)]
     pub evidence: BTreeMap<String, toml::Value>,

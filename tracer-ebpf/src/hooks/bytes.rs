@@ -10,7 +10,7 @@ use super::understudy::{is_first_needed, is_last_needed, is_next_needed, of_firs
 use crate::{
     exchange::{
         answered, backend_read, backend_read_ahead, begin_next, close_mark, create, finish, finish_unix,
-        is_waiting, link_backend, marks, own_begin, own_other, remove, unix_closes_seen,
+        is_waiting, link_backend, marks, own_begin, own_other, own_send_to_client, remove, unix_closes_seen,
     },
     filter::{backend, connection, connection_of, worker},
     maps::setting,
@@ -261,7 +261,11 @@ fn other_send(owner: &mut Worker, sock: impl Sock, ret: i32) {
             return;
         }
     }
-    own_other(owner);
+    if ret > 0 {
+        own_send_to_client(owner, sock, at);
+    } else {
+        own_other(owner);
+    }
 }
 
 with_understudy!(

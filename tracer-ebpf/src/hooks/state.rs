@@ -200,6 +200,7 @@ fn ending(sock: SockArg, old: u8, new: u8) {
                 client_closed(owner, sock, old == CLOSE_WAIT, false, now());
             } else if old == ESTABLISHED && sock.error() == 0 {
                 // nginx closes a client that has more to say: no reset of the client's, which would set the error.
+                client_closed(owner, sock, false, false, now());
                 owner.client_ended = sock.address();
             }
         }

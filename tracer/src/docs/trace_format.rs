@@ -29,6 +29,7 @@ pub fn page() -> String {
     record::<schema::ConfigSummary>(&mut out, "ConfigSummary", "Part");
     record::<schema::Log>(&mut out, "Log", "Part");
     record::<schema::Request>(&mut out, "Request", "Part");
+    record::<schema::Client>(&mut out, "Client", "Part");
     record::<schema::Retry>(&mut out, "Retry", "Part");
     record::<Cause>(&mut out, "Cause", "Part");
     record::<Evidence>(&mut out, "Evidence", "Part");

@@ -2632,6 +2632,7 @@ fn a_retry_names_the_attempt_it_retried() {
     };
     lab.end(Exchange {
         id: id(2, 1),
+        began_at: us(300),
         retry_of: Some(RetryOf::Exchange(id(1, 1))),
         ..answered
     });
@@ -2684,6 +2685,7 @@ fn a_late_log_line_still_finds_its_attempt() {
             ..logged("connect() failed", Some(111), APP)
         }),
     );
+    lab.see(client_got(refused(APP).id, Some(502), false));
     let attempts = lab.attempts();
     assert_eq!(attempts.len(), 1, "it is written as soon as the line is there");
     assert_eq!(attempts[0].log.as_ref().and_then(|log| log.connection), Some(8));
@@ -2719,6 +2721,7 @@ fn a_line_that_could_not_be_read_gets_its_text_from_the_file() {
         ..refused(APP)
     });
     assert_eq!(lab.attempts().len(), 0, "its text is awaited");
+    lab.see(client_got(refused(APP).id, Some(502), false));
     lab.tell(ms(40), Input::LogLine(logged("connect() failed", Some(111), APP)));
     let attempts = lab.attempts();
     assert_eq!(attempts.len(), 1);
@@ -3244,9 +3247,75 @@ fn a_line_may_come_after_the_exchange_it_ended() {
     });
     assert_eq!(lab.attempts().len(), 0, "its line is on its way");
     lab.see(Event::Line(line(1, us(150), "connect() failed", Some(111))));
+    lab.see(client_got(refused(APP).id, Some(502), false));
     let attempts = lab.attempts();
     assert_eq!(attempts.len(), 1);
     assert!(attempts[0].nginx_says.is_some());
+}
+
+/// What nginx gave its client after this exchange.
+fn client_got(of: ExchangeId, status: Option<u16>, cut: bool) -> Event {
+    Event::ClientAnswered {
+        at: us(210),
+        worker: WORKER,
+        of: RetryOf::Exchange(of),
+        client: Some("192.0.2.9:50123".parse().unwrap()),
+        status,
+        cut,
+    }
+}
+
+#[test]
+fn what_the_client_got_is_its_attempt_s() {
+    let address = Some("192.0.2.9:50123".parse().unwrap());
+    for is_early in [false, true] {
+        let mut lab = Lab::new();
+        lab.see(no_socket(APP));
+        lab.see(Event::Line(line(1, us(150), "connect() failed", Some(111))));
+        let got = client_got(refused(APP).id, Some(502), false);
+        let exchange = Exchange {
+            line: Some(line_id(1)),
+            ..refused(APP)
+        };
+        if is_early {
+            lab.see(got);
+            lab.end(exchange);
+            lab.tell(ms(25), Input::Tick);
+            lab.tell(ms(50), Input::Tick);
+        } else {
+            lab.end(exchange);
+            assert_eq!(lab.attempts().len(), 0, "what its client gets is awaited");
+            lab.see(got);
+        }
+        assert_eq!(
+            lab.only().client,
+            Some(Client {
+                address,
+                status: Some(502),
+                cut: false
+            })
+        );
+    }
+}
+
+#[test]
+fn only_a_request_s_own_failure_cuts_its_client_s_connection() {
+    let cut = |text: &str| {
+        let mut lab = Lab::new();
+        lab.see(no_socket(APP));
+        lab.see(Event::Line(line(1, us(150), "connect() failed", Some(111))));
+        lab.end(Exchange {
+            line: Some(line_id(1)),
+            ..refused(APP)
+        });
+        let mut log = logged("connect() failed", Some(111), APP);
+        log.text.push_str(text);
+        lab.tell(us(200), Input::LogLine(log));
+        lab.see(client_got(refused(APP).id, None, true));
+        lab.only().client.map(|client| client.cut)
+    };
+    assert_eq!(cut(""), Some(true));
+    assert_eq!(cut(", subrequest: \"/copy\""), Some(false));
 }
 
 #[test]

@@ -165,6 +165,19 @@ impl Decoder {
                     reset: left.reset != 0,
                 }
             }
+            kind::CLIENT_ANSWERED => {
+                let answered: wire::ClientAnswered = record(bytes)?;
+                let of = (answered.previous_sock, answered.previous_since);
+                let begins = answered.head.get(..usize::from(answered.head_len))?;
+                Event::ClientAnswered {
+                    at,
+                    worker: Pid(header.pid),
+                    of: retry_of(answered.previous_kind, of, answered.previous_number, header.pid)?,
+                    client: (answered.dport != 0).then(|| socket_addr(answered.daddr, answered.dport)),
+                    status: head::status_line(begins),
+                    cut: answered.cut != 0,
+                }
+            }
             kind::CONNECT_FAILED => {
                 let failed: wire::ConnectFailed = record(bytes)?;
                 Event::ConnectFailed {

@@ -268,7 +268,7 @@ fn status(protocol: Protocol, bytes: &[u8]) -> Option<u16> {
 }
 
 /// `HTTP/1.1 502 Bad Gateway`.
-fn status_line(bytes: &[u8]) -> Option<u16> {
+pub fn status_line(bytes: &[u8]) -> Option<u16> {
     let rest = bytes.strip_prefix(b"HTTP/")?;
     let (_, rest) = split_at(rest, b' ')?;
     number(rest).filter(|status| *status >= 200 || *status == 101)

@@ -63,6 +63,10 @@ pub fn append(line: &mut Vec<u8>, attempt: &Attempt, clock: Clock) -> serde_json
         request.map(|request| Rare(schema::Request::new(request)))
     );
     field!(
+        "client",
+        attempt.client.map(|client| Rare(schema::Client::new(client)))
+    );
+    field!(
         "retry",
         attempt.retry.map(|(of, n)| Rare(schema::Retry { of, n }))
     );

@@ -182,6 +182,8 @@ pub struct Attempt {
     pub closed_by: Option<Name>,
     /// The request it carried.
     pub request: Option<Request>,
+    /// What nginx gave its client right after it: null where it tried another server, or where that was not seen.
+    pub client: Option<Client>,
     /// The attempt that this one retried.
     pub retry: Option<Retry>,
     /// An opaque id shared by the attempts on one connection.
@@ -221,6 +223,18 @@ pub struct Request {
     pub status: Option<u16>,
     /// The client's address.
     pub client: Option<String>,
+}
+
+/// What nginx gave its client right after an attempt.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Client {
+    /// The client's end of its connection to nginx; null over a unix socket.
+    pub address: Option<String>,
+    /// The status of the answer that nginx then began to send, where it was read: null over TLS and HTTP/2.
+    pub status: Option<u16>,
+    /// nginx closed the client's connection without the rest of an answer.
+    pub cut: bool,
 }
 
 /// Which attempt was retried.
@@ -461,6 +475,7 @@ impl Attempt {
             rtt_us: attempt.rtt_us,
             closed_by: attempt.closed_by.map(|by| by.name().into()),
             request: attempt.request.as_ref().map(Request::new),
+            client: attempt.client.map(Client::new),
             retry: attempt.retry.map(|(of, n)| Retry { of, n }),
             connection: attempt.connection.map(connection_id),
             cause: attempt.cause.as_ref().map(|verdict| Cause::new(verdict, clock)),
@@ -519,6 +534,16 @@ impl Request {
             host: request.host.clone(),
             status: request.status,
             client: request.client.clone(),
+        }
+    }
+}
+
+impl Client {
+    pub(super) fn new(client: model::Client) -> Self {
+        Self {
+            address: client.address.map(|address| address.to_string()),
+            status: client.status,
+            cut: client.cut,
         }
     }
 }

@@ -40,6 +40,9 @@ pub fn block(attempt: &Attempt, clock: Clock, look: &Look) -> String {
     if let Some(request) = request(attempt) {
         label("request", &request, &plain);
     }
+    if let Some(client) = client(attempt) {
+        label("client got", &client, &plain);
+    }
     label(
         "nginx logs",
         attempt.nginx_says.as_deref().unwrap_or("nothing"),
@@ -235,6 +238,25 @@ fn request(attempt: &Attempt) -> Option<String> {
         words.push(format!("→ {status}"));
     }
     (!words.is_empty()).then(|| words.join(" "))
+}
+
+/// What its client got: `502`, `no more of its answer: nginx closed the connection`.
+fn client(attempt: &Attempt) -> Option<String> {
+    let client = attempt.client?;
+    let got = match (client.status, client.cut) {
+        (Some(status), false) => status.to_string(),
+        (Some(status), true) => format!("the beginning of a {status}, then nginx closed its connection"),
+        (None, true) => "nothing more: nginx closed its connection".to_owned(),
+        (None, false) => return None,
+    };
+    let from_logged = attempt
+        .request
+        .as_ref()
+        .and_then(|request| request.client.as_ref());
+    Some(match client.address {
+        Some(address) if from_logged.is_none() => format!("{got} (at {address})"),
+        _ => got,
+    })
 }
 
 fn names(verdicts: &[Verdict]) -> String {

@@ -404,6 +404,16 @@ fn differences(expect: &Expect, fill: Fill<'_>, attempt: &Value) -> Result<Vec<S
     {
         differences.push(format!("reused is {}, not {reused}", attempt["reused"]));
     }
+    let client = &attempt["client"];
+    let got = match (client["status"].as_u64(), client["cut"] == true) {
+        (Some(status), false) => status.to_string(),
+        (Some(status), true) => format!("{status} cut"),
+        (None, true) => "cut".to_owned(),
+        (None, false) => "nothing".to_owned(),
+    };
+    if let Some(wanted) = expect.client.as_ref().filter(|wanted| **wanted != got) {
+        differences.push(format!("its client got {got}, not {wanted}"));
+    }
     for (field, wanted) in &expect.evidence {
         let wanted = match wanted {
             toml::Value::String(text) => Value::String(fill(text)?),

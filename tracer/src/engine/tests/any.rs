@@ -67,6 +67,13 @@ impl Dice {
         peer(self.of(&[APP, FAR, "[::1]:3000", "unix:/run/app.sock", "10.0.0.1:0"]))
     }
 
+    fn retry_of(&mut self) -> RetryOf {
+        match self.yes() {
+            true => RetryOf::Exchange(self.exchange_id()),
+            false => RetryOf::Line(self.line_id()),
+        }
+    }
+
     fn address(&mut self) -> SocketAddr {
         self.of(&[
             local(),
@@ -201,10 +208,7 @@ impl Dice {
             closed_in: self.maybe(Self::state),
             backend: self.maybe(Self::backend),
             line: self.maybe(|dice| dice.line_id()),
-            retry_of: self.maybe(|dice| match dice.yes() {
-                true => RetryOf::Exchange(dice.exchange_id()),
-                false => RetryOf::Line(dice.line_id()),
-            }),
+            retry_of: self.maybe(Self::retry_of),
         }
     }
 
@@ -273,7 +277,7 @@ impl Dice {
             destination: self.address(),
         };
         let at = self.time();
-        match self.roll(14) {
+        match self.roll(15) {
             0..=3 => Event::Exchange(Box::new(self.exchange())),
             4 | 5 => Event::Line(self.line()),
             6 => Event::ListenerOpened {
@@ -319,6 +323,14 @@ impl Dice {
                 worker: self.pid(),
                 exchange: self.maybe(Self::exchange_id),
                 reset: self.yes(),
+            },
+            13 => Event::ClientAnswered {
+                at,
+                worker: self.pid(),
+                of: self.retry_of(),
+                client: self.maybe(Self::address),
+                status: self.maybe(|dice| dice.of(&[200, 502])),
+                cut: self.yes(),
             },
             _ => Event::ProcessExited {
                 at,
