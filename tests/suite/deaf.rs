@@ -247,6 +247,7 @@ const MISSING: &[&str] = &[
     "drops",
     "icmp-sent",
     "routes",
+    "connect-denials",
     "selinux",
     "snapshot",
 ];
@@ -427,6 +428,10 @@ fn is_seen(event: &mut Event, hook: &str) -> bool {
             line.route = None;
             true
         }
+        ("connect-denials", Event::Line(line)) => {
+            line.denied = None;
+            true
+        }
         _ => true,
     }
 }
@@ -491,12 +496,14 @@ impl Difference {
         is(&self.before, "no-listener") && is(&self.after, "refused-remotely")
     }
 
-    /// nginx's voice brings the failed route lookup along; without it the host would be asked, and no recording has an
+    /// nginx's voice brings the failed route lookup along, and who denied a connect; without it the host would be asked, and no recording has an
     /// answer that nobody asked for. It also ties what SELinux denied to one system call, where the file has seconds.
     /// Otherwise the log file must say as much.
     fn is_the_hosts_answer(&self) -> bool {
         let is_lost = |cause: &Verdict| {
-            cause.id.starts_with("route-") || (self.kind == Kind::LessSure && cause.id == "selinux-denied")
+            cause.id.starts_with("route-")
+                || ["cgroup-denied", "security-module-denied"].contains(&cause.id)
+                || (self.kind == Kind::LessSure && cause.id == "selinux-denied")
         };
         let was = self.before.as_ref().and_then(|before| before.cause.as_ref());
         self.is_honest() && was.is_some_and(is_lost)

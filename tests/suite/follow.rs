@@ -337,6 +337,7 @@ fn start_again(stage: &mut Stage, program: &Path) -> Result<()> {
             daemon: false,
             contained: false,
             context: None,
+            confinement: None,
         },
     )?;
     Ok(())
@@ -768,6 +769,7 @@ fn brief(near: &Netns, program: &Path, folder: &Path, number: usize, app: &str) 
             daemon: false,
             contained: false,
             context: None,
+            confinement: None,
         },
     )?;
     let worker = *nginx.workers().first().context("it has no worker")?;

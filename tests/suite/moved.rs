@@ -4,9 +4,9 @@
 //! Each type is taken apart field by field, so that one that is added must be thought of here.
 
 use tracer::event::{
-    Answer, Backend, ConnId, Denial, Event, Exchange, ExchangeId, Follows, Icmp, Input, Instance, Ktime,
-    Line, LineId, Listener, LogLine, Netns, Pid, ProcessInfo, Question, RetryOf, RouteError, Sock, Stamped,
-    Task, Told, UnixPath,
+    Answer, Backend, ConnId, ConnectDenied, Denial, Event, Exchange, ExchangeId, Follows, Icmp, Input,
+    Instance, Ktime, Line, LineId, Listener, LogLine, Netns, Pid, ProcessInfo, Question, RetryOf, RouteError,
+    Sock, Stamped, Task, Told, UnixPath,
 };
 
 /// What is added to each number.
@@ -175,6 +175,7 @@ impl Move {
             | Question::Ipv6 { pid }
             | Question::Translation { pid, .. }
             | Question::AcceptQueue { pid, .. }
+            | Question::Confinement { pid }
             | Question::Name { pid, .. }
             | Question::Nameservers { pid, .. } => self.pid(pid),
         }
@@ -196,6 +197,7 @@ impl Move {
             | Answer::Ipv6 { .. }
             | Answer::Translation { .. }
             | Answer::AcceptQueue { .. }
+            | Answer::Confinement(_)
             | Answer::Name(_)
             | Answer::Nameservers { .. }
             | Answer::Unavailable { .. } => {}
@@ -368,6 +370,8 @@ impl Move {
             argument: _,
             number: _,
             route,
+            denied,
+            programs: _,
             follows,
         } = line;
         match follows {
@@ -383,6 +387,9 @@ impl Move {
             destination: _,
         }) = route
         {
+            self.time(at);
+        }
+        if let Some(ConnectDenied { at, errno: _, by: _ }) = denied {
             self.time(at);
         }
     }

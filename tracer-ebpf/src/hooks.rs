@@ -4,6 +4,7 @@ mod understudy;
 
 mod bytes;
 mod connect;
+mod denial;
 mod listen;
 mod nginx_log;
 mod packet;

@@ -384,8 +384,19 @@ pub struct Line {
     pub previous_since: u64,
     /// See [`Worker::previous_number`].
     pub previous_number: u32,
-    /// Padding.
-    pub pad: u32,
+    /// How many programs of the worker's control groups are asked about its connects, for a line whose errno is that of a
+    /// denial; `u32::MAX`: not looked for, or not to be found.
+    pub programs: u32,
+    /// See [`Worker::denied_at`].
+    pub denied_at: u64,
+    /// See [`Worker::denied_errno`].
+    pub denied_errno: i32,
+    /// See [`Worker::denied_by`].
+    pub denied_by: u32,
+    /// The ids of the first of those programs.
+    pub program_ids: [u32; LINE_PROGRAMS],
+    /// Their names.
+    pub program_names: [[u8; COMM_LEN]; LINE_PROGRAMS],
     /// Where to.
     pub route_daddr: [u8; 16],
     /// The format string, cut.
@@ -394,6 +405,17 @@ pub struct Line {
     pub action: [u8; 48],
     /// The text behind the first `%V` or `%*s`, cut.
     pub argument: [u8; 128],
+}
+
+/// How many programs a [`Line`] names.
+pub const LINE_PROGRAMS: usize = 4;
+
+/// Who denies a `connect()`.
+pub mod denier {
+    /// A security module.
+    pub const SECURITY_MODULE: u32 = 1;
+    /// A program of a control group.
+    pub const CGROUP: u32 = 2;
 }
 
 /// A listening TCP socket.
@@ -659,6 +681,12 @@ pub struct Worker {
     pub connecting: u64,
     /// The upstream socket ([`conn::BY_ANSWER`]) that the worker's last own event was on.
     pub last_sock: u64,
+    /// When somebody in the kernel denied it a `connect()` that no line has told of yet, 0: nobody did.
+    pub denied_at: u64,
+    /// The errno, positive.
+    pub denied_errno: i32,
+    /// Who: a constant of [`denier`].
+    pub denied_by: u32,
     /// The last failed route lookup.
     pub route_at: u64,
     /// Its error, positive.
@@ -978,6 +1006,13 @@ offsets! {
     signal_live: "signal_struct.live",
     signal_group_exit_code: "signal_struct.group_exit_code",
     signal_oom_mm: "signal_struct.oom_mm",
+    task_cgroups: "task_struct.cgroups",
+    css_default: "css_set.dfl_cgrp",
+    cgroup_effective: "cgroup.bpf.effective",
+    programs_items: "bpf_prog_array.items",
+    program_aux: "bpf_prog.aux",
+    program_id: "bpf_prog_aux.id",
+    program_name: "bpf_prog_aux.name",
     flowi4_daddr: "flowi4.daddr",
     flowi6_daddr: "flowi6.daddr",
     fib6_type: "fib6_result.fib6_type",
@@ -1019,6 +1054,16 @@ pub struct Settings {
     pub slot_unix_connect: u32,
     /// See above.
     pub slot_accept: u32,
+    /// See above.
+    pub slot_security_connect: u32,
+    /// See above.
+    pub slot_cgroup_connect: u32,
+    /// Which of a control group's arrays of programs is asked about connects to IPv4 addresses; [`ABSENT`]: none.
+    pub programs_connect4: u32,
+    /// The same for IPv6.
+    pub programs_connect6: u32,
+    /// The size of an item of such an array.
+    pub size_program_item: u32,
     /// 1: there is `bpf_task_pt_regs` (5.15).
     pub has_task_pt_regs: u32,
     /// The size of `pt_regs`, which lie at the top of a task's stack.
@@ -1043,8 +1088,6 @@ pub struct Settings {
     pub verbose: u32,
     /// 1: only what nginx's own processes execute can become one of them, as for `--pid NUMBER`.
     pub by_parentage: u32,
-    /// Padding.
-    pub pad: u32,
     /// One byte per drop reason: 1 = of interest.
     pub drop_wanted: [u8; DROP_REASONS],
 }

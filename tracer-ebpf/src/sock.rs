@@ -478,6 +478,13 @@ pub fn current_pid() -> u32 {
     (bpf_get_current_pid_tgid() >> 32) as u32
 }
 
+/// The current `struct task_struct`.
+#[inline(always)]
+pub fn current() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_get_current_task() }
+}
+
 /// Whether the current task is its process's first thread: nginx connects, sends and logs there only.
 #[inline(always)]
 pub fn is_main_thread() -> bool {
@@ -632,8 +639,7 @@ fn take<const N: usize>(into: &mut [u8; N], from: u64, len: u64) -> u16 {
 /// The current task, with its exit code when it is ending.
 #[inline(always)]
 pub fn current_task() -> TaskInfo {
-    // SAFETY: the helper has no preconditions.
-    let task_struct = unsafe { bpf_get_current_task() };
+    let task_struct = current();
     let mut info = TaskInfo {
         pid: current_pid(),
         flags: 0,

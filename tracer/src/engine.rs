@@ -430,7 +430,12 @@ impl Engine {
 
     fn event(&mut self, event: Event, outputs: &mut Vec<Output>) {
         match event {
-            Event::Exchange(exchange) => self.exchange(exchange, outputs),
+            Event::Exchange(exchange) => {
+                if let (Peer::Tcp(address), Some(_)) = (&exchange.peer, exchange.connect_at) {
+                    self.around.connected(exchange.worker, address.is_ipv6());
+                }
+                self.exchange(exchange, outputs);
+            }
             Event::Line(line) => {
                 self.around.worker_told(line.worker, line.at);
                 self.line(line, outputs);

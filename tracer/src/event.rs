@@ -376,6 +376,13 @@ pub struct Line {
     pub number: Option<u64>,
     /// The last failed route lookup of this worker just before: errno as the tracepoint gave it, and the destination.
     pub route: Option<RouteError>,
+    /// Who in the kernel had just denied the worker a `connect()`, where that can be seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub denied: Option<ConnectDenied>,
+    /// The programs of the worker's control groups that are asked about its connects, the first four of them; looked for
+    /// where the errno is that of a denial (1, 13). `None`: not looked for, or not to be found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub programs: Option<Vec<Program>>,
     /// What the worker's very last own event was: a failure that this line's attempt is the retry of, or something else.
     /// `None`: not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -401,6 +408,36 @@ pub struct RouteError {
     pub errno: Errno,
     /// Where the packet should have gone.
     pub destination: IpAddr,
+}
+
+/// A `connect()` that was denied inside the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectDenied {
+    /// When.
+    pub at: Ktime,
+    /// The errno it got.
+    pub errno: Errno,
+    /// By whom.
+    pub by: Denier,
+}
+
+/// Who denies a `connect()`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Denier {
+    /// A security module.
+    SecurityModule,
+    /// A program of a control group.
+    Cgroup,
+}
+
+/// A BPF program, as `bpftool prog` lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// Its id.
+    pub id: u32,
+    /// Its name, of at most 15 bytes; it may have none.
+    pub name: String,
 }
 
 /// What SELinux denied to a worker.
@@ -792,6 +829,8 @@ pub enum Question {
     },
     /// How many connections wait for accept() where this address leads in the namespace of `pid`, who listens there.
     AcceptQueue { pid: Pid, address: SocketAddr },
+    /// What may deny the worker a system call or a connection, beside files' permissions and routes.
+    Confinement { pid: Pid },
     /// What a configured host name means now, through the hosts file and the nameservers of the instance `pid`.
     Name { pid: Pid, name: String },
     /// What each of nginx's own nameservers, asked from the namespace of `pid`, says of a whole name.
@@ -890,12 +929,33 @@ pub enum Answer {
         /// Every socket's that listens there is full.
         are_all_full: bool,
     },
+    /// See [`Question::Confinement`].
+    Confinement(Confinement),
     /// See [`Question::Name`].
     Name(NameMeaning),
     /// See [`Question::Nameservers`]: two of each, one for each family.
     Nameservers { replies: Vec<NameReply> },
     /// The host would not say.
     Unavailable { why: String },
+}
+
+/// What may deny a process something.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confinement {
+    /// A seccomp filter judges its system calls.
+    pub seccomp: bool,
+    /// It can gain no privileges (`no_new_privs`), as whoever confines itself has to say first.
+    pub no_new_privs: bool,
+    /// The kernel's active security modules; `None`: securityfs is not mounted.
+    pub modules: Option<Vec<String>>,
+    /// How the kernel's main security module calls what it is confined to: an AppArmor profile with its mode, a context of
+    /// SELinux; `None`: neither has to do with it.
+    pub profile: Option<String>,
+    /// Loaded BPF programs of the type that asks to be a security module; `None`: they cannot be listed.
+    pub lsm_programs: Option<Vec<Program>>,
+    /// Packets that IPsec policies of its network namespace blocked so far (`XfrmOutPolBlock`); `None`: this kernel does not
+    /// count them.
+    pub ipsec_blocked: Option<u64>,
 }
 
 /// What a host name means, by the hosts file or a nameserver.

@@ -12,6 +12,7 @@ use nix::{
 
 use crate::event::{Answer, Ktime, Pid, Question};
 
+pub mod confinement;
 pub mod conntrack;
 pub mod netns;
 pub mod process;
@@ -66,6 +67,7 @@ pub fn answer(question: &Question) -> Answer {
             *pid,
         ),
         Question::AcceptQueue { pid, address } => (accept_queue(*pid, *address), *pid),
+        Question::Confinement { pid } => (confinement::of(*pid).map(Answer::Confinement), *pid),
         Question::Name { pid, name } => (resolver::look_up(*pid, name).map(Answer::Name), *pid),
         Question::Nameservers { pid, servers, name } => (
             resolver::ask_each(*pid, servers, name).map(|replies| Answer::Nameservers { replies }),

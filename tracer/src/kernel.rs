@@ -37,7 +37,10 @@ use self::{
     layout::Layout,
     plan::{Attach, Hook, PLAN, REQUESTS, UNIX_CLOSES, WANTED_DROPS},
 };
-use crate::{event::LossClass, model::HookStatus};
+use crate::{
+    event::{self, LossClass},
+    model::HookStatus,
+};
 
 /// The BPF object, empty when the tracer was built without a BPF toolchain.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer"));
@@ -142,6 +145,33 @@ pub struct UnknownHook {
 #[must_use]
 pub fn has_programs() -> bool {
     !OBJECT.is_empty()
+}
+
+/// The loaded programs that may act as a security module, whoever loaded them; `None`: they cannot be listed.
+#[must_use]
+pub fn lsm_programs() -> Option<Vec<event::Program>> {
+    /// `BPF_PROG_TYPE_LSM` (include/uapi/linux/bpf.h).
+    const LSM: u32 = 29;
+    let is_gone = |error: &ProgramError| {
+        let ProgramError::SyscallError(error) = error else {
+            return false;
+        };
+        error.io_error.kind() == std::io::ErrorKind::NotFound
+    };
+    let mut found = Vec::new();
+    for program in aya::programs::loaded_programs() {
+        match program {
+            Ok(program) if program.program_type() as u32 == LSM => found.push(event::Program {
+                id: program.id(),
+                name: String::from_utf8_lossy(program.name()).into_owned(),
+            }),
+            Ok(_) => {}
+            // It went while the list was read.
+            Err(error) if is_gone(&error) => {}
+            Err(_) => return None,
+        }
+    }
+    Some(found)
 }
 
 impl Kernel {
@@ -778,6 +808,11 @@ fn settings(layout: &Layout, options: &KernelOptions, places: &BTreeMap<&str, (u
         slot_inet_connect: slot("inet_stream_connect"),
         slot_unix_connect: slot("unix_stream_connect"),
         slot_accept: slot("inet_csk_accept"),
+        slot_security_connect: slot("security_socket_connect"),
+        slot_cgroup_connect: slot("__cgroup_bpf_run_filter_sock_addr"),
+        programs_connect4: layout.connect_programs.0,
+        programs_connect6: layout.connect_programs.1,
+        size_program_item: layout.size_program_item,
         has_task_pt_regs: u32::from(layout.has_task_pt_regs),
         size_pt_regs: layout.size_pt_regs,
         number_close: CLOSE,
@@ -790,7 +825,6 @@ fn settings(layout: &Layout, options: &KernelOptions, places: &BTreeMap<&str, (u
         lines_heard: u32::from(!options.without.contains("nginx-log")),
         verbose: u32::from(options.verbose),
         by_parentage: u32::from(options.by_parentage),
-        pad: 0,
         drop_wanted,
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod backend;
 pub mod client;
+pub mod confine;
 pub mod memory;
 pub mod netns;
 pub mod nginx;

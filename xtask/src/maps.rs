@@ -132,7 +132,8 @@ fn read(map: &Described) -> Result<Vec<u8>> {
     }
 }
 
-fn bpf(command: libc::c_long, attribute: *const libc::c_void, size: usize) -> nix::Result<i32> {
+/// The system call.
+pub(crate) fn bpf(command: libc::c_long, attribute: *const libc::c_void, size: usize) -> nix::Result<i32> {
     // SAFETY: the kernel reads `size` bytes of the attribute, and writes where it says, which has room for a key or value.
     let made = unsafe { libc::syscall(libc::SYS_bpf, command, attribute, size) };
     Errno::result(made).map(|made| i32::try_from(made).unwrap_or(-1))

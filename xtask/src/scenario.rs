@@ -181,6 +181,12 @@ pub enum Need {
     Openssl,
     /// SELinux, with a policy that may be changed; nginx then runs in its domain.
     Selinux,
+    /// Control groups of version 2, to which programs can be attached.
+    Cgroup,
+    /// Landlock that knows connects.
+    Landlock,
+    /// IPsec policies.
+    Ipsec,
     /// `ss --kill`, which needs `CONFIG_INET_DIAG_DESTROY`.
     SocketKill,
 }
@@ -253,6 +259,12 @@ pub struct Nginx {
     /// Where the healthy backend listens: an address, or `unix`.
     #[serde(default = "loopback")]
     pub healthy: String,
+    /// The names whose ports it may connect to, in a Landlock domain; empty: in none.
+    #[serde(default)]
+    pub landlock: Vec<String>,
+    /// A seccomp filter denies it every connect() to an IPv6 address.
+    #[serde(default)]
+    pub seccomp: bool,
     /// Files of /etc that only this nginx sees, by name; they lie in the folder `etc` of the scenario's own folder.
     #[serde(default)]
     pub etc: BTreeMap<String, String>,
@@ -375,6 +387,8 @@ pub enum Step {
     KillWorkerOf(String),
     /// Limits a backend's memory.
     MemoryLimit(MemoryLimit),
+    /// Puts nginx into a control group whose programs deny connects to the port of this name.
+    CgroupDeny(String),
     /// Changes what a remote host does.
     Stranger(StrangerStep),
     /// A shell script in a namespace.

@@ -11,18 +11,22 @@ use aya_ebpf::{
     macros::uprobe,
     programs::ProbeContext,
 };
-use tracer_ebpf::{Line, counter, kind};
+use tracer_ebpf::{ABSENT, LINE_PROGRAMS, Line, counter, kind};
 
 use crate::{
     exchange::{Says, own_line},
     filter::worker,
-    maps::{NOWHERE, RECORDS},
+    maps::{NOWHERE, RECORDS, offset, setting},
     output::{count, header, now, say},
-    sock::{current_pid, is_main_thread},
+    sock::{current, current_pid, is_main_thread, read},
 };
 
 /// `NGX_LOG_WARN`: a warning may stand between a line and its close, so it is heard but changes nothing.
 const WARN: u64 = 5;
+
+/// The errnos with which a connect is denied: a program of a control group gives the first, unless it sets another one.
+const EPERM: i32 = 1;
+const EACCES: i32 = 13;
 
 /// A level that nginx does not have, which the verifier does not know.
 const NO_LEVEL: u64 = u64::MAX;
@@ -95,6 +99,10 @@ fn hear<const ERR: usize, const ACTION: u64>(ctx: &ProbeContext) -> u32 {
         (*line).route_daddr = owner.route_daddr;
         (*line).number = ctx.arg(ERR + 3).unwrap_or(0);
         (*line).previous_kind = if is_own { owner.previous_kind } else { u32::MAX };
+        (*line).programs = u32::MAX;
+        (*line).denied_at = owner.denied_at;
+        (*line).denied_errno = owner.denied_errno;
+        (*line).denied_by = owner.denied_by;
         (*line).previous_sock = owner.previous_sock;
         (*line).previous_since = owner.previous_since;
         (*line).previous_number = owner.previous_number;
@@ -120,13 +128,56 @@ fn hear<const ERR: usize, const ACTION: u64>(ctx: &ProbeContext) -> u32 {
                 let _ = bpf_probe_read_user_buf(data as *const u8, space);
             }
         }
+        if matches!(errno as i32, EPERM | EACCES) {
+            let is_v6 = (*line).argument[0] == b'[';
+            (*line).programs = connect_programs(is_v6, &mut *line);
+        }
     }
+    owner.denied_at = 0;
     slot.submit(u64::from(aya_ebpf::bindings::BPF_RB_NO_WAKEUP));
     // The line's record comes before that of the exchange it ends.
     if is_own {
         own_line(owner, at, says);
     }
     0
+}
+
+/// The programs that are asked about the worker's connects to addresses of this family: their number, with the names of the
+/// first in the line; `u32::MAX` where they are not to be found.
+///
+/// `struct bpf_prog_array __rcu *effective[]` of `struct cgroup_bpf`, 5.10 to 7.2: what the kernel runs for a control group,
+/// those above it included; it ends with a null.
+#[inline(always)]
+fn connect_programs(is_v6: bool, line: &mut Line) -> u32 {
+    let index = if is_v6 {
+        setting!(programs_connect6)
+    } else {
+        setting!(programs_connect4)
+    };
+    if index == ABSENT {
+        return 0;
+    }
+    if offset!(cgroup_effective) == ABSENT {
+        return u32::MAX;
+    }
+    let group: u64 = read(read(current(), offset!(task_cgroups)), offset!(css_default));
+    let array: u64 = read(group, offset!(cgroup_effective) + 8 * index);
+    if array == 0 {
+        return u32::MAX;
+    }
+    let mut found = 0;
+    for n in 0..LINE_PROGRAMS {
+        let item = offset!(programs_items) + n as u32 * setting!(size_program_item);
+        let program: u64 = read(array, item);
+        if program == 0 {
+            break;
+        }
+        let aux: u64 = read(program, offset!(program_aux));
+        line.program_ids[n] = read(aux, offset!(program_id));
+        line.program_names[n] = read(aux, offset!(program_name));
+        found += 1;
+    }
+    found
 }
 
 /// "upstream sent …": nginx does not take what it just read. But "upstream sent no valid HTTP/1.0 header" it takes,

@@ -369,6 +369,8 @@ mod tests {
             argument: argument.map(str::to_owned),
             number: None,
             route: None,
+            denied: None,
+            programs: None,
             follows: None,
         }
     }

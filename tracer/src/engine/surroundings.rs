@@ -336,6 +336,8 @@ pub struct Surroundings {
     meanings: Keyed<Question, (Ktime, Answer)>,
     servers: Keyed<String, Task>,
     serving: Keyed<Pid, Peer>,
+    /// Workers that connected over TCP, and whether over IPv6: what judges system calls by their numbers let them.
+    connecting: Keyed<Pid, bool>,
     failures: Keyed<String, PastFailure>,
     losses: Keyed<(), (Ktime, LossClass)>,
 }
@@ -363,6 +365,7 @@ impl Surroundings {
             meanings: Keyed::new(capacity.min(1024), MEANING_MEMORY),
             servers: Keyed::new(capacity.min(4096), LISTENER_MEMORY),
             serving: Keyed::new(capacity.min(16_384), u64::MAX),
+            connecting: Keyed::new(capacity.min(16_384), u64::MAX),
             failures: Keyed::new(capacity.min(4096), 60 * SECOND),
             // A loss is remembered as long as an attempt that began before it can still end.
             losses: Keyed::new(1024, LISTENER_MEMORY),
@@ -595,6 +598,7 @@ impl Surroundings {
             ("meanings", self.meanings.len()),
             ("servers", self.servers.len()),
             ("serving", self.serving.len()),
+            ("connecting", self.connecting.len()),
             ("failures", self.failures.len()),
             ("losses", self.losses.len()),
         ]
@@ -610,6 +614,19 @@ impl Surroundings {
     /// This process is no more: its number may come back as another's.
     pub fn serves_no_more(&mut self, pid: Pid) {
         self.serving.forget(&pid);
+        self.connecting.forget(&pid);
+    }
+
+    /// This worker's `connect()` to a TCP address got as far as a SYN.
+    pub fn connected(&mut self, worker: Pid, is_v6: bool) {
+        if !self.can_connect(worker, is_v6) {
+            self.connecting.push(self.now, worker, is_v6);
+        }
+    }
+
+    /// Whether this worker is known to have connected to addresses of this family.
+    pub fn can_connect(&self, worker: Pid, is_v6: bool) -> bool {
+        self.connecting.get(&worker).any(|known| *known == is_v6)
     }
 
     /// Where this process is known to listen or to have answered.

@@ -5,8 +5,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::*;
 use crate::{
     event::{
-        Answer, Balancing, Config, ConfiguredPeer, ConnId, Denial, Exit, Icmp, Listener, Netns,
-        PathComponent, ResetBy, RouteError, Sock, Task, TcpState, Told, Tuple, UnixPath, UnixSocket,
+        Answer, Balancing, Config, ConfiguredPeer, Confinement, ConnId, ConnectDenied, Denial, Denier, Exit,
+        Icmp, Listener, Netns, PathComponent, Program, ResetBy, RouteError, Sock, Task, TcpState, Told,
+        Tuple, UnixPath, UnixSocket,
     },
     model::{Confidence, Finding, HookStatus, Summary},
 };
@@ -213,6 +214,8 @@ fn line(number: u64, at: Ktime, message: &str, errno: Option<i32>) -> Line {
         argument: None,
         number: None,
         route: None,
+        denied: None,
+        programs: None,
         follows: None,
     }
 }
@@ -1305,6 +1308,138 @@ fn what_a_tls_backend_answers_to_the_goodbye_ended_nothing() {
     assert_eq!(ended(ms(3001)), "backend-slow");
     // Not one that answers what it read long before.
     assert_eq!(ended(ms(2)), "unknown");
+}
+
+/// What is named when a connect to a TCP address fails at once with `errno`: with these programs in the worker's control
+/// groups, whoever was seen to deny it, and what else may have.
+fn named_denied(
+    errno: i32,
+    programs: usize,
+    by: Option<Denier>,
+    found: Confinement,
+) -> (&'static str, Confidence) {
+    let mut lab = Lab::new();
+    let program = Program {
+        id: 7,
+        name: "deny".to_owned(),
+    };
+    lab.see(Event::Line(Line {
+        programs: Some(vec![program; programs]),
+        denied: by.map(|by| ConnectDenied {
+            at: ms(0),
+            errno: Errno(errno),
+            by,
+        }),
+        ..at_once("10.0.0.2:80", errno)
+    }));
+    let asked = |lab: &Lab, what: fn(&Question) -> bool| {
+        let mut asked = lab.outputs.iter().rev().filter_map(|output| match output {
+            Output::Ask(question) => Some(question.clone()),
+            _ => None,
+        });
+        asked.find(what)
+    };
+    if let Some(question) = asked(&lab, |question| matches!(question, Question::Confinement { .. })) {
+        let answer = Answer::Confinement(found);
+        lab.tell(ms(5), Input::Answer { question, answer });
+    }
+    if let Some(question) = asked(&lab, |question| matches!(question, Question::Route { .. })) {
+        let answer = Answer::Route {
+            is_local: false,
+            kind: Some("unicast".to_owned()),
+            errno: None,
+            via: None,
+        };
+        lab.tell(ms(6), Input::Answer { question, answer });
+    }
+    verdict(&lab.only())
+}
+
+#[test]
+fn a_denied_connect_is_named_only_where_nothing_else_can_have_denied_it() {
+    let free = || Confinement {
+        modules: Some(vec![
+            "capability".to_owned(),
+            "landlock".to_owned(),
+            "bpf".to_owned(),
+        ]),
+        lsm_programs: Some(vec![]),
+        ipsec_blocked: Some(0),
+        ..Confinement::default()
+    };
+    let filtered = || Confinement {
+        seccomp: true,
+        ..free()
+    };
+    let guarded = || Confinement {
+        lsm_programs: Some(vec![Program {
+            id: 9,
+            name: "guard".to_owned(),
+        }]),
+        ..free()
+    };
+    let blocked = || Confinement {
+        ipsec_blocked: Some(1),
+        ..free()
+    };
+    let unlisted = || Confinement {
+        lsm_programs: None,
+        ..free()
+    };
+    const UNKNOWN: (&str, Confidence) = ("unknown", Confidence::Possible);
+    const CGROUP: (&str, Confidence) = ("cgroup-denied", Likely);
+    const MODULE: (&str, Confidence) = ("security-module-denied", Likely);
+    // A program of a control group, and nobody else.
+    assert_eq!(named_denied(1, 1, None, free()), CGROUP);
+    assert_eq!(named_denied(1, 4, None, free()), CGROUP);
+    for others in [filtered(), guarded(), blocked(), unlisted()] {
+        assert_eq!(named_denied(1, 1, None, others), UNKNOWN);
+    }
+    // No program: what else there is.
+    assert_eq!(named_denied(1, 0, None, free()), UNKNOWN);
+    assert_eq!(named_denied(1, 0, None, blocked()), UNKNOWN);
+    assert_eq!(named_denied(1, 0, None, filtered()), MODULE);
+    assert_eq!(named_denied(1, 0, None, guarded()), MODULE);
+    assert_eq!(named_denied(13, 0, None, free()), MODULE);
+    let without_landlock = Confinement {
+        modules: Some(vec!["capability".to_owned()]),
+        ..free()
+    };
+    assert_eq!(named_denied(13, 0, None, without_landlock), UNKNOWN);
+    // It may have set this errno.
+    assert_eq!(named_denied(13, 1, None, free()), UNKNOWN);
+    // Seen.
+    let seen = Some(Denier::Cgroup);
+    assert_eq!(named_denied(1, 1, seen, guarded()), ("cgroup-denied", Confirmed));
+    assert_eq!(named_denied(13, 2, seen, free()), ("cgroup-denied", Confirmed));
+    assert_eq!(named_denied(113, 0, seen, free()), ("cgroup-denied", Confirmed));
+    assert_eq!(named_denied(1, 1, Some(Denier::SecurityModule), free()), MODULE);
+    assert_eq!(named_denied(13, 1, Some(Denier::SecurityModule), free()), MODULE);
+}
+
+/// A seccomp filter reads numbers: one that lets a worker connect to one address lets it connect to all of the family.
+#[test]
+fn a_filter_under_which_the_worker_connects_denies_no_connect() {
+    let mut lab = Lab::new();
+    lab.end(sent(APP, ms(-500)));
+    lab.see(Event::Line(Line {
+        programs: Some(vec![]),
+        ..at_once("10.0.0.2:80", 1)
+    }));
+    lab.answer(Answer::Confinement(Confinement {
+        seccomp: true,
+        lsm_programs: Some(vec![]),
+        ipsec_blocked: Some(0),
+        ..Confinement::default()
+    }));
+    lab.tell(ms(100_000), Input::Detach { in_flight: 0 });
+    let attempts = lab.attempts();
+    let failed: Vec<_> = attempts
+        .iter()
+        .filter(|attempt| attempt.errno == Some(Errno(1)))
+        .collect();
+    assert_eq!(failed.len(), 1);
+    assert_eq!(verdict(failed[0]), ("unknown", Confidence::Possible));
 }
 
 #[test]

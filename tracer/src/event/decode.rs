@@ -6,12 +6,13 @@ use std::{
 };
 
 use tracer_ebpf as wire;
-use tracer_ebpf::{conn, end, kind, previous, task};
+use tracer_ebpf::{COMM_LEN, conn, denier, end, kind, previous, task};
 use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
 
 use super::{
-    Backend, ConnId, Denial, EndKind, Errno, Event, Exchange, ExchangeId, Exit, Follows, Icmp, Ktime, Line,
-    LineId, Listener, Netns, Peer, Pid, ResetBy, RetryOf, RouteError, Sock, Task, TcpState, Told, Tuple,
+    Backend, ConnId, ConnectDenied, Denial, Denier, EndKind, Errno, Event, Exchange, ExchangeId, Exit,
+    Follows, Icmp, Ktime, Line, LineId, Listener, Netns, Peer, Pid, Program, ResetBy, RetryOf, RouteError,
+    Sock, Task, TcpState, Told, Tuple,
     head::{self, Head},
 };
 
@@ -437,6 +438,26 @@ fn line(l: &wire::Line) -> Line {
                 Some(before.map_or(Follows::Other, Follows::Failure))
             }
         },
+        denied: (l.denied_at != 0).then_some(ConnectDenied {
+            at: Ktime(l.denied_at),
+            errno: Errno(l.denied_errno),
+            by: match l.denied_by {
+                denier::CGROUP => Denier::Cgroup,
+                _ => Denier::SecurityModule,
+            },
+        }),
+        programs: usize::try_from(l.programs)
+            .ok()
+            .filter(|count| *count <= l.program_ids.len())
+            .map(|count| {
+                let named = l.program_ids.iter().zip(&l.program_names).take(count);
+                let program = |(id, name): (&u32, &[u8; COMM_LEN])| Program {
+                    id: *id,
+                    name: text(name),
+                };
+                // What stands in for a program that could not be taken out has no number.
+                named.map(program).filter(|program| program.id != 0).collect()
+            }),
         route: (l.route_at != 0).then(|| RouteError {
             at: Ktime(l.route_at),
             errno: Errno(l.route_errno),

@@ -26,6 +26,11 @@ pub struct Layout {
     pub drop_reasons: BTreeMap<u32, String>,
     /// `enum sk_rst_reason` by number; empty before 6.10.
     pub reset_reasons: BTreeMap<u32, String>,
+    /// Which of a control group's arrays of programs is asked about connects to IPv4 and to IPv6 addresses; [`ABSENT`]:
+    /// this kernel has none.
+    pub connect_programs: (u32, u32),
+    /// The size of `struct bpf_prog_array_item`.
+    pub size_program_item: u32,
     /// The size of `struct pt_regs`; 0: this kernel has none.
     pub size_pt_regs: u32,
     /// Whether programs may call `bpf_task_pt_regs` (5.15).
@@ -50,6 +55,13 @@ impl Readable for Bytes {
 /// Members without which the programs cannot tell one socket from another; others may be absent.
 const OPTIONAL: &[&str] = &[
     "exterr_ee",
+    "task_cgroups",
+    "css_default",
+    "cgroup_effective",
+    "programs_items",
+    "program_aux",
+    "program_id",
+    "program_name",
     "flowi4_daddr",
     "flowi6_daddr",
     "fib6_type",
@@ -89,14 +101,18 @@ impl Layout {
         let wanted = plan::functions();
         let mut is_preemptible = false;
         let mut size_pt_regs = 0;
+        let mut size_program_item = 0;
         let mut enums = BTreeMap::new();
         for (id, variant) in types.get() {
             match variant {
                 TypeVariant::Struct(found) => {
                     if let Some(name) = found.name() {
                         structs.entry(name.clone()).or_insert(*id);
-                        if name == "pt_regs" {
-                            size_pt_regs = u32::try_from(*found.size()).unwrap_or(0);
+                        let size = u32::try_from(*found.size()).unwrap_or(0);
+                        match name.as_str() {
+                            "pt_regs" => size_pt_regs = size,
+                            "bpf_prog_array_item" => size_program_item = size,
+                            _ => {}
                         }
                     }
                 }
@@ -119,8 +135,13 @@ impl Layout {
                     }
                 }
                 TypeVariant::Enum(found) => {
-                    if let Some(name @ ("skb_drop_reason" | "sk_rst_reason" | "bpf_func_id")) =
-                        found.name().as_deref()
+                    if let Some(
+                        name @ ("skb_drop_reason"
+                        | "sk_rst_reason"
+                        | "bpf_func_id"
+                        | "bpf_attach_type"
+                        | "cgroup_bpf_attach_type"),
+                    ) = found.name().as_deref()
                     {
                         enums.insert(name.to_owned(), names(found.named_value_list()));
                     }
@@ -151,7 +172,27 @@ impl Layout {
                 }
             });
         }
+        // Their numbers are their own since 5.15, before that those of the system call.
+        let index = |name: &str| {
+            let own = enums
+                .get("cgroup_bpf_attach_type")
+                .map(|own| (own, format!("CGROUP_{name}")));
+            let shared = || {
+                enums
+                    .get("bpf_attach_type")
+                    .map(|all| (all, format!("BPF_CGROUP_{name}")))
+            };
+            let (numbers, name) = own.or_else(shared)?;
+            let (number, _) = numbers.iter().find(|(_, found)| **found == name)?;
+            Some(*number)
+        };
+        let connect_programs = (
+            index("INET4_CONNECT").unwrap_or(ABSENT),
+            index("INET6_CONNECT").unwrap_or(ABSENT),
+        );
         Ok(Self {
+            connect_programs,
+            size_program_item,
             offsets: Offsets::from_list(&list).expect("one offset per path"),
             ipv6only_bit,
             tracepoints,

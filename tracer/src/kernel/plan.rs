@@ -162,6 +162,17 @@ pub static PLAN: &[Hook] = &[
         ]],
     },
     Hook {
+        sees: "connect-denials",
+        shows: "who in the kernel denies nginx a connect()",
+        without: "that a control group's program or a security module denied a connect() is known by its errno and what else \
+            could have given it",
+        required: false,
+        ways: &[&[
+            ("security_asked", Fexit("security_socket_connect")),
+            ("cgroup_asked", Fexit("__cgroup_bpf_run_filter_sock_addr")),
+        ]],
+    },
+    Hook {
         sees: "accept",
         shows: "when a backend of this host accepts a connection",
         without: "a backend's accept is known by its first read",

@@ -131,6 +131,7 @@ fn start(run: &Run, namespace: &Netns, program: &Path, label: &str, http: &str) 
             daemon: false,
             contained: false,
             context: None,
+            confinement: None,
         },
     )
     .with_context(|| format!("starting the nginx called {label}"))

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Run, run::making, wait_for};
+use super::{Run, confine, run::making, wait_for};
 
 /// Where memory control groups can be made: version 1's own tree, or version 2's with the memory controller on.
 fn root() -> Option<(PathBuf, &'static str)> {
@@ -62,13 +62,17 @@ impl Drop for MemoryLimit {
     }
 }
 
+/// Where the laboratory makes control groups.
+fn trees() -> impl Iterator<Item = PathBuf> {
+    let memory = root().map(|(root, _)| root);
+    let unified = confine::unified().filter(|unified| Some(unified) != memory.as_ref());
+    memory.clone().into_iter().chain(unified)
+}
+
 /// The control groups whose name starts so.
 pub(super) fn groups(prefix: &str) -> Vec<String> {
-    let Some((root, _)) = root() else {
-        return Vec::new();
-    };
-    fs::read_dir(root)
-        .into_iter()
+    trees()
+        .filter_map(|tree| fs::read_dir(tree).ok())
         .flatten()
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok())
@@ -78,8 +82,16 @@ pub(super) fn groups(prefix: &str) -> Vec<String> {
 
 /// Removes a group; the processes in it must be ending.
 pub(super) fn remove(name: &str) -> Result<()> {
-    let Some((root, _)) = root() else { return Ok(()) };
-    let folder = root.join(name);
+    for folder in trees()
+        .map(|tree| tree.join(name))
+        .filter(|folder| folder.exists())
+    {
+        remove_folder(name, &folder)?;
+    }
+    Ok(())
+}
+
+fn remove_folder(name: &str, folder: &Path) -> Result<()> {
     wait_for(format!("{name} to be empty"), Duration::from_secs(5), || {
         for pid in fs::read_to_string(folder.join("cgroup.procs"))
             .unwrap_or_default()
@@ -89,7 +101,7 @@ pub(super) fn remove(name: &str) -> Result<()> {
                 let _ = nix::sys::signal::kill(super::run::as_pid(pid), nix::sys::signal::Signal::SIGKILL);
             }
         }
-        match fs::remove_dir(&folder) {
+        match fs::remove_dir(folder) {
             Ok(()) => Ok(()),
             Err(_) if !folder.exists() => Ok(()),
             Err(error) => Err(error.to_string()),

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 
-use super::{netns::Netns, run::as_pid, wait_for};
+use super::{confine::Confinement, netns::Netns, run::as_pid, wait_for};
 
 /// How long nginx may take to start, to follow a signal, or to end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -48,6 +48,8 @@ pub struct Start<'a> {
     pub contained: bool,
     /// The SELinux context it runs in; `None`: that of the laboratory.
     pub context: Option<&'a str>,
+    /// What it is confined by.
+    pub confinement: Option<&'a Confinement>,
 }
 
 impl Nginx {
@@ -61,6 +63,10 @@ impl Nginx {
         }
         let errors = fs::File::create(folder.join("nginx.stderr")).context("making nginx.stderr")?;
         let mut command = command(start)?;
+        let _rules = start
+            .confinement
+            .map(|confinement| confinement.apply(&mut command))
+            .transpose()?;
         let child = namespace.spawn(
             command
                 .arg("-p")

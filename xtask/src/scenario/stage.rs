@@ -17,6 +17,7 @@ use crate::lab::{
     Run,
     backend::{Answer, Backend, Behaviour, Spec},
     client::{Address, Client, Keeps, Load},
+    confine::{self, Confinement, DenyingGroup},
     memory::MemoryLimit,
     netns::{BEHIND_ROUTER, BEHIND_ROUTER6, FAR, FAR6, NEAR, NEAR6, Netns, SERVICE, SERVICE6},
     nginx::{Nginx, Start},
@@ -48,6 +49,8 @@ pub struct Stage {
     stranger_hosts: BTreeMap<String, Ipv4Addr>,
     /// The nginx on it.
     pub nginx: Nginx,
+    /// The control groups it is in, which go after it.
+    groups: Vec<DenyingGroup>,
     /// Its configuration.
     pub config: String,
     names: Names,
@@ -306,6 +309,7 @@ impl Stage {
         let etc = (!lab.nginx.etc.is_empty())
             .then(|| write_etc(lab, &names, &folder))
             .transpose()?;
+        let confinement = confinement(&lab.nginx, &names)?;
         let nginx = Nginx::start(
             &near,
             &Start {
@@ -317,6 +321,7 @@ impl Stage {
                 daemon: lab.nginx.daemon,
                 contained: scenario.placement == Placement::Container,
                 context: selinux.as_ref().map(|_| selinux::NGINX),
+                confinement: confinement.as_ref(),
             },
         )?;
         names.set("nginx.pid", nginx.pid().to_string());
@@ -332,6 +337,7 @@ impl Stage {
             strangers,
             stranger_hosts,
             nginx,
+            groups: Vec::new(),
             config,
             names,
             address,
@@ -460,6 +466,13 @@ impl Stage {
             Step::MemoryLimit(limit) => {
                 let pid = self.backend(&limit.backend)?.pid();
                 self.limits.push(MemoryLimit::new(run, pid, limit.mib << 20)?);
+                Ok(())
+            }
+            Step::CgroupDeny(name) => {
+                let port = self.names.fill(&format!("{{{name}.port}}"))?.parse()?;
+                let mut pids = self.nginx.workers();
+                pids.push(self.nginx.pid());
+                self.groups.push(DenyingGroup::new(run, &pids, port)?);
                 Ok(())
             }
             Step::Stranger(step) => {
@@ -682,6 +695,16 @@ fn nobodys_group() -> String {
         .map_or_else(|| "nogroup".to_owned(), |group| group.name)
 }
 
+/// What nginx is confined by.
+fn confinement(nginx: &super::Nginx, names: &Names) -> Result<Option<Confinement>> {
+    if nginx.seccomp {
+        return Ok(Some(Confinement::Seccomp));
+    }
+    let port = |name: &String| -> Result<u16> { Ok(names.fill(&format!("{{{name}.port}}"))?.parse()?) };
+    let ports: Vec<u16> = nginx.landlock.iter().map(port).collect::<Result<_>>()?;
+    Ok((!ports.is_empty()).then_some(Confinement::Landlock(ports)))
+}
+
 /// What the machine lacks for a scenario.
 pub(super) fn missing(need: super::Need) -> Result<(), &'static str> {
     use super::Need;
@@ -710,6 +733,18 @@ pub(super) fn missing(need: super::Need) -> Result<(), &'static str> {
         Need::Haproxy => there(crate::find_program("haproxy").is_some(), "no HAProxy"),
         Need::PhpFpm => there(crate::find_program("php-fpm").is_some(), "no PHP-FPM"),
         Need::Selinux => selinux::available(),
+        Need::Cgroup => there(
+            confine::has_cgroups(),
+            "no control groups of version 2 are mounted",
+        ),
+        Need::Landlock => there(
+            confine::has_landlock(),
+            "no Landlock that knows connects (Linux 6.7) on this kernel",
+        ),
+        Need::Ipsec => there(
+            Path::new("/proc/net/xfrm_stat").exists(),
+            "no IPsec on this kernel, or none that counts",
+        ),
         Need::SocketKill => there(
             kernel_config("CONFIG_INET_DIAG_DESTROY=y"),
             "this kernel cannot destroy sockets on request (CONFIG_INET_DIAG_DESTROY)",

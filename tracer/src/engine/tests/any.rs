@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::Stamped;
+use crate::event::{ConnectDenied, Denier, Program, Stamped};
 
 /// A small generator of arbitrary inputs: few addresses and ids, so that they meet each other.
 struct Dice(u64);
@@ -250,6 +250,18 @@ impl Dice {
                 at: dice.time(),
                 errno: dice.errno(),
                 destination: dice.address().ip(),
+            }),
+            denied: self.maybe(|dice| ConnectDenied {
+                at: dice.time(),
+                errno: dice.errno(),
+                by: dice.of(&[Denier::Cgroup, Denier::SecurityModule]),
+            }),
+            programs: self.maybe(|dice| {
+                let program = Program {
+                    id: 7,
+                    name: String::new(),
+                };
+                vec![program; usize::from(dice.of(&[0_u8, 1, 4]))]
             }),
             follows: self.maybe(|dice| match dice.roll(3) {
                 0 => Follows::Other,

@@ -7,9 +7,9 @@ use proptest::{collection::vec, option, prelude::*};
 use super::*;
 use crate::{
     event::{
-        Answer, Config, ConnId, EndKind, Errno, Event, Exchange, ExchangeId, Exit, Follows, Input, Instance,
-        Limits, Line, LineId, Listener, LogLine, LossClass, Netns, Peer, Pid, Question, ResetBy, RetryOf,
-        Sock, Task, TcpState, Told, Tuple, head::Head,
+        Answer, Config, ConnId, ConnectDenied, Denier, EndKind, Errno, Event, Exchange, ExchangeId, Exit,
+        Follows, Input, Instance, Limits, Line, LineId, Listener, LogLine, LossClass, Netns, Peer, Pid,
+        Program, Question, ResetBy, RetryOf, Sock, Task, TcpState, Told, Tuple, head::Head,
     },
     model::HookStatus,
 };
@@ -196,6 +196,15 @@ fn event() -> impl Strategy<Value = Event> {
             argument: action,
             number: None,
             route: None,
+            denied: errno.map(|errno| ConnectDenied {
+                at,
+                errno,
+                by: Denier::Cgroup,
+            }),
+            programs: Some(vec![Program {
+                id: 7,
+                name: "deny".to_owned(),
+            }]),
             follows: Some(Follows::Failure(RetryOf::Line(id))),
         });
     prop_oneof![

@@ -201,7 +201,7 @@ fn on_link_silence(
 }
 
 /// The errno with which connect(2) itself failed, for a TCP peer.
-fn at_once(subject: &Subject<'_>) -> Option<(Errno, std::net::SocketAddr)> {
+pub fn at_once(subject: &Subject<'_>) -> Option<(Errno, std::net::SocketAddr)> {
     let said = subject
         .lone()
         .filter(|said| said.meaning == Meaning::ConnectAtOnce)?;
@@ -209,7 +209,7 @@ fn at_once(subject: &Subject<'_>) -> Option<(Errno, std::net::SocketAddr)> {
 }
 
 /// The routing lookup that failed just before nginx's line, when it was for this address.
-fn lookup_fact(subject: &Subject<'_>, address: std::net::SocketAddr) -> Option<(Errno, Evidence)> {
+pub fn lookup_fact(subject: &Subject<'_>, address: std::net::SocketAddr) -> Option<(Errno, Evidence)> {
     let route = subject
         .line?
         .route
