@@ -1073,6 +1073,10 @@ pub struct UnixSocket {
     pub kind: String,
     /// The device and inode of the file it is bound to, where the kernel says.
     pub file: Option<(u64, u64)>,
+    /// It is bound to a file that came in the place of the one that the worker sees: that one is mounted alone, and was
+    /// removed where it came from. The path then, as its owner wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_place_at: Option<String>,
     /// Connections waiting, and the limit; listeners only, where the kernel says.
     pub queue: Option<(u32, u32)>,
     /// Processes that hold it.

@@ -732,7 +732,9 @@ fn is_missed_in_vain(name: &str, preemption: Preemption) -> bool {
         .strip_suffix(NESTED)
         .is_some_and(|name| understudy::NAMES.contains(&name));
     let looks_at_tasks = ["unix_connected", "route_looked_up", "route6_looked_up"].contains(&name);
-    is_understudy || (looks_at_tasks && !preemption.tracepoints)
+    // What these say makes a cause sure, and from their silence nothing is concluded.
+    let is_a_second_sign = ["security_asked", "cgroup_asked"].contains(&name);
+    is_understudy || is_a_second_sign || (looks_at_tasks && !preemption.tracepoints)
 }
 
 /// How often a program was skipped because it already ran on that CPU, from its descriptor's `fdinfo`.

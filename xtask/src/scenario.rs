@@ -268,6 +268,9 @@ pub struct Nginx {
     /// Files of /etc that only this nginx sees, by name; they lie in the folder `etc` of the scenario's own folder.
     #[serde(default)]
     pub etc: BTreeMap<String, String>,
+    /// Files that it alone sees in places of others, by those: each is mounted by itself.
+    #[serde(default)]
+    pub mounts: BTreeMap<String, String>,
     /// Put behind the TCP address it listens on: `reuseport`.
     #[serde(default)]
     pub listen: String,

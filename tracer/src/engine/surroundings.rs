@@ -727,6 +727,19 @@ impl Surroundings {
         self.listeners.on(&Place::Port(netns, port)).iter()
     }
 
+    /// What listened on a port in other namespaces than this one.
+    pub fn listeners_beside(&self, own: Netns, port: u16, at: Ktime) -> Vec<&ListenerLife> {
+        let places = self.listeners.by_place.iter().filter(
+            |(place, _)| matches!(place, Place::Port(netns, listens) if *netns != own && *listens == port),
+        );
+        let mut open: Vec<&ListenerLife> = places
+            .flat_map(|(_, lives)| lives)
+            .filter(|life| life.is_open_at(at))
+            .collect();
+        open.sort_by_key(|life| (life.listener.netns, life.listener.sock.0));
+        open
+    }
+
     /// What listened in a namespace at this address, on whatever port, lowest port first.
     pub fn listeners_at_address(&self, netns: Netns, address: IpAddr, at: Ktime) -> Vec<&ListenerLife> {
         let port = |life: &ListenerLife| match life.listener.address {

@@ -1463,6 +1463,7 @@ fn a_unix_request_that_nobody_read_waits_in_the_queue() {
                     listening: true,
                     kind: "stream".to_owned(),
                     file: None,
+                    in_place_at: None,
                     queue: Some((queue, 128)),
                     owners: vec![(Pid(4242), "node".to_owned())],
                 }],
@@ -1770,6 +1771,7 @@ fn a_unix_failure_is_told_by_errno_and_path() {
         listening,
         kind: "stream".to_owned(),
         file: Some((1, 2)),
+        in_place_at: None,
         queue: Some((5, 4)),
         owners: vec![(Pid(9), "app".to_owned())],
     };

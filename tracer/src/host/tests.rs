@@ -347,6 +347,7 @@ fn a_served_socket_is_seen_with_its_owner_and_queue() {
             listening: true,
             kind,
             file: Some(inode),
+            in_place_at: None,
             queue: Some((1, limit)),
             owners,
         },

@@ -41,7 +41,8 @@ pub fn look_at(pid: Pid, path: &str, wants_sockets: bool) -> io::Result<UnixPath
         .filter(|_| walk.stopped.is_none())
         .map(|last| last.inode);
     let sockets = if wants_sockets {
-        bound_sockets(pid, path, file)
+        let removed = walk.end.as_ref().and_then(|end| removed_place(pid, end));
+        bound_sockets(pid, path, file, removed.as_deref())
     } else {
         vec![]
     };
@@ -174,6 +175,8 @@ fn id_ranges(path: &str) -> Vec<(u32, u32)> {
 struct Walk {
     components: Vec<PathComponent>,
     stopped: Option<(String, Errno)>,
+    /// What is at its end.
+    end: Option<OwnedFd>,
 }
 
 impl Walk {
@@ -183,6 +186,7 @@ impl Walk {
         let mut walk = Self {
             components: vec![],
             stopped: None,
+            end: None,
         };
         let (mut here, mut here_path) = if path.starts_with('/') {
             (root.directory().try_clone()?, String::from("/"))
@@ -238,6 +242,7 @@ impl Walk {
             here = next;
             here_path = below;
         }
+        walk.end = Some(here).filter(|_| walk.stopped.is_none());
         Ok(walk)
     }
 
@@ -301,10 +306,50 @@ fn parent(path: &str) -> String {
     }
 }
 
+/// What `/proc/PID/mountinfo` says of the mount that a file was opened on: where the mount's root lies in its file system,
+/// and where it is mounted.
+fn mount_of(pid: Pid, file: &OwnedFd) -> Option<(String, String)> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
+    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim();
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?;
+    mounts.lines().find_map(|mount| {
+        let mut fields = mount.split(' ');
+        let is_it = fields.next()? == id;
+        let (root, place) = (fields.nth(2)?, fields.next()?);
+        is_it.then(|| (unescaped(root), unescaped(place)))
+    })
+}
+
+/// The kernel writes blanks and backslashes in octal, as `\040`.
+fn unescaped(text: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .into_iter()
+        .fold(text.to_owned(), |text, (code, letter)| text.replace(code, letter))
+}
+
+/// Where in its file system a file was that is mounted alone, if it has been removed there since: the mount goes on showing
+/// it, whatever comes in its place.
+fn removed_place(pid: Pid, file: &OwnedFd) -> Option<String> {
+    let (root, _) = mount_of(pid, file)?;
+    root.strip_suffix("//deleted").map(str::to_owned)
+}
+
+/// Where in its file system the file with this inode is, which process `pid` calls `path`.
+fn place_of(pid: Pid, path: &str, inode_is: (u64, u64)) -> Option<String> {
+    let file = Root::of(pid).ok()?.open(Path::new(path), OFlag::O_PATH).ok()?;
+    if !path.starts_with('/') || inode(&file).ok()? != inode_is {
+        return None;
+    }
+    let (root, place) = mount_of(pid, &file)?;
+    let whole = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+    let rest = whole.to_str()?.strip_prefix(place.trim_end_matches('/'))?;
+    Some(format!("{}{rest}", root.trim_end_matches('/')))
+}
+
 /// The sockets bound to that file, or to that path by name, in any network namespace: the kernel finds a unix socket
 /// by its file, wherever it was made. The worker's own namespace is looked at first, and alone when the file's socket
-/// is there.
-fn bound_sockets(pid: Pid, path: &str, file: Option<(u64, u64)>) -> Vec<UnixSocket> {
+/// is there. `removed`: where in its file system that file was; what may be in its place now is looked for, too.
+fn bound_sockets(pid: Pid, path: &str, file: Option<(u64, u64)>, removed: Option<&str>) -> Vec<UnixSocket> {
     let deadline = Instant::now() + NAMESPACE_SEARCH;
     let own = process::netns_of(pid);
     let mut namespaces: Vec<Pid> = vec![pid];
@@ -314,6 +359,14 @@ fn bound_sockets(pid: Pid, path: &str, file: Option<(u64, u64)>) -> Vec<UnixSock
             .filter(|(netns, _)| Some(*netns) != own)
             .map(|(_, pid)| pid),
     );
+    let name = |path: &str| path.rsplit('/').next().map(str::to_owned);
+    let may_replace = |socket: &sock_diag::UnixSocket| {
+        let is_on_same = socket.file.map(|(device, _)| device) == file.map(|(device, _)| device);
+        let (Some(removed), Some(path)) = (removed, &socket.path) else {
+            return false;
+        };
+        is_on_same && socket.file != file && name(path) == name(removed)
+    };
     let mut found: BTreeMap<u64, sock_diag::UnixSocket> = BTreeMap::new();
     for (index, member) in namespaces.into_iter().enumerate() {
         let is_found = file.is_some() && found.values().any(|socket| socket.file == file);
@@ -323,7 +376,9 @@ fn bound_sockets(pid: Pid, path: &str, file: Option<(u64, u64)>) -> Vec<UnixSock
         // Namespaces that cannot be read are left out; the worker's own comes first.
         let sockets = netns::run_in(member, sock_diag::unix_sockets).unwrap_or_default();
         let is_bound_here = |socket: &sock_diag::UnixSocket| {
-            socket.path.as_deref() == Some(path) || (file.is_some() && socket.file == file)
+            socket.path.as_deref() == Some(path)
+                || (file.is_some() && socket.file == file)
+                || may_replace(socket)
         };
         found.extend(
             sockets
@@ -333,12 +388,25 @@ fn bound_sockets(pid: Pid, path: &str, file: Option<(u64, u64)>) -> Vec<UnixSock
         );
     }
     let owners = process::owners(found.keys().copied(), OWNER_SEARCH);
-    let socket = |(inode, socket): (u64, sock_diag::UnixSocket)| UnixSocket {
-        listening: socket.is_listening,
-        kind: socket.kind.to_owned(),
-        file: socket.file,
-        queue: socket.queue,
-        owners: owners.get(&inode).cloned().unwrap_or_default(),
+    let socket = |(inode, socket): (u64, sock_diag::UnixSocket)| {
+        let owners = owners.get(&inode).cloned().unwrap_or_default();
+        let in_place_at = socket.path.clone().filter(|path| {
+            let is_there = |pid: Pid| {
+                let place = socket.file.and_then(|file| place_of(pid, path, file));
+                place.as_deref() == removed
+            };
+            may_replace(&socket) && owners.iter().any(|(owner, _)| is_there(*owner))
+        });
+        // Of those that only might have been in its place nothing is told.
+        let is_meant = in_place_at.is_some() || socket.path.as_deref() == Some(path) || socket.file == file;
+        is_meant.then(|| UnixSocket {
+            listening: socket.is_listening,
+            kind: socket.kind.to_owned(),
+            file: socket.file,
+            in_place_at,
+            queue: socket.queue,
+            owners,
+        })
     };
-    found.into_iter().map(socket).collect()
+    found.into_iter().filter_map(socket).collect()
 }

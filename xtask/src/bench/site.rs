@@ -127,6 +127,7 @@ fn start(run: &Run, namespace: &Netns, program: &Path, label: &str, http: &str) 
             config: &config,
             folder: &folder,
             etc: None,
+            mounts: &[],
             workers: WORKERS,
             daemon: false,
             contained: false,

@@ -40,6 +40,8 @@ pub struct Start<'a> {
     pub folder: &'a Path,
     /// A folder whose files it sees in /etc instead of those of the same names.
     pub etc: Option<&'a Path>,
+    /// Files that it sees in places of others, by those.
+    pub mounts: &'a [(PathBuf, PathBuf)],
     /// Whether to wait for worker processes.
     pub workers: usize,
     /// Whether it becomes a daemon, as services do: only then does nginx start another executable beside itself.
@@ -261,6 +263,11 @@ fn command(start: &Start<'_>) -> Result<Command> {
         return Ok(runcon);
     }
     let mut mounts = start.etc.map(own_etc).transpose()?.unwrap_or_default();
+    let others = start
+        .mounts
+        .iter()
+        .map(|(place, from)| (from.clone(), place.clone()));
+    mounts.extend(others);
     let unpacked = packaged::mounts(start.program);
     // It then lies where it would be installed.
     let program = unpacked

@@ -310,6 +310,7 @@ impl Stage {
             .then(|| write_etc(lab, &names, &folder))
             .transpose()?;
         let confinement = confinement(&lab.nginx, &names)?;
+        let mounts = mounts(&lab.nginx, &names)?;
         let nginx = Nginx::start(
             &near,
             &Start {
@@ -317,6 +318,7 @@ impl Stage {
                 config: &config,
                 folder: &folder,
                 etc: etc.as_deref(),
+                mounts: &mounts,
                 workers: if lab.nginx.master { lab.nginx.workers } else { 0 },
                 daemon: lab.nginx.daemon,
                 contained: scenario.placement == Placement::Container,
@@ -693,6 +695,18 @@ fn nobodys_group() -> String {
         .flatten()
         .and_then(|nobody| Group::from_gid(nobody.gid).ok().flatten())
         .map_or_else(|| "nogroup".to_owned(), |group| group.name)
+}
+
+/// The files that nginx alone sees, by the places, which are made.
+fn mounts(nginx: &super::Nginx, names: &Names) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let filled = nginx.mounts.iter().map(|(place, from)| {
+        let place = PathBuf::from(names.fill(place)?);
+        if !place.exists() {
+            std::fs::write(&place, "").with_context(|| format!("making {}", place.display()))?;
+        }
+        Ok((place, PathBuf::from(names.fill(from)?)))
+    });
+    filled.collect()
 }
 
 /// What nginx is confined by.

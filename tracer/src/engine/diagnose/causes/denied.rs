@@ -26,8 +26,8 @@ pub const CGROUP_DENIED: Cause = Cause {
         security module, no IPsec policy that blocked anything",
     needs: &["connect-denials"],
     look_alikes: &["security-module-denied", "route-forbids", "packet-dropped-locally"],
-    remedy: "`bpftool cgroup tree` shows the program and whose it is: a network policy of Kubernetes or Cilium, systemd's \
-        `RestrictNetworkInterfaces=` or `BPFProgram=`; allow nginx's destination there",
+    remedy: "`bpftool cgroup tree` shows the program and whose it is: a network policy of Cilium or another agent, systemd's \
+        `BPFProgram=`; allow nginx's destination there",
     check: cgroup_denied,
 };
 
@@ -125,8 +125,7 @@ fn cgroup_denied(subject: &Subject<'_>, around: &Surroundings) -> Check {
             return remedy(Stand::confirmed(summary, evidence)).into();
         }
         Some(_) => return Check::No,
-        // Where the function is watched, one that denied was seen to.
-        None if around.surely_sees("connect-denials") => return Check::No,
+        // Silence proves little, also where the function is watched: a program may be skipped.
         None => {}
     }
     if errno != Errno(1) || programs.is_empty() {
@@ -165,10 +164,10 @@ impl Suspect {
     }
 }
 
-/// Everybody who can have given this errno; `is_module`: a security module was seen to, or seccomp was.
-fn suspects(errno: Errno, is_module: Option<bool>, can_connect: bool, found: &Confinement) -> Vec<Suspect> {
+/// Everybody who can have given this errno; `is_module`: a security module was seen to.
+fn suspects(errno: Errno, is_module: bool, can_connect: bool, found: &Confinement) -> Vec<Suspect> {
     let mut suspects = Vec::new();
-    if found.seccomp && !can_connect && is_module != Some(true) {
+    if found.seccomp && !can_connect && !is_module {
         suspects.push(Suspect {
             module: "seccomp",
             name: "a seccomp filter".to_owned(),
@@ -176,9 +175,6 @@ fn suspects(errno: Errno, is_module: Option<bool>, can_connect: bool, found: &Co
                 known to have passed"
                 .to_owned(),
         });
-    }
-    if is_module == Some(false) {
-        return suspects;
     }
     let active = |name: &str| found.modules.as_ref().map(|modules| modules.iter().any(|module| module == name));
     if let Some(programs) = found.lsm_programs.as_deref().filter(|programs| !programs.is_empty()) {
@@ -212,7 +208,7 @@ fn suspects(errno: Errno, is_module: Option<bool>, can_connect: bool, found: &Co
         }),
         None if errno == Errno(13) => suspects.push(Suspect {
             module: "landlock",
-            name: "Landlock".to_owned(),
+            name: "a security module that does not show itself, such as Landlock,".to_owned(),
             because: "Landlock may be active in this kernel (securityfs is not mounted, so its security modules are not known)"
                 .to_owned(),
         }),
@@ -227,11 +223,10 @@ fn security_module_denied(subject: &Subject<'_>, around: &Surroundings) -> Check
     };
     let attempt = subject.attempt;
     let denied = denier(line, errno);
-    let is_watched = around.surely_sees("connect-denials");
     let is_module = denied.is_some_and(|denied| denied.by == Denier::SecurityModule);
     let is_audited = around.denials(attempt.worker, attempt.ended_at).next().is_some();
-    // Nobody was seen to: a program of a control group can have where that is not watched.
-    let may_be_cgroup = !is_watched && line.programs.as_ref().is_none_or(|programs| !programs.is_empty());
+    // Nobody was seen to: a program of a control group can have, if there is one.
+    let may_be_cgroup = line.programs.as_ref().is_none_or(|programs| !programs.is_empty());
     if is_audited || !is_module && (denied.is_some() || may_be_cgroup) {
         return Check::No;
     }
@@ -268,11 +263,6 @@ fn security_module_denied(subject: &Subject<'_>, around: &Surroundings) -> Check
         }
         None => {}
     }
-    let is_module = match denied {
-        Some(_) => Some(true),
-        None if is_watched => Some(false),
-        None => None,
-    };
     let can_connect = around.can_connect(attempt.worker, address.is_ipv6());
     let suspects = suspects(errno, is_module, can_connect, found);
     evidence.extend(suspects.iter().map(Suspect::fact));
@@ -282,7 +272,7 @@ fn security_module_denied(subject: &Subject<'_>, around: &Surroundings) -> Check
     }
     let names: Vec<&str> = suspects.iter().map(|suspect| &*suspect.name).collect();
     let summary = match (&names[..], is_module) {
-        ([], Some(true)) => format!("A security module does not let nginx's worker connect to {address}."),
+        ([], true) => format!("A security module does not let nginx's worker connect to {address}."),
         ([], _) => return Check::No,
         ([only], _) => format!(
             "nginx's worker may not connect to {address}; everything but {only} that could forbid it was ruled out."

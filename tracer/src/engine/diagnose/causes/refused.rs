@@ -13,7 +13,7 @@ use crate::{
         surroundings::{LISTENER_MEMORY, ListenerLife, Locality, Surroundings, covers},
         text::{between, process},
     },
-    event::{Errno, Exchange, Ktime, Netns, Peer},
+    event::{Errno, Exchange, Ktime, Listener, Netns, Peer},
     model::{Confidence, Evidence, Outcome},
 };
 
@@ -180,7 +180,45 @@ fn no_listener(subject: &Subject<'_>, around: &Surroundings) -> Check {
         }
         evidence.extend(listener_closed_fact(life));
     }
-    sure_of_no_socket(Stand::confirmed(summary, evidence), is_told, around).into()
+    // In nginx's own namespace: a container's 127.0.0.1 is its own. It may be chance that somebody has the same port
+    // elsewhere, so this is told and not named.
+    let is_own = subject.connecting().is_some_and(|exchange| exchange.netns == netns)
+        && subject.address() == Some(address)
+        && around.is_own_address(netns, address.ip());
+    let beside = if is_own {
+        around.listeners_beside(netns, address.port(), at)
+    } else {
+        Vec::new()
+    };
+    evidence.extend(beside.iter().take(4).map(|life| beside_fact(life)));
+    let stand = sure_of_no_socket(Stand::confirmed(summary, evidence), is_told, around);
+    match &beside[..] {
+        [only] => stand
+            .with_remedy(format!(
+                "start the backend, or correct the address or port in nginx's upstream; if {} is the one that is meant, use an \
+                 address that leads to its network namespace: {} is nginx's own",
+                process(&only.listener.task),
+                address.ip()
+            ))
+            .into(),
+        _ => stand.into(),
+    }
+}
+
+/// `port 3000 is listened on in another network namespace (0.0.0.0:3000, node[4242])`.
+fn beside_fact(life: &ListenerLife) -> Evidence {
+    let Listener {
+        address, task, netns, ..
+    } = &life.listener;
+    let text = format!(
+        "another network namespace ({}) has a listener on that port: {address} ({}[{}])",
+        netns.0, task.comm, task.pid
+    );
+    fact(life.opened_at, "listener", text)
+        .text("address", address.to_string())
+        .number("pid", task.pid.0)
+        .text("comm", &*task.comm)
+        .number("netns", netns.0)
 }
 
 /// A listener that closed before the SYN came, or between the SYN and the end of the handshake.

@@ -54,6 +54,22 @@ pub const UNIX_STALE_SOCKET: Cause = Cause {
     check: unix_stale_socket,
 };
 
+pub const UNIX_REPLACED: Cause = Cause {
+    id: "unix-replaced",
+    title: "nginx sees a removed socket file; another one is in its place, and a backend listens there",
+    explains: &["unix-stale-socket"],
+    outcomes: &[Outcome::Refused],
+    nginx_logs: "connect() to unix:/run/app.sock failed (111: Connection refused) while connecting to upstream",
+    recognised: "connect(2) failed with 111; the path leads nginx to a socket file that is mounted alone (as containers do with \
+        `-v /run/app.sock:/run/app.sock`), was removed where it was mounted from, and that nobody serves; a process listens on \
+        another file at that very place of the same file system",
+    needs: &[],
+    look_alikes: &["unix-stale-socket", "unix-missing"],
+    remedy: "mount the folder that holds the socket instead of the socket file, and restart nginx's container: a mount of a file \
+        goes on showing the old one when the backend makes its socket anew",
+    check: unix_replaced,
+};
+
 pub const UNIX_NOT_LISTENING: Cause = Cause {
     id: "unix-not-listening",
     title: "the path is bound but not listening, or it is no socket at all",
@@ -312,8 +328,9 @@ fn unix_stale_socket(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let Some(file) = last(walk).filter(|file| file.kind == "socket") else {
         return Check::No;
     };
-    // Somebody is there, on this file or on another one of the same name: then it is not merely left behind.
-    if !walk.sockets.is_empty() {
+    // Somebody is there, on this file or on another one of the same name: then it is not merely left behind, unless that
+    // other one came in its place.
+    if walk.sockets.iter().any(|socket| socket.in_place_at.is_none()) {
         return Check::No;
     }
     let mut evidence = vec![
@@ -333,6 +350,41 @@ fn unix_stale_socket(subject: &Subject<'_>, around: &Surroundings) -> Check {
             .into(),
         None => stand.into(),
     }
+}
+
+fn unix_replaced(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    let (path, walk) = match failed_at_once(subject, around, &[111]) {
+        Some((_, Walk::Ask(question))) => return Check::Ask(question),
+        Some((path, Walk::Known(walk))) => (path, walk),
+        Some((_, Walk::Unknown)) | None => return Check::No,
+    };
+    let Some(file) = last(walk).filter(|file| file.kind == "socket") else {
+        return Check::No;
+    };
+    let is_served = |socket: &UnixSocket| socket.in_place_at.is_none() && is_bound_to(socket, file);
+    let mut live = walk.sockets.iter().filter_map(|socket| {
+        let at = socket.in_place_at.as_deref()?;
+        (socket.listening && socket.kind == "stream").then_some((socket, at))
+    });
+    let Some((socket, at)) = live.next().filter(|_| !walk.sockets.iter().any(is_served)) else {
+        return Check::No;
+    };
+    let mut evidence = vec![
+        connect_fact(subject, path),
+        component_fact(file, "; mounted alone, removed at its source, and no socket is bound to it"),
+    ];
+    evidence.extend(socket_fact(at, socket, ", on the file that is there now").map(|fact| {
+        let (_, inode) = socket.file.unwrap_or_default();
+        fact.text("path", at).count("inode", inode)
+    }));
+    let who = socket
+        .owners
+        .first()
+        .map_or("a process".to_owned(), |(pid, comm)| format!("{comm} (pid {pid})"));
+    let summary = format!(
+        "nginx sees at {path} a socket file that was removed since it was mounted there; {who} listens on a new one at {at}."
+    );
+    Stand::likely(summary, evidence).into()
 }
 
 fn unix_not_listening(subject: &Subject<'_>, around: &Surroundings) -> Check {
