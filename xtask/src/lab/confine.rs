@@ -11,7 +11,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    sys::resource::{RLIM_INFINITY, Resource, setrlimit},
+};
 
 use super::{Run, memory, run::making};
 use crate::maps::bpf;
@@ -100,6 +103,8 @@ fn attach_denial(folder: &Path, kind: u32, port: u16) -> Result<()> {
         instruction(0xb7, 0, 0, 0),
         instruction(0x95, 0, 0, 0),
     ];
+    // Before 5.11 a program's memory counts against this; later nothing is lost where it may not be raised.
+    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
     let license = c"GPL";
     let mut attribute = LoadAttribute {
         kind: SOCK_ADDR,
