@@ -134,8 +134,8 @@ impl Said {
         };
         let argument = between(&log.message, "connect() to ", " failed")
             .or_else(|| between(&log.message, "bind(", ") failed"))
-            .or_else(|| log.message.strip_suffix(UNRESOLVED))
-            .or_else(|| log.message.strip_prefix(NO_RESOLVER))
+            .or_else(|| of_module(&log.message).strip_suffix(UNRESOLVED))
+            .or_else(|| of_module(&log.message).strip_prefix(NO_RESOLVER))
             .map(str::to_owned);
         let meaning = meaning(
             &log.message,
@@ -253,7 +253,16 @@ fn whole_of_resolver(message: &str, code: u32) -> String {
     format!("{message} ({code}: {})", resolver_says(code))
 }
 
+/// Before the lines of `ngx_http_proxy_connect_module` (CONNECT through nginx), which Tengine 3.2 brings along.
+const PROXY_CONNECT: &str = "proxy_connect: ";
+
+/// The message without its module's mark.
+fn of_module(message: &str) -> &str {
+    message.strip_prefix(PROXY_CONNECT).unwrap_or(message)
+}
+
 fn meaning(message: &str, level: u8, action: Option<&str>, has_connection: bool) -> Meaning {
+    let message = of_module(message);
     // For a client's request, and not for a `server NAME resolve` that nobody waits for.
     // nginx looks up more than upstreams: a client's name (mail), an OCSP responder.
     let is_for_upstream = action.is_none_or(is_upstream_action);
@@ -284,9 +293,14 @@ fn meaning(message: &str, level: u8, action: Option<&str>, has_connection: bool)
         Meaning::NoLiveUpstreams
     } else if message.contains("worker_connections are not enough") {
         Meaning::WorkerConnections
-    } else if message.starts_with("connect() failed") {
+    } else if starts(&["connect() failed", "upstream connect failed"]) {
         Meaning::Connect
-    } else if message.starts_with("upstream timed out") {
+    } else if starts(&[
+        "upstream timed out",
+        "upstream connect timed out (",
+        "upstream read timed out (",
+        "upstream write timed out (",
+    ]) {
         Meaning::TimedOut
     } else if message.starts_with("upstream prematurely closed") {
         Meaning::ClosedEarly
@@ -306,6 +320,7 @@ fn meaning(message: &str, level: u8, action: Option<&str>, has_connection: bool)
         "SSL_do_handshake()",
         "upstream SSL certificate",
         "upstream sent ",
+        "upstream prematurely sent ",
         "upstream rejected ",
     ]) {
         Meaning::Unacceptable
@@ -327,9 +342,10 @@ fn is_upstream_action(action: &str) -> bool {
         )
 }
 
-/// Lines about an upstream that end no attempt, and lines about clients.
+/// Lines about an upstream that end no attempt, and lines about clients. What scripts write (OpenResty's `[lua]`, njs' `js:`)
+/// has the phase of the request that they run in, and so have the notes of Tengine's multiplexed upstreams.
 fn is_ignored(message: &str) -> bool {
-    const BEGINNINGS: [&str; 8] = [
+    const BEGINNINGS: [&str; 14] = [
         "FastCGI sent in stderr",
         "upstream server temporarily disabled",
         "upstream sent no valid HTTP/1.0 header",
@@ -338,8 +354,17 @@ fn is_ignored(message: &str) -> bool {
         "an upstream response is buffered",
         "a client request body",
         "open() ",
+        "[lua] ",
+        "lua ",
+        "failed to run balancer_by_lua",
+        "js: ",
+        "multi: connect reuse unfinished",
+        "http finalize upstream fake_r",
     ];
-    BEGINNINGS.iter().any(|beginning| message.starts_with(beginning)) || message.ends_with("ignored")
+    // Heard at its source, as `js: %*s`, of what follows nothing is known.
+    message == "js"
+        || BEGINNINGS.iter().any(|beginning| message.starts_with(beginning))
+        || message.ends_with("ignored")
 }
 
 fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
@@ -420,6 +445,234 @@ mod tests {
         assert!(!is_same(&heard, &other));
     }
 
+    /// Lines as the forks' sources have them, and what they mean.
+    #[test]
+    fn the_forks_lines_mean_what_nginx_s_mean() {
+        use crate::nginx::error_log::{Context, Zone, parse};
+        use Meaning::{
+            Connect, ConnectAtOnce, NoLiveUpstreams, Nothing, Other, TimedOut, Unacceptable, Unresolved,
+        };
+        let behind = ", client: 10.0.0.9, server: shop, request: \"GET /a HTTP/1.1\", upstream: \"http://10.0.0.1:80/a\", host: \"shop\"";
+        // Since 1.12 Angie quotes client and server, and its request is a request_line (ngx_http_request.c).
+        let angies = ", client: \"10.0.0.9\", server: \"shop\", request_line: \"GET /a HTTP/1.1\", upstream: \"http://10.0.0.1:80/a\", host: \"shop\"";
+        let connecting = " while connecting to upstream";
+        let reading = " while reading response header from upstream";
+        for (source, text, meaning) in [
+            // freenginx 1.27.2, src/http/ngx_http_upstream.c and src/event/ngx_event_connect.c: nginx's own texts.
+            (
+                "freenginx",
+                format!("*7 connect() failed (111: Connection refused){connecting}{behind}"),
+                Connect,
+            ),
+            (
+                "freenginx",
+                format!("*7 no live upstreams{connecting}{behind}"),
+                NoLiveUpstreams,
+            ),
+            (
+                "freenginx",
+                format!("*7 upstream timed out (110: Connection timed out){reading}{behind}"),
+                TimedOut,
+            ),
+            // Angie 1.13.0, the same files; HTTP/3 to upstreams has no socket that connects.
+            (
+                "angie",
+                format!("*7 connect() to 10.0.0.1:80 failed (113: No route to host){connecting}{angies}"),
+                ConnectAtOnce,
+            ),
+            (
+                "angie",
+                format!("*7 upstream timed out (110: Connection timed out){connecting}{angies}"),
+                TimedOut,
+            ),
+            (
+                "angie",
+                format!("*7 http3 connection timed out (110: Connection timed out){connecting}{angies}"),
+                Other,
+            ),
+            (
+                "angie",
+                format!("*7 upstream sent invalid status \"9x\"{reading}{angies}"),
+                Unacceptable,
+            ),
+            // Angie 1.13.0, src/core/ngx_resolver.c: its resolver reads resolv.conf.
+            (
+                "angie",
+                "cannot parse IP address (x) from \"/etc/resolv.conf\"".to_owned(),
+                Nothing,
+            ),
+            // Tengine 3.2.0, src/http/ngx_http_upstream.c.
+            (
+                "tengine",
+                format!("*7 connect() failed (111: Connection refused){connecting}{behind}"),
+                Connect,
+            ),
+            (
+                "tengine",
+                format!("*7 upstream prematurely sent response{reading}{behind}"),
+                Unacceptable,
+            ),
+            (
+                "tengine",
+                format!("*7 multi: connect reuse unfinished 000055D5{connecting}{behind}"),
+                Nothing,
+            ),
+            (
+                "tengine",
+                format!("*7 http finalize upstream fake_r 000055D5{reading}{behind}"),
+                Nothing,
+            ),
+            // Tengine 3.2.0, modules/ngx_http_upstream_check_module: its own connections, by no request.
+            (
+                "tengine",
+                "check time out with peer: 10.0.0.1:80 ".to_owned(),
+                Nothing,
+            ),
+            ("tengine", "disable check peer: 10.0.0.1:80 ".to_owned(), Nothing),
+            ("tengine", "enable check peer: 10.0.0.1:80 ".to_owned(), Nothing),
+            (
+                "tengine",
+                "check peer closed connection with an incomplete response, peer: 10.0.0.1:80 ".to_owned(),
+                Nothing,
+            ),
+            (
+                "tengine",
+                "check protocol http error with peer: 10.0.0.1:80 ".to_owned(),
+                Nothing,
+            ),
+            (
+                "tengine",
+                "http parse status line error with peer: 10.0.0.1:80 ".to_owned(),
+                Nothing,
+            ),
+            (
+                "tengine",
+                "upstream sent invalid FastCGI record type: 9".to_owned(),
+                Nothing,
+            ),
+            (
+                "tengine",
+                "connect() to 10.0.0.1:80 failed (113: No route to host)".to_owned(),
+                Nothing,
+            ),
+            (
+                "tengine",
+                "recv() failed (104: Connection reset by peer)".to_owned(),
+                Nothing,
+            ),
+            // Tengine 3.2.0, modules/ngx_http_upstream_dynamic_module: the name of a request.
+            (
+                "tengine",
+                format!("*7 app.lab could not be resolved (3: Host not found){connecting}{behind}"),
+                Unresolved,
+            ),
+            // Tengine 3.2.0, modules/ngx_http_proxy_connect_module.
+            (
+                "tengine",
+                format!(
+                    "*7 proxy_connect: upstream connect failed (111: Connection refused){connecting}{behind}"
+                ),
+                Connect,
+            ),
+            (
+                "tengine",
+                format!(
+                    "*7 proxy_connect: upstream connect timed out (peer:10.0.0.1:80){connecting}{behind}"
+                ),
+                TimedOut,
+            ),
+            (
+                "tengine",
+                format!(
+                    "*7 proxy_connect: app.lab could not be resolved (3: Host not found){connecting}{behind}"
+                ),
+                Unresolved,
+            ),
+            (
+                "tengine",
+                format!("*7 proxy_connect: client read timed out while proxying connection{behind}"),
+                Nothing,
+            ),
+            // lua-nginx-module 0.10.32, src/ngx_http_lua_log.c ("%s%*s" with "[lua] "): whatever runs in the request's phase.
+            (
+                "openresty",
+                format!("*7 [lua] balancer.lua:20: no server for shop{connecting}{behind}"),
+                Nothing,
+            ),
+            (
+                "openresty",
+                format!("*7 [lua] header_filter_by_lua:2: upstream timed out{reading}{behind}"),
+                Nothing,
+            ),
+            (
+                "openresty",
+                format!("*7 [lua] log_by_lua(nginx.conf:9):3: slow while sending to client{behind}"),
+                Nothing,
+            ),
+            (
+                "openresty",
+                format!("*7 [lua] access.lua:7: connect() failed, client: x{behind}"),
+                Nothing,
+            ),
+            // The same, src/ngx_http_lua_balancer.c: no peer was tried. The second goes on in the next lines of the log.
+            (
+                "openresty",
+                format!("*7 lua balancer: no peer set{connecting}{behind}"),
+                Nothing,
+            ),
+            (
+                "openresty",
+                "*7 failed to run balancer_by_lua*: balancer_by_lua:2: no".to_owned(),
+                Nothing,
+            ),
+            // And after the peer was set, nginx's own.
+            (
+                "openresty",
+                format!("*7 connect() failed (111: Connection refused){connecting}{behind}"),
+                Connect,
+            ),
+            // The same, src/ngx_http_lua_socket_tcp.c.
+            (
+                "openresty",
+                format!("*7 lua tcp socket connect timed out, when connecting to 10.0.0.1:80{behind}"),
+                Nothing,
+            ),
+            (
+                "openresty",
+                format!("*7 lua tcp socket read timed out{behind}"),
+                Nothing,
+            ),
+            (
+                "openresty",
+                format!("*7 attempt to send data on a closed socket: u:0000, c:0000, ft:0 eof:0{behind}"),
+                Nothing,
+            ),
+        ] {
+            let line = format!("2026/01/31 12:00:00 [error] 811#811: {text}");
+            let context = Context {
+                zone: Zone::utc(),
+                pids: std::collections::BTreeMap::new(),
+                unix_paths: vec![],
+            };
+            let log = parse(&line, &context).unwrap_or_else(|| panic!("{source}: {line}"));
+            let said = Said::logged(&log);
+            assert_eq!(said.meaning, meaning, "{source}: {line}");
+            if meaning != Nothing {
+                assert_eq!(log.client.as_deref(), Some("10.0.0.9"), "{line}");
+                assert_eq!(log.request, Some(("GET".to_owned(), "/a".to_owned())), "{line}");
+                assert_eq!(
+                    log.peer,
+                    Some(Peer::Tcp("10.0.0.1:80".parse().unwrap())),
+                    "{line}"
+                );
+            }
+            if meaning == Unresolved {
+                assert_eq!(said.argument.as_deref(), Some("app.lab"), "{line}");
+                assert_eq!(said.resolver, Some(3), "{line}");
+            }
+        }
+    }
+
     #[test]
     fn what_ends_no_attempt_means_nothing() {
         let meaning = |message, action| Said::heard(&line(message, None, None, action)).meaning;
@@ -433,6 +686,13 @@ mod tests {
             Meaning::Nothing
         );
         assert_eq!(meaning("client timed out", "sending to client"), Meaning::Nothing);
+        // As OpenResty and njs pass on what scripts write.
+        assert_eq!(meaning("%s%*s", reading), Meaning::Nothing);
+        assert_eq!(meaning("js: %*s", reading), Meaning::Nothing);
+        assert_eq!(
+            meaning("failed to run balancer_by_lua*: %*s", "connecting to upstream"),
+            Meaning::Nothing
+        );
         assert_eq!(meaning("connect() to %V failed", "resolving"), Meaning::Nothing);
         assert_eq!(
             meaning("upstream prematurely closed connection", reading),
