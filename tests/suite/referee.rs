@@ -74,6 +74,7 @@ fn mix(run: &Run, nginx: &Path) -> Result<()> {
         &self::tracer(),
         &stage.folder.join("error.log"),
         &stage.folder.join("trace.jsonl"),
+        &[],
     )?;
     problems.extend(judge::judge_annotation(&records, &log, &annotation));
     let upstreams: BTreeSet<&str> = not_ok(&records)

@@ -61,7 +61,7 @@ fn is_diagnosed_again(name: &str) -> Result<()> {
     let records = replay(&tracer(), &folder.join(RECORDING), &trace)?;
     let mut problems = judge::judge_replay(&scenario, &|text| names.fill(text), &records, &error_log)?;
     if !error_log.is_empty() {
-        let annotation = annotate(&tracer(), &folder.join("error.log"), &trace)?;
+        let annotation = annotate(&tracer(), &folder.join("error.log"), &trace, &[])?;
         problems.extend(judge::judge_annotation(&records, &error_log, &annotation));
     }
     ensure!(problems.is_empty(), "{}", problems.join("\n"));

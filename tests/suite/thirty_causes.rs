@@ -2,7 +2,8 @@
 //! `stream` proxy, 32 at a time. Three times: with the kernel's half alone, with nginx's own voice, with everything.
 //!
 //! No name is wrong in any of them. With everything each line of nginx's log is one attempt, each chain of attempts is what
-//! `$upstream_addr` and `$upstream_status` say in the access log, and the totals agree.
+//! `$upstream_addr` and `$upstream_status` say in the access log, and the totals agree. `tracer annotate` then finds the chain
+//! of each line of that log, and of logs that tell less none but true ones.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,7 +30,7 @@ use xtask::{
         wait_for,
     },
     scenario::{error_log, judge, stage::Stage},
-    traced::{Tracer, of_type},
+    traced::{Tracer, annotate, of_type},
 };
 
 use crate::ground::{Dice, Ground, live, no_problems, scenario, tracer};
@@ -189,6 +190,7 @@ fn mix(run: &Run, nginx: &Path, name: &str, hearing: Hearing) -> Result<()> {
         };
         problems.extend(judge::lines(&seen));
         problems.extend(chains(&records, &requests));
+        problems.extend(annotated(&stage.folder, &requests)?);
     }
     println!("{name}: {} requests, {n_lines} lines", requests.len());
     no_problems(&name, &stage, &problems)
@@ -196,9 +198,14 @@ fn mix(run: &Run, nginx: &Path, name: &str, hearing: Hearing) -> Result<()> {
 
 /// A line of the access log.
 struct Requested {
+    method: String,
     path: String,
     /// `$status`.
     status: String,
+    /// `$msec`.
+    ended: String,
+    /// `$request_time`.
+    took: String,
     /// `$upstream_addr` and `$upstream_status`, try by try.
     tries: Vec<(String, String)>,
 }
@@ -219,7 +226,10 @@ fn requested(log: &str) -> Result<Vec<Requested>> {
     let mut requests = Vec::new();
     for line in log.lines() {
         let fields = line.splitn(7, ' ').collect::<Vec<_>>();
-        let [_, _, _, status, _, path, upstream] = fields.as_slice() else {
+        let [ended, _, _, status, method, path, rest] = fields.as_slice() else {
+            bail!("a line of the access log: {line}");
+        };
+        let Some((upstream, took)) = rest.rsplit_once(' ') else {
             bail!("a line of the access log: {line}");
         };
         // `ADDRESS, ADDRESS STATUS, STATUS`: as many of each.
@@ -227,8 +237,11 @@ fn requested(log: &str) -> Result<Vec<Requested>> {
         ensure!(words.len().is_multiple_of(2), "a line of the access log: {line}");
         let (peers, statuses) = words.split_at(words.len() / 2);
         requests.push(Requested {
+            method: (*method).to_owned(),
             path: (*path).to_owned(),
             status: (*status).to_owned(),
+            ended: (*ended).to_owned(),
+            took: took.to_owned(),
             tries: peers
                 .iter()
                 .zip(statuses)
@@ -408,6 +421,119 @@ fn chains(records: &[Value], requests: &[Requested]) -> Vec<String> {
         for (earlier, later) in found.iter().zip(found.iter().skip(1)) {
             if later["retry"]["of"] != earlier["number"] {
                 problems.push(format!("{}: not linked: {}", request.path, judge::short(later)));
+            }
+        }
+    }
+    problems
+}
+
+/// What is wrong with what `tracer annotate` says of the access log: every line with a failed try must have its chain, with
+/// causes that are true of its path, and no other line may have one. Where a log tells less, lines may stay open.
+fn annotated(folder: &Path, requests: &[Requested]) -> Result<Vec<String>> {
+    let trace = folder.join("trace.jsonl");
+    let mut problems = Vec::new();
+    let said = annotate(&tracer(), &folder.join("access.log"), &trace, &[])?;
+    problems.extend(true_chains("the whole log", requests, &said));
+    let mut of_line: BTreeMap<usize, &Value> = BTreeMap::new();
+    for request in of_type(&said, "request") {
+        of_line.insert(line_of(request), request);
+    }
+    for (index, request) in requests.iter().enumerate() {
+        let number = index + 1;
+        let has_failed = request.tries.iter().any(|(_, status)| status != "200");
+        let is_explained = of_line.get(&number).is_some_and(|said| {
+            let is_unknown = said["why_not"]["id"] == "unknown-cause";
+            let attempts = said["tries"].as_array().map_or(0, Vec::len);
+            (said["explained"] == true || is_unknown) && said["alike"] == 1 && attempts == request.tries.len()
+        });
+        if has_failed != is_explained {
+            problems.push(format!(
+                "line {number}: {} {:?} has {}",
+                request.path,
+                request.tries,
+                of_line
+                    .get(&number)
+                    .map_or("nothing".to_owned(), ToString::to_string)
+            ));
+        }
+    }
+    let summary = said.last().context("no summary")?;
+    if summary["failures_without_line"] != 0 {
+        problems.push(format!("failures were left without their line: {summary}"));
+    }
+    println!("{} of {} lines explained", summary["explained"], requests.len());
+    // As nginx would have written it in its own format, and by time, addresses and statuses alone.
+    let combined = requests.iter().map(|request| {
+        let (seconds, _) = request.ended.split_once('.').unwrap_or_default();
+        let at = jiff::Timestamp::from_second(seconds.parse()?)?.strftime("%d/%b/%Y:%H:%M:%S %z");
+        let (method, path, status) = (&request.method, &request.path, &request.status);
+        Ok(format!(
+            "127.0.0.1 - - [{at}] \"{method} {path} HTTP/1.1\" {status} 0 \"-\" \"-\"\n"
+        ))
+    });
+    let combined: String = combined.collect::<Result<_>>()?;
+    let bare = requests.iter().map(|request| {
+        let list =
+            |of: fn(&(String, String)) -> &str| request.tries.iter().map(of).collect::<Vec<_>>().join(", ");
+        let (ended, took, status) = (&request.ended, &request.took, &request.status);
+        format!(
+            "{ended} {took} {status} {} {}\n",
+            list(|one| &one.0),
+            list(|one| &one.1)
+        )
+    });
+    let format = "$msec $request_time $status $upstream_addr $upstream_status";
+    for (name, text, format) in [
+        ("combined", combined, "combined"),
+        ("bare", bare.collect(), format),
+    ] {
+        let log = folder.join(format!("access-{name}.log"));
+        fs::write(&log, text)?;
+        let said = annotate(&tracer(), &log, &trace, &["--log-format", format])?;
+        problems.extend(true_chains(name, requests, &said));
+        let summary = said.last().context("no summary")?;
+        let (explained, of) = (summary["explained"].as_u64(), summary["upstream_lines"].as_u64());
+        println!("{name}: {explained:?} of {of:?} lines explained");
+        if explained.unwrap_or(0) == 0 {
+            problems.push(format!("{name}: no line is explained: {summary}"));
+        }
+    }
+    Ok(problems)
+}
+
+fn line_of(request: &Value) -> usize {
+    request["number"]
+        .as_u64()
+        .and_then(|number| usize::try_from(number).ok())
+        .unwrap_or(0)
+}
+
+/// Lines that were given a chain which is not their own, or a cause that is not true of their path.
+fn true_chains(name: &str, requests: &[Requested], said: &[Value]) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut taken = BTreeSet::new();
+    for told in of_type(said, "request") {
+        let request = line_of(told).checked_sub(1).and_then(|index| requests.get(index));
+        let Some(request) = request else {
+            problems.push(format!("{name}: no such line: {told}"));
+            continue;
+        };
+        let tries = told["tries"].as_array().into_iter().flatten();
+        for attempt in tries
+            .map(|one| &one["attempt"])
+            .filter(|attempt| !attempt.is_null())
+        {
+            let cause = attempt["cause"]["id"].as_str();
+            let is_true = match cause {
+                None => attempt["outcome"] == "ok",
+                Some("unknown") => true,
+                Some(cause) if request.path == "/login" => cause == "keepalive-race",
+                Some(cause) => true_of(request.cause()).is_some_and(|causes| causes.contains(&cause)),
+            };
+            let its = attempt["request"]["path"].as_str();
+            let is_its = told["alike"] != 1 || its.is_none_or(|its| its == request.path);
+            if !is_true || !is_its || !taken.insert(attempt["number"].as_u64()) {
+                problems.push(format!("{name}: {}: {}", request.path, judge::short(attempt)));
             }
         }
     }

@@ -31,7 +31,7 @@ pub enum Command {
     Attach(AttachArgs),
     /// Read traces and say what happened.
     Report(ReportArgs),
-    /// Print nginx's error log with the cause under each line about an upstream.
+    /// Print nginx's error log, or its access log, with the cause under each line about an upstream's failure.
     ///
     /// The log and the traces are read side by side in bounded memory, so both may be of any size. What stayed
     /// unexplained is counted at the end, each with its reason.
@@ -156,25 +156,29 @@ pub struct ReportArgs {
 /// Arguments of `tracer annotate`.
 #[derive(Debug, Args)]
 pub struct AnnotateArgs {
-    /// Error logs to read, in their order; - is stdin; compressed ones (.gz, .zst) too.
-    #[arg(required = true, value_name = "ERROR_LOG")]
+    /// Error logs or access logs to read, in their order; - is stdin; compressed ones (.gz, .zst) too.
+    #[arg(required = true, value_name = "LOG")]
     pub logs: Vec<PathBuf>,
     /// The trace that ran meanwhile; may be repeated, also for the files of one that was rotated.
     #[arg(long, value_name = "TRACE", required = true)]
     pub trace: Vec<PathBuf>,
-    /// Leave out the lines that are about no upstream.
+    /// Leave out the lines that are about no upstream's failure.
     #[arg(long)]
     pub only_upstream: bool,
     /// Also print the evidence of each cause.
     #[arg(long)]
     pub evidence: bool,
-    /// One JSON object for each line about an upstream, and one at the end.
+    /// One JSON object for each line about an upstream's failure, and one at the end.
     #[arg(long, conflicts_with = "quiet")]
     pub json: bool,
     /// Nothing but the closing summary.
     #[arg(short, long)]
     pub quiet: bool,
-    /// The log's time zone (Europe/Berlin, UTC); without it, that of the lines in the trace, or else the system's.
+    /// The layout of access logs, as nginx's log_format has it, or combined; without it, those of the configuration, which
+    /// the trace has, and combined.
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<String>,
+    /// The error log's time zone (Europe/Berlin, UTC); without it, that of the lines in the trace, or else the system's.
     #[arg(long, value_name = "ZONE")]
     pub zone: Option<String>,
 }

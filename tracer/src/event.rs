@@ -708,6 +708,34 @@ pub struct Limits {
     pub asks_to_keep: Option<bool>,
 }
 
+/// An access log of `http`, and how its lines are laid out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessLog {
+    /// The file, as nginx names it, or `syslog:…`.
+    pub path: String,
+    /// The format's name: `combined` is nginx's own.
+    pub name: String,
+    /// The text of its `log_format`, its strings joined; empty for `combined`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub format: String,
+    /// How the values of variables are escaped.
+    #[serde(default)]
+    pub escape: Escape,
+}
+
+/// How nginx escapes the values of variables in an access log (`escape=`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Escape {
+    /// `"`, `\` and what is not printable as `\xXX`.
+    #[default]
+    Default,
+    /// As in a string of JSON.
+    Json,
+    /// Not at all.
+    None,
+}
+
 /// What one generation of an instance's configuration says about upstreams.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
@@ -719,6 +747,9 @@ pub struct Config {
     pub peers: Vec<ConfiguredPeer>,
     /// Error-log files in use, as nginx names them.
     pub error_logs: Vec<String>,
+    /// Access logs of `http`, each path and format once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub access_logs: Vec<AccessLog>,
     /// `daemon`-wide resolver addresses, never upstreams.
     pub resolvers: Vec<SocketAddr>,
     /// Names that nginx resolved when it read these files; none where they may not be asked for, or where the files have

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     clock::Clock,
-    event::{Config, Input, Instance, Ktime, Pid},
+    event::{AccessLog, Config, Escape, Input, Instance, Ktime, Pid},
     model::HookStatus,
     sink::schema,
 };
@@ -54,6 +54,9 @@ pub struct SessionFacts {
 
 /// More instances than this are not listed one by one.
 const MAX_INSTANCES: usize = 256;
+
+/// More access logs are not listed.
+const MAX_ACCESS_LOGS: usize = 256;
 
 impl SessionFacts {
     /// Nothing is known yet but who watches, and with which options.
@@ -118,6 +121,13 @@ impl SessionFacts {
         let mut problems: Vec<String> = self.config_problems().map(ToOwned::to_owned).collect();
         problems.sort();
         problems.dedup();
+        let mut access_logs = Vec::new();
+        for log in self.configs.values().flat_map(|config| &config.access_logs) {
+            let log = access_log(log);
+            if access_logs.len() < MAX_ACCESS_LOGS && !access_logs.contains(&log) {
+                access_logs.push(log);
+            }
+        }
         schema::Session {
             schema: schema::SCHEMA.to_owned(),
             tool: self.origin.tool.clone(),
@@ -135,6 +145,7 @@ impl SessionFacts {
                     .values()
                     .map(|config| u32::try_from(config.peers.len()).unwrap_or(u32::MAX))
                     .sum(),
+                access_logs,
                 problems,
             },
             options: self.options.clone(),
@@ -150,6 +161,20 @@ fn nginx(instance: &Instance) -> schema::Nginx {
         conf: instance.conf.clone(),
         workers: instance.workers.iter().map(|worker| worker.0).collect(),
         netns: instance.netns.0,
+    }
+}
+
+fn access_log(log: &AccessLog) -> schema::AccessLog {
+    schema::AccessLog {
+        path: log.path.clone(),
+        name: log.name.clone(),
+        format: (!log.format.is_empty()).then(|| log.format.clone()),
+        escape: match log.escape {
+            Escape::Default => "default",
+            Escape::Json => "json",
+            Escape::None => "none",
+        }
+        .into(),
     }
 }
 

@@ -231,15 +231,16 @@ fn said(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).context("reading what the tracer said")
 }
 
-/// What `tracer annotate` says of a log: one object for each line about an upstream, and the summary behind them.
-pub fn annotate(program: &Path, log: &Path, trace: &Path) -> Result<Vec<Value>> {
+/// What `tracer annotate` says of a log: one object for each line about an upstream's failure, and the summary behind them.
+pub fn annotate(program: &Path, log: &Path, trace: &Path, arguments: &[&str]) -> Result<Vec<Value>> {
     let mut command = Command::new(program);
     command
         .arg("annotate")
         .arg(log)
         .arg("--trace")
         .arg(trace)
-        .arg("--json");
+        .arg("--json")
+        .args(arguments);
     let said = said(&mut command)?;
     said.lines()
         .map(|line| serde_json::from_str(line).context("reading what `tracer annotate` said"))

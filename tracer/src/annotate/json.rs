@@ -1,8 +1,9 @@
-//! The annotated log for programs: one JSON object for each line about an upstream, and one at the end.
+//! The annotated log for programs: one JSON object for each line about an upstream or request with a failure,
+//! and one at the end.
 
 use serde_json::{Value, json};
 
-use super::{Answer, Totals};
+use super::{Answer, RequestAnswer, Totals, format::Access};
 
 /// The name and version of the form.
 pub const SCHEMA: &str = "tracer-annotate/1";
@@ -20,6 +21,32 @@ pub fn line(log: &str, number: u64, answer: &Answer) -> Value {
         "alike": answer.alike,
         "attempt": attempt,
         "before": answer.before.as_ref().map(|before| json!({"n": before.n, "peer": before.peer, "cause": before.cause})),
+    })
+}
+
+/// One request of an access log with a failed attempt, or with a status that says so.
+#[must_use]
+pub fn request(log: &str, number: u64, access: &Access, answer: &RequestAnswer) -> Value {
+    let tries = access.tries.as_deref().unwrap_or_default();
+    let chain: Vec<_> = (0..tries.len().max(answer.chain.len()))
+        .map(|index| {
+            let one = tries.get(index);
+            json!({
+                "addr": one.map(|one| &one.addr),
+                "status": one.and_then(|one| one.status),
+                "attempt": answer.chain.get(index).and_then(|attempt| attempt.as_deref()),
+            })
+        })
+        .collect();
+    json!({
+        "type": "request",
+        "log": log,
+        "number": number,
+        "explained": answer.why_not.is_none(),
+        "why_not": answer.why_not.as_ref().map(|why_not| json!({"id": why_not.id(), "text": why_not.sentence()})),
+        "alike": answer.alike,
+        "status": access.status,
+        "tries": chain,
     })
 }
 
@@ -49,10 +76,13 @@ pub fn closing(totals: &Totals, logs: &[String], unclaimed: Option<u64>, torn: &
         "schema": SCHEMA,
         "lines": totals.lines,
         "nginx_lines": totals.nginx_lines,
+        "requests": totals.requests,
+        "status_by_no_upstream": totals.elsewhere,
         "upstream_lines": totals.upstream_lines,
         "explained": totals.explained,
         "causes": causes,
         "unexplained": unexplained,
+        "formats": totals.missing,
         "failures_without_line": unclaimed,
         "torn": torn,
     })

@@ -7,6 +7,8 @@ use tempfile::TempDir;
 
 use super::*;
 
+mod requests;
+
 /// A folder with traces.
 struct Bench {
     folder: TempDir,
@@ -33,12 +35,12 @@ impl Bench {
 
     /// What is said of each line of the log, one short text each.
     fn annotate(&self, traces: &[PathBuf], log: &str) -> Vec<String> {
-        let mut traces = Traces::open(traces, self.zone.clone()).unwrap();
+        let mut traces = Traces::open(traces, self.zone.clone(), false).unwrap();
         let context = as_it_stands();
         log.lines()
-            .filter_map(|line| match kind(line.as_bytes(), &context) {
+            .filter_map(|line| match kind(line.as_bytes(), &context, &[]) {
                 Kind::Upstream(upstream) => Some(*upstream),
-                Kind::Foreign | Kind::Other => None,
+                Kind::Foreign | Kind::Other | Kind::Request(..) => None,
             })
             .map(|(parsed, said)| shown(&explain(&mut traces, &parsed, &said).unwrap()))
             .collect()
@@ -429,10 +431,10 @@ fn a_long_trace_is_held_in_part() {
         log.push(line(&format!("2026/11/22 {hour:02}:{minute:02}:{second:02}"), 1));
     }
     let trace = bench.trace("trace.jsonl", &records);
-    let mut traces = Traces::open(&[trace], bench.zone.clone()).unwrap();
+    let mut traces = Traces::open(&[trace], bench.zone.clone(), false).unwrap();
     let mut most = 0;
     for (text, number) in log.iter().zip(1..) {
-        let Kind::Upstream(upstream) = kind(text.as_bytes(), &as_it_stands()) else {
+        let Kind::Upstream(upstream) = kind(text.as_bytes(), &as_it_stands(), &[]) else {
             panic!("{text} is about an upstream");
         };
         let answer = explain(&mut traces, &upstream.0, &upstream.1).unwrap();
@@ -553,9 +555,9 @@ fn failures_whose_line_is_elsewhere_are_counted_for_the_time_of_the_log() {
             refused(5, "2026-11-22T12:30:00Z", "no-listener", None),
         ],
     );
-    let mut traces = Traces::open(&[trace], bench.zone.clone()).unwrap();
+    let mut traces = Traces::open(&[trace], bench.zone.clone(), false).unwrap();
     for stamp in ["2026/11/22 12:10:00", "2026/11/22 12:20:00"] {
-        let Kind::Upstream(upstream) = kind(line(stamp, 1).as_bytes(), &as_it_stands()) else {
+        let Kind::Upstream(upstream) = kind(line(stamp, 1).as_bytes(), &as_it_stands(), &[]) else {
             panic!("it is about an upstream");
         };
         assert!(
@@ -584,8 +586,9 @@ fn lines_of_several_zones_in_one_trace_want_to_be_told_apart() {
         logged(3, 3, 12),
     ];
     let trace = bench.trace("trace.jsonl", &records);
-    let mut traces = Traces::open(&[trace], None).unwrap();
-    let Kind::Upstream(upstream) = kind(line("2026/11/22 12:03:00", 1).as_bytes(), &as_it_stands()) else {
+    let mut traces = Traces::open(&[trace], None, false).unwrap();
+    let Kind::Upstream(upstream) = kind(line("2026/11/22 12:03:00", 1).as_bytes(), &as_it_stands(), &[])
+    else {
         panic!("it is about an upstream");
     };
     let error = explain(&mut traces, &upstream.0, &upstream.1)

@@ -2,9 +2,11 @@
 
 use std::{collections::BTreeSet, fmt::Write};
 
-use super::{Answer, Before, Totals, WhyNot};
+use super::{
+    Answer, Before, RequestAnswer, Totals, WhyNot, answered_itself, chains::answered, format::Access,
+};
 use crate::{
-    sink::schema::Cause,
+    sink::schema::{Attempt, Cause},
     view::{
         Look,
         closing::{labelled, table},
@@ -62,27 +64,93 @@ pub fn annotation(answer: &Answer, evidence: bool, told: &mut Told, look: &Look)
         );
     }
     if let Some((attempt, cause)) = attempt.zip(cause) {
-        if evidence {
-            for fact in &cause.evidence {
-                paragraph(
-                    &mut out,
-                    &format!("{}: {}", fact.source, fact.text),
-                    look,
-                    Style::dim,
-                );
-            }
+        proof(&mut out, attempt, cause, evidence, look);
+        remedy(&mut out, attempt, cause, told, look);
+    }
+    out
+}
+
+fn proof(out: &mut String, attempt: &Attempt, cause: &Cause, evidence: bool, look: &Look) {
+    if evidence {
+        for fact in &cause.evidence {
+            paragraph(out, &format!("{}: {}", fact.source, fact.text), look, Style::dim);
         }
-        for unseen in &attempt.unseen {
-            paragraph(&mut out, &format!("not seen: {unseen}"), look, Style::warning);
-        }
-        if is_new(told, cause, attempt.peer.as_ref()) && !cause.remedy.is_empty() {
-            paragraph(
-                &mut out,
-                &format!("what to do: {}", cause.remedy),
-                look,
-                Style::remedy,
-            );
-        }
+    }
+    for unseen in &attempt.unseen {
+        paragraph(out, &format!("not seen: {unseen}"), look, Style::warning);
+    }
+}
+
+fn remedy(out: &mut String, attempt: &Attempt, cause: &Cause, told: &mut Told, look: &Look) {
+    if is_new(told, cause, attempt.peer.as_ref()) && !cause.remedy.is_empty() {
+        paragraph(out, &format!("what to do: {}", cause.remedy), look, Style::remedy);
+    }
+}
+
+/// What is said under a line of an access log: its tries in their order, each with its cause.
+#[must_use]
+pub fn request(
+    access: &Access,
+    answer: &RequestAnswer,
+    evidence: bool,
+    told: &mut Told,
+    look: &Look,
+) -> String {
+    let style = look.style();
+    let mut out = String::new();
+    let tries = access.tries.as_deref().unwrap_or_default();
+    for (index, attempt) in answer.chain.iter().enumerate() {
+        let number = match answer.chain.len() {
+            1 => String::new(),
+            _ => format!("{}. ", index + 1),
+        };
+        let one = tries.get(index);
+        let peer = attempt
+            .as_ref()
+            .and_then(|attempt| attempt.peer.as_deref())
+            .or(one.map(|one| one.addr.as_str()))
+            .filter(|_| answer.chain.len() > 1)
+            .map_or(String::new(), |peer| format!("{}: ", printable(peer)));
+        let cause = attempt.as_ref().and_then(|attempt| attempt.cause.as_ref());
+        let Some((attempt, cause)) = attempt.as_ref().zip(cause) else {
+            let itself = attempt.as_ref().and_then(|attempt| answered_itself(attempt));
+            let status = attempt
+                .as_ref()
+                .and_then(|attempt| answered(attempt))
+                .or(one.and_then(|one| one.status));
+            let text = match (itself.filter(|status| *status >= 500), status) {
+                (Some(status), _) => format!("{number}{peer}the backend itself answered {status}"),
+                (None, Some(status)) => format!("{number}{peer}answered {status}"),
+                (None, None) => format!("{number}{peer}answered"),
+            };
+            paragraph(&mut out, &text, look, |_, text| text.to_owned());
+            continue;
+        };
+        let confidence = style.dim(&format!(" · {}", cause.confidence));
+        let id = style.cause(&printable(&cause.id));
+        let _ = writeln!(out, "{:MARGIN$}{number}{peer}{id}{confidence}", "");
+        paragraph(&mut out, &cause.summary, look, |_, text| text.to_owned());
+        proof(&mut out, attempt, cause, evidence, look);
+        remedy(&mut out, attempt, cause, told, look);
+    }
+    if answer.alike > 1 {
+        let text = format!(
+            "one of {} requests alike at that time: which of them is open, and so are its numbers",
+            thousands(answer.alike as u64)
+        );
+        paragraph(&mut out, &text, look, Style::warning);
+    }
+    if let Some(why_not) = answer
+        .why_not
+        .as_ref()
+        .filter(|why_not| answer.chain.is_empty() || **why_not != WhyNot::UnknownCause)
+    {
+        paragraph(
+            &mut out,
+            &format!("not explained: {}", why_not.sentence()),
+            look,
+            Style::warning,
+        );
     }
     out
 }
@@ -118,10 +186,17 @@ pub fn closing(
 ) -> String {
     let style = look.style();
     let mut out = String::new();
+    let failed = match totals.requests {
+        0 => count(totals.upstream_lines, "upstream line", "upstream lines"),
+        _ => count(
+            totals.upstream_lines,
+            "line with an upstream failure",
+            "lines with an upstream failure",
+        ),
+    };
     let claim = format!(
-        "{} of {} explained, in {}",
+        "{} of {failed} explained, in {}",
         thousands(totals.explained),
-        count(totals.upstream_lines, "upstream line", "upstream lines"),
         count(totals.lines, "line", "lines")
     );
     let _ = writeln!(out, "{}", style.strong(&claim));
@@ -153,6 +228,16 @@ pub fn closing(
             why_not.sentence(),
         );
         labelled(&mut out, "open", &text, look, Style::warning);
+    }
+    if totals.elsewhere > 0 {
+        let text = format!(
+            "{} with status 5xx or 499 by no failure of an upstream: nginx itself answered so, or a client left",
+            count(totals.elsewhere, "line", "lines")
+        );
+        labelled(&mut out, "other", &text, look, Style::dim);
+    }
+    for missing in &totals.missing {
+        labelled(&mut out, "format", missing, look, Style::dim);
     }
     if let Some(unclaimed) = unclaimed.filter(|unclaimed| *unclaimed > 0) {
         let text = format!(

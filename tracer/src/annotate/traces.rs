@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     path::{Path, PathBuf},
+    rc::Rc,
 };
 
 use jiff::{
@@ -12,6 +13,8 @@ use jiff::{
 
 use super::{
     WhyNot,
+    chains::{Asked, Chain, Chains, Fitting, Kind as ChainKind, LONG_MS},
+    format::Access,
     window::{Found, Kind, NEAR_S, Window},
 };
 use crate::{
@@ -20,7 +23,7 @@ use crate::{
     lines::read::Unreadable,
     sink::{
         read::TraceReader,
-        schema::{Attempt, Line, Session},
+        schema::{AccessLog, Attempt, Line, Session},
     },
 };
 
@@ -58,6 +61,21 @@ pub enum Taken {
     None,
 }
 
+/// What was found for a line of an access log.
+#[derive(Debug)]
+pub enum TakenChain {
+    /// The attempts of its tries, one of so many chains alike.
+    One(Chain, usize),
+    /// Several fit, and these are their causes.
+    Ambiguous(Vec<String>),
+    /// Several fit and are alike, and the format does not tell which peers were tried.
+    Alike,
+    /// One may fit, but what else may have is not known.
+    Doubtful(WhyNot),
+    /// None fits.
+    None,
+}
+
 /// What a request had met before an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Before {
@@ -77,14 +95,16 @@ pub struct Traces {
     at: Option<i64>,
     returns: u32,
     has_returned: bool,
+    access_logs: Vec<AccessLog>,
 }
 
 impl Traces {
     /// Opens the traces; the files of one trace that was rotated belong together. `zone` is the log's, where the user
-    /// says it; otherwise it is learned from the lines in the traces.
-    pub fn open(files: &[PathBuf], zone: Option<TimeZone>) -> Result<Self, Unreadable> {
+    /// says it; otherwise it is learned from the lines in the traces. `has_requests`: lines of access logs will be asked for.
+    pub fn open(files: &[PathBuf], zone: Option<TimeZone>, has_requests: bool) -> Result<Self, Unreadable> {
         let mut parts: BTreeMap<(String, String), Vec<(u32, PathBuf)>> = BTreeMap::new();
         let mut streams = Vec::new();
+        let mut access_logs: Vec<AccessLog> = Vec::new();
         for (number, file) in files.iter().enumerate() {
             if files[..number].contains(file) {
                 return Err(Unreadable {
@@ -96,8 +116,13 @@ impl Traces {
             let Some(Line::Session(session)) = reader.next_record()? else {
                 continue;
             };
+            for log in &session.config.access_logs {
+                if !access_logs.contains(log) {
+                    access_logs.push(log.clone());
+                }
+            }
             if file == Path::new("-") {
-                let mut stream = Stream::new(vec![file.clone()]);
+                let mut stream = Stream::new(vec![file.clone()], has_requests);
                 stream.next = 1;
                 stream.begin(&session);
                 stream.reader = Some(reader);
@@ -109,7 +134,8 @@ impl Traces {
         }
         for (_, mut files) in parts {
             files.sort();
-            streams.push(Stream::new(files.into_iter().map(|(_, file)| file).collect()));
+            let files = files.into_iter().map(|(_, file)| file).collect();
+            streams.push(Stream::new(files, has_requests));
         }
         let mut traces = Self {
             streams,
@@ -122,6 +148,7 @@ impl Traces {
             at: None,
             returns: 0,
             has_returned: false,
+            access_logs,
         };
         traces.learn_zone()?;
         Ok(traces)
@@ -169,6 +196,134 @@ impl Traces {
             stream.window.forget_before(behind);
         }
         Ok(Some(at))
+    }
+
+    /// The access logs that nginx's configuration named when the traces were begun.
+    #[must_use]
+    pub fn access_logs(&self) -> &[AccessLog] {
+        &self.access_logs
+    }
+
+    /// Goes to where a request ended.
+    pub fn go_to_request(&mut self, access: &Access) -> Result<(), Unreadable> {
+        let at = access.ended_ms.div_euclid(1000);
+        if self.at.is_some_and(|before| at < before - RETURN_S) {
+            self.go_back()?;
+        }
+        for stream in &mut self.streams {
+            while stream.newest.is_none_or(|newest| newest <= at + AHEAD_S)
+                && stream.read_one(&mut self.zone)?
+            {}
+        }
+        let latest = self.at.map_or(at, |before| before.max(at));
+        self.at = Some(latest);
+        for stream in &mut self.streams {
+            stream.window.forget_before(latest - BEHIND_S);
+            if let Some(chains) = &mut stream.chains {
+                chains.begin(access.began_ms().unwrap_or(access.ended_ms));
+                chains.forget_before(latest * 1000 - LONG_MS);
+            }
+        }
+        Ok(())
+    }
+
+    /// The attempts of a request. [`Self::go_to_request`] has been there.
+    pub fn take_request(&mut self, access: &Access) -> TakenChain {
+        let mut fitting: Vec<(usize, Vec<Option<u64>>)> = Vec::new();
+        for (index, stream) in self.streams.iter().enumerate() {
+            let Some(chains) = &stream.chains else {
+                continue;
+            };
+            let ran = access.began_ms().zip(stream.began);
+            let asked = Asked {
+                access,
+                worker: access.pid.filter(|pid| stream.workers.contains(pid)),
+                has_sound: !stream.is_filtered
+                    && stream.has_sound
+                    && ran.is_some_and(|(began, since)| since * 1000 <= began),
+            };
+            match chains.fitting(&asked) {
+                Fitting::Chains(found) => fitting.extend(found.into_iter().map(|chain| (index, chain))),
+                Fitting::Sound => return TakenChain::None,
+                Fitting::TooMany => return TakenChain::Doubtful(WhyNot::TooMany),
+            }
+        }
+        let chains = |index: usize| self.streams.get(index).and_then(|stream| stream.chains.as_ref());
+        let is_sure = |(index, chain): &(usize, Vec<Option<u64>>)| {
+            chains(*index).is_some_and(|chains| chains.is_of_connection(access, chain))
+        };
+        // What is missing might fit as well as what is there.
+        if !(fitting.len() == 1 && fitting.iter().all(is_sure))
+            && let Some(why_not) = self.doubt_request(access)
+        {
+            return TakenChain::Doubtful(why_not);
+        }
+        let kinds: BTreeSet<ChainKind> = fitting
+            .iter()
+            .filter_map(|(index, chain)| Some(chains(*index)?.kind(chain)))
+            .collect();
+        // A line that does not tell where it went needs a request that is alone.
+        let is_open = fitting.len() > 1 && (kinds.len() > 1 || access.tries.is_none());
+        if fitting.len() > 1 {
+            let alike = if is_open { 0 } else { fitting.len() };
+            for (index, chain) in &fitting {
+                if let Some(chains) = self
+                    .streams
+                    .get_mut(*index)
+                    .and_then(|stream| stream.chains.as_mut())
+                {
+                    chains.mark(chain, alike);
+                }
+            }
+        }
+        if is_open && kinds.len() == 1 {
+            return TakenChain::Alike;
+        }
+        if is_open {
+            let shown = |kind: ChainKind| {
+                let causes: Vec<String> = kind.into_iter().map(|(cause, _)| cause).collect();
+                causes.join(" then ")
+            };
+            return TakenChain::Ambiguous(kinds.into_iter().map(shown).collect());
+        }
+        let Some((index, chain)) = fitting.first() else {
+            return TakenChain::None;
+        };
+        match self
+            .streams
+            .get_mut(*index)
+            .and_then(|stream| stream.chains.as_mut())
+        {
+            Some(chains) => {
+                let (chain, alike) = chains.take(chain);
+                TakenChain::One(chain, alike)
+            }
+            None => TakenChain::None,
+        }
+    }
+
+    /// Why what the traces hold of the time of a request may not be all.
+    fn doubt_request(&self, access: &Access) -> Option<WhyNot> {
+        let ended = access.ended_ms.div_euclid(1000);
+        let began = access.began_ms().map_or(ended, |began| began.div_euclid(1000));
+        let mut running = self.streams.iter().filter(|stream| stream.ran_at(ended));
+        running.find_map(|stream| {
+            if stream
+                .chains
+                .as_ref()
+                .is_some_and(|chains| chains.was_crowded(access))
+            {
+                Some(WhyNot::TooMany)
+            } else if stream
+                .lost
+                .iter()
+                .any(|lost| (began - AHEAD_S..=ended + AHEAD_S).contains(lost))
+            {
+                Some(WhyNot::Lost)
+            } else {
+                None
+            }
+        })
     }
 
     /// The log goes back in time: several logs one behind the other, or a clock that was set.
@@ -292,7 +447,9 @@ impl Traces {
                 None => WhyNot::BetweenTraces,
             };
         }
-        if self.at.is_some_and(|latest| at < latest - BEHIND_S + NEAR_S) {
+        let is_request = self.streams.iter().any(|stream| stream.chains.is_some());
+        let behind = if is_request { LONG_MS / 1000 } else { BEHIND_S };
+        if self.at.is_some_and(|latest| at < latest - behind + NEAR_S) {
             WhyNot::OutOfOrder
         } else if running.iter().all(|stream| stream.is_filtered) {
             WhyNot::Filtered
@@ -308,14 +465,24 @@ impl Traces {
         for stream in &mut self.streams {
             stream.window.end(at);
         }
-        let all = self.streams.iter().map(|stream| stream.window.unclaimed()).sum();
+        for chains in self
+            .streams
+            .iter_mut()
+            .filter_map(|stream| stream.chains.as_mut())
+        {
+            chains.end(at.saturating_mul(1000).saturating_add(999));
+        }
+        let of_stream =
+            |stream: &Stream| stream.window.unclaimed() + stream.chains.as_ref().map_or(0, Chains::unclaimed);
+        let all = self.streams.iter().map(of_stream).sum();
         (!self.has_returned).then_some(all)
     }
 
     /// How many failures are held at this moment.
     #[must_use]
     pub fn held(&self) -> usize {
-        self.streams.iter().map(|stream| stream.window.len()).sum()
+        let of_stream = |stream: &Stream| stream.window.len() + stream.chains.as_ref().map_or(0, Chains::len);
+        self.streams.iter().map(of_stream).sum()
     }
 
     /// What is torn or incomplete, one sentence each.
@@ -334,11 +501,15 @@ struct Stream {
     next: usize,
     reader: Option<TraceReader>,
     window: Window,
+    /// Where lines of access logs are asked for.
+    chains: Option<Chains>,
     began: Option<i64>,
     /// The latest moment that was read of.
     newest: Option<i64>,
     is_over: bool,
     is_filtered: bool,
+    /// It was written with all successes.
+    has_sound: bool,
     /// When records were lost.
     lost: VecDeque<i64>,
     /// Peer and cause of the latest failures, by the attempt's number.
@@ -349,16 +520,18 @@ struct Stream {
 }
 
 impl Stream {
-    fn new(files: Vec<PathBuf>) -> Self {
+    fn new(files: Vec<PathBuf>, has_requests: bool) -> Self {
         Self {
             files,
             next: 0,
             reader: None,
             window: Window::default(),
+            chains: has_requests.then(Chains::default),
             began: None,
             newest: None,
             is_over: false,
             is_filtered: false,
+            has_sound: true,
             lost: VecDeque::new(),
             remembered: HashMap::new(),
             workers: BTreeSet::new(),
@@ -376,7 +549,7 @@ impl Stream {
                         .to_owned(),
             });
         }
-        *self = Self::new(std::mem::take(&mut self.files));
+        *self = Self::new(std::mem::take(&mut self.files), self.chains.is_some());
         Ok(())
     }
 
@@ -387,6 +560,7 @@ impl Stream {
         self.is_filtered = ["upstream", "peer"]
             .iter()
             .any(|name| session.options.contains_key(*name));
+        self.has_sound = session.options.get("keep").is_none_or(|keep| keep == "all");
     }
 
     /// Reads one record; `false`: there is none.
@@ -445,6 +619,11 @@ impl Stream {
             zone.learn(&log.line, written);
             Some(written)
         });
+        attempt.also = Vec::new();
+        let attempt = Rc::new(*attempt);
+        if let (Some(chains), Some((began, ended))) = (&mut self.chains, times_of(&attempt)) {
+            chains.push(&attempt, began, ended);
+        }
         // Whether nginx had something to say about it is all that counts here.
         if attempt.cause.is_none() && attempt.nginx_says.is_none() && written.is_none() {
             return;
@@ -461,7 +640,6 @@ impl Stream {
         {
             self.remembered.remove(&oldest);
         }
-        attempt.also = Vec::new();
         self.window.push(attempt, at);
     }
 
@@ -480,8 +658,14 @@ fn second_of(time: &str) -> Option<i64> {
 }
 
 fn end_of(attempt: &Attempt) -> Option<i64> {
+    Some(times_of(attempt)?.1.div_euclid(1000))
+}
+
+/// When an attempt began and ended, in milliseconds since the epoch.
+fn times_of(attempt: &Attempt) -> Option<(i64, i64)> {
     let began = attempt.time.parse::<Timestamp>().ok()?.as_microsecond();
-    Some((began + i64::try_from(attempt.total_us).ok()?).div_euclid(1_000_000))
+    let ended = began.checked_add(i64::try_from(attempt.total_us).ok()?)?;
+    Some((began.div_euclid(1000), ended.div_euclid(1000)))
 }
 
 /// The time zone that the log is written in.

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasher, Hash, RandomState},
+    rc::Rc,
 };
 
 use crate::{
@@ -42,7 +43,7 @@ pub struct Window {
 
 #[derive(Debug)]
 struct Failure {
-    attempt: Box<Attempt>,
+    attempt: Rc<Attempt>,
     at: i64,
     /// It was one of so many that a line fitted alike; 0: of several with different causes.
     alike: usize,
@@ -55,14 +56,14 @@ pub type Kind = (String, Option<String>);
 #[derive(Debug)]
 pub struct Found {
     /// The attempt.
-    pub attempt: Box<Attempt>,
+    pub attempt: Rc<Attempt>,
     /// One of so many alike.
     pub alike: usize,
 }
 
 impl Window {
     /// Takes in an attempt whose line was written, or that ended, in this second since the epoch.
-    pub fn push(&mut self, attempt: Box<Attempt>, at: i64) {
+    pub fn push(&mut self, attempt: Rc<Attempt>, at: i64) {
         let number = self.first + self.failures.len() as u64;
         match &attempt.log {
             Some(log) => {

@@ -11,14 +11,22 @@ use jiff::tz::TimeZone;
 
 use super::{Status, Stop};
 use crate::{
-    annotate::{Kind, Totals, as_it_stands, explain, json, kind, text, traces::Traces},
+    annotate::{
+        Kind, Request, Totals, as_it_stands, explain, explain_request, format::Format, json, kind, text,
+        traces::Traces,
+    },
     cli::AnnotateArgs,
+    event::{AccessLog, Escape},
     lines::read::{LineReader, Unreadable},
+    sink::schema,
     view::Look,
 };
 
-/// So many lines without one of nginx's are no error log.
+/// So many lines without one of nginx's are no log of it.
 const FOREIGN: u64 = 10_000;
+
+/// So many lines at the beginning of a log tell of which kind it is.
+const BEGINNING: usize = 100;
 
 /// Runs the command.
 pub fn run(args: &AnnotateArgs) -> Result<Status, Stop> {
@@ -31,14 +39,17 @@ pub fn run(args: &AnnotateArgs) -> Result<Status, Stop> {
         return Err(Stop::usage("stdin is named twice: it can be read once"));
     }
     // Found out now rather than after the hours that others take.
-    for log in args.logs.iter().filter(|log| *log != Path::new("-")) {
-        opened(log)?;
+    let mut has_requests = false;
+    for log in &args.logs {
+        has_requests |= may_have_requests(log)?;
     }
+    let given = args.log_format.as_deref().map(given).transpose()?;
     let zone = args.zone.as_deref().map(zone).transpose()?;
     let mut annotation = Annotation {
         args,
         look: Look::of_stdout(),
-        traces: Traces::open(&args.trace, zone)?,
+        traces: Traces::open(&args.trace, zone, has_requests)?,
+        given,
         totals: Totals::default(),
         told: text::Told::default(),
         names: args.logs.iter().map(|log| log.display().to_string()).collect(),
@@ -52,6 +63,31 @@ pub fn run(args: &AnnotateArgs) -> Result<Status, Stop> {
         Err(Broken::Read(error)) => Err(error.into()),
         Ok(()) => Ok(Status::Ran),
     }
+}
+
+fn given(format: &str) -> Result<Format, Stop> {
+    let format = Format::given(format);
+    match format.check() {
+        Ok(()) => Ok(format),
+        Err(problem) => Err(Stop::usage(format!("--log-format {problem}"))),
+    }
+}
+
+/// Whether a log is none of errors as it begins; stdin is not looked into.
+fn may_have_requests(log: &Path) -> Result<bool, Unreadable> {
+    if log == Path::new("-") {
+        return Ok(true);
+    }
+    let mut lines = LineReader::new(&log.display().to_string(), Box::new(opened(log)?))?;
+    let context = as_it_stands();
+    for _ in 0..BEGINNING {
+        match lines.next_line()? {
+            Some(line) if matches!(kind(line.text, &context, &[]), Kind::Foreign) => {}
+            Some(_) => return Ok(false),
+            None => break,
+        }
+    }
+    Ok(true)
 }
 
 fn zone(name: &str) -> Result<TimeZone, Stop> {
@@ -91,6 +127,7 @@ struct Annotation<'a> {
     totals: Totals,
     told: text::Told,
     names: Vec<String>,
+    given: Option<Format>,
 }
 
 impl Annotation<'_> {
@@ -118,44 +155,101 @@ impl Annotation<'_> {
         read
     }
 
+    /// A line that nothing is said about.
+    fn other(&self, line: &[u8], out: &mut impl Write) -> io::Result<()> {
+        if self.args.quiet || self.args.json || self.args.only_upstream {
+            return Ok(());
+        }
+        annotated(out, line, "")
+    }
+
+    /// The formats that a log's lines may have: the one given, or those of the configuration, this file's own first, and
+    /// nginx's own.
+    fn formats(&self, path: &Path) -> Vec<Format> {
+        if let Some(given) = &self.given {
+            return vec![given.clone()];
+        }
+        let mut logs: Vec<AccessLog> = self.traces.access_logs().iter().map(access_log).collect();
+        logs.sort_by_key(|log| Path::new(&log.path).file_name() != path.file_name());
+        logs.push(AccessLog {
+            name: "combined".to_owned(),
+            ..AccessLog::default()
+        });
+        let mut formats: Vec<Format> = Vec::new();
+        for format in logs
+            .iter()
+            .map(Format::new)
+            .filter(|format| format.check().is_ok())
+        {
+            if !formats.contains(&format) {
+                formats.push(format);
+            }
+        }
+        formats
+    }
+
     fn log(&mut self, log: usize, out: &mut impl Write) -> Result<(), Broken> {
         let path = &self.args.logs[log];
         let progress = progress(path, self.args.quiet || !io::stdout().is_terminal());
         let mut lines = open(path, &progress)?;
         let context = as_it_stands();
+        let formats = self.formats(path);
         let before = self.totals.nginx_lines;
         self.traces.begin_log();
         let mut number = 0;
         while let Some(line) = lines.next_line()? {
             number += 1;
             self.totals.lines += 1;
-            let kind = kind(line.text, &context);
+            let kind = kind(line.text, &context, &formats);
             self.totals.nginx_lines += u64::from(!matches!(kind, Kind::Foreign));
             if number >= FOREIGN && self.totals.nginx_lines == before {
-                return Err(not_nginx(&lines).into());
+                return Err(not_nginx(&lines, &formats).into());
             }
-            let is_shown = !self.args.quiet && !self.args.json;
-            let is_upstream = matches!(kind, Kind::Upstream(_));
-            if is_shown && (is_upstream || !self.args.only_upstream) {
-                out.write_all(line.text)?;
-                out.write_all(b"\n")?;
-            }
-            let Kind::Upstream(upstream) = kind else {
-                continue;
-            };
-            let (parsed, said) = *upstream;
-            let answer = explain(&mut self.traces, &parsed, &said)?;
-            self.totals.add(log, number, &answer);
-            if self.args.json {
-                writeln!(out, "{}", json::line(&self.names[log], number, &answer))?;
-            } else if is_shown {
-                let text = text::annotation(&answer, self.args.evidence, &mut self.told, &self.look);
-                out.write_all(text.as_bytes())?;
+            match kind {
+                Kind::Foreign | Kind::Other => self.other(line.text, out)?,
+                Kind::Upstream(upstream) => {
+                    let (parsed, said) = *upstream;
+                    let answer = explain(&mut self.traces, &parsed, &said)?;
+                    self.totals.add(log, number, &answer);
+                    if self.args.json {
+                        writeln!(out, "{}", json::line(&self.names[log], number, &answer))?;
+                    } else if !self.args.quiet {
+                        let text = text::annotation(&answer, self.args.evidence, &mut self.told, &self.look);
+                        annotated(out, line.text, &text)?;
+                    }
+                }
+                Kind::Request(format, access) => {
+                    self.totals.requests += 1;
+                    let request = explain_request(&mut self.traces, &access)?;
+                    if !matches!(request, Request::Sound) {
+                        self.totals.meet(&formats[format]);
+                    }
+                    let answer = match request {
+                        Request::Failed(answer) => answer,
+                        Request::Elsewhere | Request::Sound => {
+                            self.totals.elsewhere += u64::from(matches!(request, Request::Elsewhere));
+                            self.other(line.text, out)?;
+                            continue;
+                        }
+                    };
+                    self.totals.add_request(log, number, &answer);
+                    if self.args.json {
+                        writeln!(
+                            out,
+                            "{}",
+                            json::request(&self.names[log], number, &access, &answer)
+                        )?;
+                    } else if !self.args.quiet {
+                        let (evidence, told) = (self.args.evidence, &mut self.told);
+                        let text = text::request(&access, &answer, evidence, told, &self.look);
+                        annotated(out, line.text, &text)?;
+                    }
+                }
             }
         }
         progress.finish_and_clear();
         if number > 0 && self.totals.nginx_lines == before {
-            return Err(not_nginx(&lines).into());
+            return Err(not_nginx(&lines, &formats).into());
         }
         if lines.is_cut() {
             log::warn!("{} ends in the middle: it is not whole", lines.file());
@@ -164,8 +258,33 @@ impl Annotation<'_> {
     }
 }
 
-fn not_nginx(lines: &LineReader) -> Unreadable {
-    lines.unreadable("is no error log of nginx: none of its lines begins as nginx writes them (2026/01/31 12:00:00 [error] …)")
+fn access_log(log: &schema::AccessLog) -> AccessLog {
+    AccessLog {
+        path: log.path.clone(),
+        name: log.name.clone(),
+        format: log.format.clone().unwrap_or_default(),
+        escape: match log.escape.as_ref() {
+            "json" => Escape::Json,
+            "none" => Escape::None,
+            _ => Escape::Default,
+        },
+    }
+}
+
+/// A line with what is said under it.
+fn annotated(out: &mut impl Write, line: &[u8], text: &str) -> io::Result<()> {
+    out.write_all(line)?;
+    out.write_all(b"\n")?;
+    out.write_all(text.as_bytes())
+}
+
+fn not_nginx(lines: &LineReader, formats: &[Format]) -> Unreadable {
+    let names: Vec<String> = formats.iter().map(ToString::to_string).collect();
+    lines.unreadable(format!(
+        "is no log of nginx: none of its lines is as an error log has them (2026/01/31 12:00:00 [error] …), nor an access log \
+         in the format {}; --log-format gives another",
+        names.join(" or ")
+    ))
 }
 
 /// A bar on stderr, where somebody looks at it and the log itself does not run there.

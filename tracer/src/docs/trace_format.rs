@@ -27,6 +27,7 @@ pub fn page() -> String {
     record::<schema::Nginx>(&mut out, "Nginx", "Part");
     record::<schema::Hook>(&mut out, "Hook", "Part");
     record::<schema::ConfigSummary>(&mut out, "ConfigSummary", "Part");
+    record::<schema::AccessLog>(&mut out, "AccessLog", "Part");
     record::<schema::Log>(&mut out, "Log", "Part");
     record::<schema::Request>(&mut out, "Request", "Part");
     record::<schema::Client>(&mut out, "Client", "Part");

@@ -104,6 +104,7 @@ fn read_files(
     config.problems.extend(loaded.problems);
     let evaluated = evaluate(&loaded.directives, layout, found.build.nginx_release(), names);
     config.error_logs = evaluated.error_logs;
+    config.access_logs = evaluated.access_logs;
     let mut directives = loaded.directives.iter();
     config.cuts_at_shutdown = directives.any(|directive| directive.name() == "worker_shutdown_timeout");
     config.resolvers = evaluated.resolvers;

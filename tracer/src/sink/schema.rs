@@ -110,8 +110,25 @@ pub struct ConfigSummary {
     pub upstreams: u32,
     /// Number of peers that have an upstream's name.
     pub peers: u32,
+    /// Access logs of `http`, each path and format once.
+    pub access_logs: Vec<AccessLog>,
     /// What was not understood or could not be read, one sentence each.
     pub problems: Vec<String>,
+}
+
+/// An access log, and how its lines are laid out.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct AccessLog {
+    /// The file, as nginx names it, or `syslog:…`.
+    pub path: String,
+    /// The name of its format; `combined` is nginx's own.
+    pub name: String,
+    /// The text of its `log_format`, its strings joined; null for `combined`.
+    pub format: Option<String>,
+    /// How values of variables are escaped.
+    #[schemars(extend("enum" = ["default", "json", "none"]))]
+    pub escape: Name,
 }
 
 /// One try by nginx to get an answer from one peer; on a reused keepalive connection an attempt is one request.

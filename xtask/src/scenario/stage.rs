@@ -634,7 +634,7 @@ fn config(lab: &super::Lab, folder: &Path) -> String {
          {main}\n\
          events {{ {events} }}\n\
          http {{\n\
-         log_format lab '$msec $pid $connection $status $request_method $uri $upstream_addr $upstream_status';\n\
+         log_format lab '$msec $pid $connection $status $request_method $uri $upstream_addr $upstream_status $request_time';\n\
          access_log {dir}/access.log lab;\n\
          client_body_temp_path {dir}/tmp/body;\n\
          proxy_temp_path {dir}/tmp/proxy;\n\

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    event::{Balancing, ConfiguredName, ConfiguredPeer, Limits, Peer},
+    event::{AccessLog, Balancing, ConfiguredName, ConfiguredPeer, Escape, Limits, Peer},
     nginx::{
         config::{
             address::{self, Address, Host, Uri, strip_prefix_ignoring_case},
@@ -24,6 +24,8 @@ const DEFAULT_TIMEOUT_MS: u64 = 60_000;
 const DEFAULT_STREAM_TIMEOUT_MS: u64 = 600_000;
 /// nginx's default `keepalive_timeout` of an upstream block.
 const DEFAULT_KEEPALIVE_TIMEOUT_MS: u64 = 60_000;
+/// More access logs are not told of.
+const MAX_ACCESS_LOGS: usize = 100;
 /// More lines help nobody.
 const MAX_PROBLEMS: usize = 100;
 
@@ -36,6 +38,8 @@ pub struct Evaluated {
     pub peers: Vec<ConfiguredPeer>,
     /// Error logs, absolute where they are files.
     pub error_logs: Vec<String>,
+    /// Access logs of `http`, each path and format once.
+    pub access_logs: Vec<AccessLog>,
     /// Resolvers.
     pub resolvers: Vec<SocketAddr>,
     /// Names that nginx resolves when it reads this, and not again.
@@ -56,6 +60,14 @@ pub fn evaluate(
 ) -> Evaluated {
     let mut evaluated = Evaluated::default();
     collect_logs(tree, layout, true, &mut evaluated);
+    for http in tree.iter().filter(|block| block.name() == "http") {
+        collect_access_logs(
+            http.directives(),
+            http.directives(),
+            layout,
+            &mut evaluated.access_logs,
+        );
+    }
     collect_resolvers(tree, names, &mut evaluated);
     evaluated.is_open = connects_elsewhere(tree);
     for block in tree {
@@ -114,6 +126,52 @@ fn collect_logs(tree: &[Directive], layout: &Layout, is_main: bool, evaluated: &
     }
     for directive in tree {
         collect_logs(directive.directives(), layout, false, evaluated);
+    }
+}
+
+/// Access logs of a level and those below it; `http` is where their formats are. The log that was built in, which is there
+/// where none is named, is `combined`, as every reader knows.
+fn collect_access_logs(tree: &[Directive], http: &[Directive], layout: &Layout, logs: &mut Vec<AccessLog>) {
+    for directive in tree {
+        collect_access_logs(directive.directives(), http, layout, logs);
+        let path = match directive.words.get(1) {
+            Some(path) if directive.name() == "access_log" && path != "off" => path,
+            _ => continue,
+        };
+        let name = directive.words.get(2).map_or("combined", String::as_str);
+        let mut log = AccessLog {
+            path: if path.starts_with("syslog:") {
+                path.clone()
+            } else {
+                join(&layout.prefix, path)
+            },
+            name: name.to_owned(),
+            ..AccessLog::default()
+        };
+        if name != "combined" {
+            let is_it = |format: &&Directive| {
+                format.name() == "log_format" && format.words.get(1).is_some_and(|known| known == name)
+            };
+            let Some(format) = http.iter().find(is_it) else {
+                continue;
+            };
+            let strings = &format.words[2..];
+            let strings = match strings.split_first() {
+                Some((first, strings)) if first.starts_with("escape=") => {
+                    log.escape = match first.as_str() {
+                        "escape=json" => Escape::Json,
+                        "escape=none" => Escape::None,
+                        _ => Escape::Default,
+                    };
+                    strings
+                }
+                _ => strings,
+            };
+            log.format = strings.concat();
+        }
+        if logs.len() < MAX_ACCESS_LOGS && !logs.contains(&log) {
+            logs.push(log);
+        }
     }
 }
 
@@ -1253,6 +1311,31 @@ mod tests {
             ["nginx.conf:2: at level crit nginx logs hardly any upstream failure"]
         );
         assert_eq!(evaluate_text("error_log /a;").error_logs, ["/a"]);
+    }
+
+    #[test]
+    fn access_logs_have_the_formats_that_the_configuration_gives_them() {
+        let evaluated = evaluate_text(
+            "http { log_format main '$remote_addr ' \"\\\"$request\\\" \" '$status'; access_log logs/a.log main buffer=32k;
+                log_format json escape=json '{\"s\":$status,' '\"n\":\"\\n\"}'; log_format unused '$status';
+                server { access_log /b.log; access_log off; location / { access_log /c.log json; access_log /c.log json; }
+                access_log syslog:server=127.0.0.1 main; access_log /d.log nowhere; } }
+             stream { log_format main '$protocol'; access_log /s.log main; }",
+        );
+        let logs: Vec<String> = evaluated
+            .access_logs
+            .iter()
+            .map(|log| format!("{} {} {:?} {}", log.path, log.name, log.escape, log.format))
+            .collect();
+        assert_eq!(
+            logs,
+            [
+                "/usr/share/nginx/logs/a.log main Default $remote_addr \"$request\" $status",
+                "/b.log combined Default ",
+                "/c.log json Json {\"s\":$status,\"n\":\"\n\"}",
+                "syslog:server=127.0.0.1 main Default $remote_addr \"$request\" $status",
+            ]
+        );
     }
 
     #[test]

@@ -267,6 +267,15 @@ fn input() -> impl Strategy<Value = Input> {
             })
             .collect(),
         error_logs: texts.clone(),
+        access_logs: texts
+            .iter()
+            .map(|text| crate::event::AccessLog {
+                path: text.clone(),
+                name: text.clone(),
+                format: text.clone(),
+                escape: crate::event::Escape::Json,
+            })
+            .collect(),
         resolvers: Vec::new(),
         names: texts
             .iter()
