@@ -3,7 +3,7 @@
 //!
 //! Tests that need root, or something this machine lacks, are skipped with the reason; in CI (`CI=true`) a skip nobody
 //! expects is a failure. The order is shuffled with a seed that is printed; `TRACER_SUITE_SEED` sets it, and
-//! `TRACER_SUITE=full` runs every scenario once more with nothing heard from nginx.
+//! `TRACER_SUITE=full` runs every scenario once more with nothing heard from nginx, and makes the large logs a gigabyte each.
 
 mod deaf;
 mod demo;
@@ -11,6 +11,7 @@ mod follow;
 mod ground;
 mod hunts;
 mod input;
+mod large_logs;
 mod moved;
 mod packaged;
 mod referee;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
     trials.extend(replay::trials());
     trials.extend(twenty_hours::trials());
     trials.extend(hunts::trials());
+    trials.extend(large_logs::trials());
     trials.extend(deaf::trials(&ground));
     trials.extend(input::trials(&ground));
     trials.extend(scenarios::trials(&ground));
