@@ -79,6 +79,9 @@ pub struct Watch {
     n_peers: usize,
     /// Recent failures by attempt number: the attempt they retried.
     chain: Keyed<u64, Option<u64>>,
+    /// Successes that were written before the failure they retried, which waited for its cause: the upstream by that failure's
+    /// number.
+    early: Keyed<u64, Option<String>>,
     hidden: BTreeMap<String, u64>,
     n_hidden: u64,
     recurrences: Recurrences,
@@ -113,6 +116,7 @@ impl Watch {
             upstreams: BTreeMap::new(),
             n_peers: 0,
             chain: Keyed::new(capacity, 300_000_000_000),
+            early: Keyed::new(capacity.min(4096), 5_000_000_000),
             hidden: BTreeMap::new(),
             n_hidden: 0,
             recurrences: Recurrences::default(),
@@ -125,8 +129,12 @@ impl Watch {
         let of = attempt.retry.map(|(of, _)| of);
         if attempt.outcome.is_failure() {
             self.chain.push(now, attempt.number, of);
-        } else if attempt.outcome == Outcome::Ok {
-            self.count_hidden(of, attempt.upstream.as_deref());
+            if let Some(upstream) = self.early.last(&attempt.number).cloned() {
+                self.early.forget(&attempt.number);
+                self.count_hidden(now, attempt.number, upstream.as_deref());
+            }
+        } else if let (Outcome::Ok, Some(of)) = (attempt.outcome, of) {
+            self.count_hidden(now, of, attempt.upstream.as_deref());
         }
         // The balancer's own rhythm is no news.
         if !is_probe {
@@ -181,14 +189,15 @@ impl Watch {
     }
 
     /// A success ended a chain of retries: the failures before it never reached the client.
-    fn count_hidden(&mut self, of: Option<u64>, upstream: Option<&str>) {
-        let mut next = of;
+    fn count_hidden(&mut self, now: Ktime, of: u64, upstream: Option<&str>) {
+        let mut next = Some(of);
         // A request cannot be retried more often than this.
         for _ in 0..1024 {
             let Some(number) = next else {
                 break;
             };
             let Some(entry) = self.chain.last_mut(&number) else {
+                self.early.push(now, number, upstream.map(str::to_owned));
                 break;
             };
             // Its own successor, once counted: a failure is hidden once.
@@ -219,6 +228,7 @@ impl Watch {
         self.upstreams().count()
             + self.n_peers
             + self.chain.len()
+            + self.early.len()
             + self.hidden.len()
             + self.recurrences.len()
     }

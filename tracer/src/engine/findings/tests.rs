@@ -123,3 +123,38 @@ fn connects_that_lost_syns_are_found() {
     assert_eq!(ids(&slowed(4, 1), &none), [""; 0]);
     assert_eq!(ids(&slowed(5, 0), &none), [""; 0]);
 }
+
+#[test]
+fn a_failure_that_is_written_after_its_retry_is_hidden_too() {
+    let failure = |number, of: Option<u64>| Attempt {
+        number,
+        outcome: Outcome::TimedOut,
+        retry: of.map(|of| (of, 2)),
+        ..samples::healthy()
+    };
+    let success = Attempt {
+        number: 3,
+        retry: Some((2, 3)),
+        ..samples::healthy()
+    };
+    let n_hidden = |attempts: [Attempt; 3]| {
+        let mut watch = Watch::new(1024);
+        for attempt in attempts {
+            watch.add(attempt.ended_at, &attempt, attempt.worker, false);
+        }
+        watch.n_hidden
+    };
+    assert_eq!(
+        n_hidden([failure(1, None), failure(2, Some(1)), success.clone()]),
+        2
+    );
+    assert_eq!(
+        n_hidden([success.clone(), failure(1, None), failure(2, Some(1))]),
+        2
+    );
+    assert_eq!(
+        n_hidden([failure(2, Some(1)), success.clone(), failure(1, None)]),
+        2
+    );
+    assert_eq!(n_hidden([failure(1, None), success.clone(), failure(4, None)]), 0);
+}
