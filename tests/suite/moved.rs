@@ -173,6 +173,7 @@ impl Move {
             | Question::Route { pid, .. }
             | Question::Process { pid }
             | Question::Ipv6 { pid }
+            | Question::AbortsOnOverflow { pid }
             | Question::Translation { pid, .. }
             | Question::AcceptQueue { pid, .. }
             | Question::Confinement { pid }
@@ -195,6 +196,7 @@ impl Move {
             | Answer::Descriptors { .. }
             | Answer::Route { .. }
             | Answer::Ipv6 { .. }
+            | Answer::AbortsOnOverflow { .. }
             | Answer::Translation { .. }
             | Answer::AcceptQueue { .. }
             | Answer::Confinement(_)
@@ -225,6 +227,7 @@ impl Move {
                 tuple: _,
                 reason: _,
                 by: _,
+                flags: _,
                 conn,
             }
             | Event::IcmpSent {

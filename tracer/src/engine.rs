@@ -461,6 +461,7 @@ impl Engine {
                 tuple,
                 reason,
                 by,
+                flags,
                 conn,
             } => {
                 self.around.reset_sent(ResetSent {
@@ -469,6 +470,7 @@ impl Engine {
                     tuple,
                     reason,
                     by,
+                    flags,
                     conn,
                 });
             }
@@ -742,6 +744,7 @@ impl Engine {
 
     fn read_exchange(&mut self, mut exchange: Box<Exchange>, outputs: &mut Vec<Output>) {
         self.remember_place(&exchange.peer);
+        self.around.shook_hands(&exchange);
         if let Some(task) = exchange
             .backend
             .as_ref()

@@ -527,6 +527,9 @@ pub enum Event {
         tuple: Tuple,
         reason: Option<String>,
         by: ResetBy,
+        /// TCP flags byte of the packet that was answered; 0 in recordings that do not say.
+        #[serde(default)]
+        flags: u8,
         /// The connection, when the packet is known to be its SYN.
         #[serde(default)]
         conn: Option<ConnId>,
@@ -706,6 +709,9 @@ pub struct Limits {
     /// nginx asks the backend to keep the connection; otherwise `keepalive` does nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asks_to_keep: Option<bool>,
+    /// The IPv4 address of `*_bind`, where it is written out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<std::net::Ipv4Addr>,
 }
 
 /// An access log of `http`, and how its lines are laid out.
@@ -862,6 +868,8 @@ pub enum Question {
     AcceptQueue { pid: Pid, address: SocketAddr },
     /// What may deny the worker a system call or a connection, beside files' permissions and routes.
     Confinement { pid: Pid },
+    /// Whether a full accept queue makes the kernel reset connections in the namespace of `pid`.
+    AbortsOnOverflow { pid: Pid },
     /// What a configured host name means now, through the hosts file and the nameservers of the instance `pid`.
     Name { pid: Pid, name: String },
     /// What each of nginx's own nameservers, asked from the namespace of `pid`, says of a whole name.
@@ -962,6 +970,8 @@ pub enum Answer {
     },
     /// See [`Question::Confinement`].
     Confinement(Confinement),
+    /// See [`Question::AbortsOnOverflow`]: `net.ipv4.tcp_abort_on_overflow`.
+    AbortsOnOverflow { is_set: bool },
     /// See [`Question::Name`].
     Name(NameMeaning),
     /// See [`Question::Nameservers`]: two of each, one for each family.

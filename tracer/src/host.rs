@@ -68,6 +68,7 @@ pub fn answer(question: &Question) -> Answer {
         ),
         Question::AcceptQueue { pid, address } => (accept_queue(*pid, *address), *pid),
         Question::Confinement { pid } => (confinement::of(*pid).map(Answer::Confinement), *pid),
+        Question::AbortsOnOverflow { pid } => (aborts_on_overflow(*pid), *pid),
         Question::Name { pid, name } => (resolver::look_up(*pid, name).map(Answer::Name), *pid),
         Question::Nameservers { pid, servers, name } => (
             resolver::ask_each(*pid, servers, name).map(|replies| Answer::Nameservers { replies }),
@@ -138,6 +139,16 @@ fn accept_queue(pid: Pid, address: std::net::SocketAddr) -> io::Result<Answer> {
         waiting,
         limit,
         are_all_full: queues.iter().all(is_full),
+    })
+}
+
+fn aborts_on_overflow(pid: Pid) -> io::Result<Answer> {
+    netns::run_in(pid, || {
+        // Read in that namespace, like every /proc/sys/net.
+        let text = fs::read_to_string("/proc/sys/net/ipv4/tcp_abort_on_overflow")?;
+        Ok(Answer::AbortsOnOverflow {
+            is_set: text.trim() != "0",
+        })
     })
 }
 

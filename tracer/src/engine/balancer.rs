@@ -35,11 +35,15 @@ const SECOND: u64 = 1_000_000_000;
 const COARSE: u64 = SECOND;
 
 /// Causes that lie with nginx, this host or the way, and not with the peer.
-const NOT_ITS_FAULT: [&str; 9] = [
+const NOT_ITS_FAULT: [&str; 13] = [
     "keepalive-race",
     "connection-expired",
     "ports-exhausted",
+    "slow-handshake",
     "packet-dropped-locally",
+    "firewall-reset-midstream",
+    "destination-translated",
+    "destination-invalid",
     "route-missing",
     "route-forbids",
     "selinux-denied",

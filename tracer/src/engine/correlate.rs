@@ -43,6 +43,7 @@ impl Names {
                 keepalive: agreed(candidates.iter().map(|peer| peer.limits.keepalive)),
                 keepalive_timeout_ms: agreed(candidates.iter().map(|peer| peer.limits.keepalive_timeout_ms)),
                 asks_to_keep: agreed(candidates.iter().map(|peer| peer.limits.asks_to_keep)),
+                source: agreed(candidates.iter().map(|peer| peer.limits.source)),
             },
         }
     }

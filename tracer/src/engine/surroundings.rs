@@ -132,9 +132,36 @@ pub struct ResetSent {
     pub reason: Option<String>,
     /// The socket behind it.
     pub by: ResetBy,
+    /// TCP flags of the packet it answered; 0: not known.
+    pub flags: u8,
     /// The connection whose SYN it answered, when that is known.
     pub conn: Option<ConnId>,
 }
+
+/// A SYN+ACK for which this host had no socket any more: a peer's answer to a connect that was given up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LateAnswer {
+    /// When.
+    pub at: Ktime,
+    /// In which namespace.
+    pub netns: Netns,
+    /// The packet.
+    pub tuple: Tuple,
+}
+
+/// A handshake that was complete only after a SYN had been repeated.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SlowHandshake {
+    /// When it was complete.
+    pub at: Ktime,
+    /// How long it took.
+    pub took: u64,
+    /// How often its SYN was repeated.
+    pub syn_retransmits: u32,
+}
+
+/// SYN and ACK, of a packet's TCP flags.
+const SYN_ACK: u8 = 0x12;
 
 /// A packet freed on this host.
 #[derive(Clone, Debug, PartialEq)]
@@ -321,6 +348,9 @@ pub struct Surroundings {
     resets: Keyed<SocketAddr, ResetSent>,
     /// Packets for which there was no socket, like `resets`.
     refusals: Keyed<SocketAddr, Dropped>,
+    /// Under the address that they came to.
+    late_answers: Keyed<SocketAddr, LateAnswer>,
+    slow_handshakes: Keyed<(Netns, SocketAddr), SlowHandshake>,
     /// Under both of the packet's addresses: one of them is nginx's own.
     drops: Keyed<SocketAddr, Dropped>,
     drops_by_conn: Keyed<ConnId, Dropped>,
@@ -354,6 +384,8 @@ impl Surroundings {
             renewals: Keyed::new(capacity.min(1024), RENEWAL_MEMORY),
             resets: Keyed::new(capacity, REFUSAL_MEMORY),
             refusals: Keyed::new(capacity, REFUSAL_MEMORY),
+            late_answers: Keyed::new(capacity, REFUSAL_MEMORY),
+            slow_handshakes: Keyed::new(capacity.min(4096), PACKET_MEMORY),
             drops: Keyed::new(capacity, PACKET_MEMORY),
             drops_by_conn: Keyed::new(capacity, PACKET_MEMORY),
             icmp: Keyed::new(capacity, PACKET_MEMORY),
@@ -383,6 +415,8 @@ impl Surroundings {
         self.renewals.expire(now);
         self.resets.expire(now);
         self.refusals.expire(now);
+        self.late_answers.expire(now);
+        self.slow_handshakes.expire(now);
         self.drops.expire(now);
         self.drops_by_conn.expire(now);
         self.icmp.expire(now);
@@ -472,13 +506,43 @@ impl Surroundings {
 
     /// This host sent a reset.
     pub fn reset_sent(&mut self, reset: ResetSent) {
+        if reset.by == ResetBy::NoSocket && reset.flags & SYN_ACK == SYN_ACK {
+            return self.answered_late(reset.at, reset.netns, reset.tuple);
+        }
         self.resets.push(self.now, reset.tuple.source, reset);
+    }
+
+    fn answered_late(&mut self, at: Ktime, netns: Netns, tuple: Tuple) {
+        let answer = LateAnswer { at, netns, tuple };
+        self.late_answers.push(self.now, tuple.destination, answer);
+    }
+
+    /// A connection ended whose handshake is known.
+    pub fn shook_hands(&mut self, exchange: &Exchange) {
+        let (Peer::Tcp(peer), Some(began), Some(at)) =
+            (&exchange.peer, exchange.connect_at, exchange.established_at)
+        else {
+            return;
+        };
+        if exchange.syn_retransmits == 0 {
+            return;
+        }
+        let slow = SlowHandshake {
+            at,
+            took: at.since(began),
+            syn_retransmits: exchange.syn_retransmits,
+        };
+        self.slow_handshakes.push(self.now, (exchange.netns, *peer), slow);
     }
 
     /// A packet was dropped.
     pub fn dropped(&mut self, dropped: Dropped) {
         match dropped.kind() {
             DropKind::Noise => {}
+            // Before 6.10 the kernel names no reset without a socket; the packet it freed says the same.
+            DropKind::NoSocket if dropped.flags & SYN_ACK == SYN_ACK => {
+                self.answered_late(dropped.at, dropped.netns, dropped.tuple);
+            }
             DropKind::NoSocket => self.refusals.push(self.now, dropped.tuple.source, dropped),
             DropKind::Netfilter | DropKind::Neighbour | DropKind::AcceptQueue | DropKind::Local => {
                 if let Some(conn) = dropped.conn {
@@ -569,6 +633,7 @@ impl Surroundings {
             + self.renewals.take_evicted()
             + self.resets.take_evicted()
             + self.refusals.take_evicted()
+            + self.late_answers.take_evicted()
             + self.drops.take_evicted()
             + self.drops_by_conn.take_evicted()
             + self.icmp.take_evicted()
@@ -587,6 +652,8 @@ impl Surroundings {
             ("renewals", self.renewals.len()),
             ("resets", self.resets.len()),
             ("refusals", self.refusals.len()),
+            ("late answers", self.late_answers.len()),
+            ("slow handshakes", self.slow_handshakes.len()),
             ("drops", self.drops.len()),
             ("drops by conn", self.drops_by_conn.len()),
             ("icmp", self.icmp.len()),
@@ -859,6 +926,33 @@ impl Surroundings {
         self.resets.spend(&local, |reset| (from..=to).contains(&reset.at));
         self.refusals
             .spend(&local, |refusal| (from..=to).contains(&refusal.at));
+        self.late_answers
+            .spend(&local, |answer| (from..=to).contains(&answer.at));
+    }
+
+    /// The peer's answer to a connect that nginx had given up.
+    pub fn late_answer(&self, exchange: &Exchange) -> Option<&LateAnswer> {
+        let (local, Peer::Tcp(peer)) = (exchange.local?, &exchange.peer) else {
+            return None;
+        };
+        let (_, to) = window(exchange);
+        // The socket is not found any more a moment before its end is told.
+        let from = Ktime(exchange.ended_at.0.saturating_sub(SLACK));
+        self.late_answers.get(&local).find(|answer| {
+            let is_in_time = (from..=to).contains(&answer.at);
+            is_in_time && answer.tuple.source == *peer && is_here(exchange, answer.netns)
+        })
+    }
+
+    /// Another connect to the exchange's peer that was complete during its time, after its SYN had been repeated.
+    pub fn slow_handshake_meanwhile(&self, exchange: &Exchange) -> Option<&SlowHandshake> {
+        let Peer::Tcp(peer) = exchange.peer else {
+            return None;
+        };
+        let (from, to) = window(exchange);
+        self.slow_handshakes
+            .get(&(exchange.netns, peer))
+            .rfind(|slow| (from..=to).contains(&slow.at))
     }
 
     /// Drops of the exchange's packets, either way, housekeeping left out.

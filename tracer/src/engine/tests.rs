@@ -293,6 +293,7 @@ fn no_socket(to: &str) -> Event {
         tuple: syn(to),
         reason: Some("NO_SOCKET".to_owned()),
         by: ResetBy::NoSocket,
+        flags: 2,
         conn: None,
     }
 }
@@ -757,6 +758,284 @@ fn a_silent_connect_is_told_by_what_became_of_the_syn() {
     assert_eq!(
         (attempt.outcome, attempt.phase),
         (Outcome::TimedOut, Phase::Connecting)
+    );
+}
+
+/// A SYN+ACK of `FAR` for which this host has no socket.
+fn late_answer(at: Ktime) -> Event {
+    Event::ResetSent {
+        at,
+        netns: HERE,
+        tuple: syn(FAR).reversed(),
+        reason: Some("NO_SOCKET".to_owned()),
+        by: ResetBy::NoSocket,
+        flags: 0x12,
+        conn: None,
+    }
+}
+
+#[test]
+fn a_handshake_that_is_too_slow_is_told_by_what_comes_after_it() {
+    let given_up = |syn_retransmits| Exchange {
+        syn_retransmits,
+        line: Some(line_id(1)),
+        ..connect(FAR, ms(1500))
+    };
+    let told = |before: Option<Exchange>, gives_up: Exchange, after: Option<Event>| {
+        let mut lab = Lab::new();
+        lab.see(Event::Line(line(
+            1,
+            us(1_499_900),
+            "upstream timed out",
+            Some(110),
+        )));
+        if let Some(other) = before {
+            lab.end(other);
+        }
+        lab.end(gives_up);
+        if let Some(after) = after {
+            lab.tell(ms(1600), Input::Kernel(after));
+        }
+        lab.tell(ms(100_000), Input::Detach { in_flight: 0 });
+        let attempts = lab.attempts();
+        let attempt = attempts.last().expect("an attempt");
+        (
+            verdict(attempt),
+            attempt.also.iter().map(|also| also.id).collect::<Vec<_>>(),
+        )
+    };
+    let unanswered = (("syn-unanswered", Confirmed), vec![]);
+    let slow = |confidence| (("slow-handshake", confidence), vec!["syn-unanswered"]);
+
+    assert_eq!(told(None, given_up(1), None), unanswered);
+    assert_eq!(
+        told(None, given_up(0), Some(late_answer(ms(1600)))),
+        slow(Confirmed)
+    );
+    // Before 6.10 the packet that was freed says it.
+    let freed = Event::Dropped {
+        at: ms(1600),
+        netns: HERE,
+        tuple: syn(FAR).reversed(),
+        flags: 0x12,
+        reason: None,
+        location: Some("tcp_v4_rcv".to_owned()),
+        conn: None,
+    };
+    assert_eq!(told(None, given_up(0), Some(freed)), slow(Confirmed));
+    // What comes for another port, or before it was given up, is another's.
+    let other = Event::ResetSent {
+        at: ms(1600),
+        netns: HERE,
+        tuple: Tuple {
+            destination: "127.0.0.1:40001".parse().expect("an address"),
+            ..syn(FAR).reversed()
+        },
+        reason: None,
+        by: ResetBy::NoSocket,
+        flags: 0x12,
+        conn: None,
+    };
+    assert_eq!(told(None, given_up(1), Some(other)), unanswered);
+    assert_eq!(told(None, given_up(1), Some(late_answer(ms(700)))), unanswered);
+
+    // Another connect was complete meanwhile, after its SYN had been repeated.
+    let complete = |syn_retransmits, at: Ktime| Exchange {
+        id: id(2, 1),
+        syn_retransmits,
+        established_at: Some(at),
+        first_received_at: Some(at),
+        last_received_at: Some(at),
+        received: 100,
+        ..sent(FAR, at)
+    };
+    assert_eq!(told(Some(complete(1, ms(1002))), given_up(1), None), slow(Likely));
+    assert_eq!(told(Some(complete(0, ms(2))), given_up(1), None), unanswered);
+    assert_eq!(told(Some(complete(1, ms(-2))), given_up(1), None), unanswered);
+    assert_eq!(told(Some(complete(1, ms(1002))), given_up(3), None), unanswered);
+}
+
+#[test]
+fn a_handshake_that_is_complete_as_the_timer_runs_out_is_too_slow() {
+    let named = |established: Ktime| {
+        let mut lab = Lab::new();
+        lab.see(Event::Line(line(
+            1,
+            us(1_000_300),
+            "upstream timed out",
+            Some(110),
+        )));
+        lab.end(Exchange {
+            syn_retransmits: 1,
+            established_at: Some(established),
+            closed_in: Some(TcpState::Established),
+            line: Some(line_id(1)),
+            ..connect(FAR, us(1_000_400))
+        });
+        verdict(&lab.only())
+    };
+    assert_eq!(named(us(1_000_200)), ("slow-handshake", Confirmed));
+    // A worker that had a second's time to notice did something else.
+    assert_eq!(named(ms(300)).0, "unknown");
+}
+
+/// A connection that the peer's kernel never made: nothing of the request is acknowledged, and no socket is there.
+fn half_made(ended: Ktime) -> Exchange {
+    Exchange {
+        acked: 0,
+        retransmits: 3,
+        last_retransmit_at: Some(ms(1500)),
+        ..sent(APP, ended)
+    }
+}
+
+/// What nginx sent on it met a full accept queue.
+fn overflow(at: Ktime) -> Event {
+    Event::Dropped {
+        at,
+        netns: HERE,
+        tuple: syn(APP),
+        flags: 0x10,
+        reason: Some("TCP_LISTEN_OVERFLOW".to_owned()),
+        location: None,
+        conn: None,
+    }
+}
+
+#[test]
+fn a_half_made_connection_is_told_by_the_queue_that_was_full() {
+    let timed_out = |events: Vec<Event>, exchange: Exchange| {
+        let mut lab = Lab::new();
+        for event in events {
+            lab.see(event);
+        }
+        lab.see(Event::Line(line(
+            1,
+            us(1_999_900),
+            "upstream timed out",
+            Some(110),
+        )));
+        lab.end(Exchange {
+            line: Some(line_id(1)),
+            ..exchange
+        });
+        verdict(&lab.only())
+    };
+    let queue = |queue| Event::ListenerQueue {
+        at: ms(2000),
+        conn: id(1, 1).conn,
+        listener: Listener {
+            queue,
+            limit: 3,
+            ..listener(APP, task(9, "gunicorn"))
+        },
+    };
+    let named = |events| timed_out(events, half_made(ms(2000)));
+    assert_eq!(named(vec![overflow(us(60))]), ("handshake-half-open", Confirmed));
+    assert_eq!(named(vec![queue(4)]), ("handshake-half-open", Confirmed));
+    assert_eq!(named(vec![queue(3)]).0, "unknown");
+    assert_eq!(named(vec![]).0, "unknown");
+    // A rule that takes what nginx sends is the reason, however full the queue is.
+    let rule = Event::Dropped {
+        at: us(1_100),
+        netns: HERE,
+        tuple: syn(APP),
+        flags: 0x18,
+        reason: Some("NETFILTER_DROP".to_owned()),
+        location: None,
+        conn: None,
+    };
+    assert_eq!(
+        named(vec![queue(4), rule.clone()]),
+        ("packet-dropped-locally", Confirmed)
+    );
+    assert_eq!(
+        named(vec![rule, overflow(ms(2))]),
+        ("handshake-half-open", Confirmed)
+    );
+    // A connection that both kernels have.
+    let queued = Exchange {
+        backend: Some(Backend {
+            accepted: false,
+            task: None,
+            read: 0,
+            first_read_at: None,
+            last_read_at: None,
+            ..reader()
+        }),
+        acked: 100,
+        ..half_made(ms(2000))
+    };
+    assert_eq!(
+        timed_out(vec![overflow(us(60)), queue(4)], queued),
+        ("never-accepted", Confirmed)
+    );
+    // The kernel that never made it forgets it, and resets what still comes.
+    let forgotten = |at: Ktime| named_reset(vec![overflow(us(60))], reset(half_made(ms(2000)), at), None);
+    assert_eq!(forgotten(ms(1999)), "handshake-half-open");
+    assert_eq!(forgotten(us(70)), "unknown");
+}
+
+/// What a reset is called; `is_set`: what the host says of `tcp_abort_on_overflow`, where it is asked.
+fn named_reset(events: Vec<Event>, exchange: Exchange, is_set: Option<bool>) -> &'static str {
+    let mut lab = Lab::new();
+    for event in events {
+        lab.see(event);
+    }
+    let at = exchange.ended_at;
+    lab.end(exchange);
+    if let Some(is_set) = is_set {
+        lab.answer_at(at, Answer::AbortsOnOverflow { is_set });
+        if is_set {
+            lab.answer_at(
+                at,
+                Answer::AcceptQueue {
+                    waiting: 4,
+                    limit: 3,
+                    are_all_full: true,
+                },
+            );
+        }
+    }
+    verdict(&lab.only()).0
+}
+
+#[test]
+fn a_listener_that_resets_a_new_connection_is_asked_whether_it_is_told_to() {
+    let by = |by| Event::ResetSent {
+        at: us(65),
+        netns: HERE,
+        tuple: syn(APP),
+        reason: None,
+        by,
+        flags: 0x10,
+        conn: None,
+    };
+    let listening = || Event::ListenerFound {
+        at: ms(-9000),
+        listener: listener(APP, task(9, "gunicorn")),
+    };
+    let cut = || Exchange {
+        retransmits: 0,
+        last_retransmit_at: None,
+        first_sent_at: None,
+        last_sent_at: None,
+        sent: 0,
+        ..reset(half_made(us(200)), us(70))
+    };
+    let named = |event, is_set| named_reset(vec![listening(), event], cut(), is_set);
+    assert_eq!(named(by(ResetBy::Listener), Some(true)), "accept-queue-reset");
+    // It resets what it has no connection for, too.
+    assert_eq!(named(by(ResetBy::Listener), Some(false)), "unknown");
+    assert_eq!(named(by(ResetBy::NoSocket), None), "unknown");
+    // One that opened only after the SYN had been answered never had the connection.
+    let reopened = Event::ListenerOpened {
+        at: us(60),
+        listener: listener(APP, task(9, "gunicorn")),
+    };
+    assert_eq!(
+        named_reset(vec![reopened, by(ResetBy::Listener)], cut(), None),
+        "unknown"
     );
 }
 
@@ -1556,22 +1835,37 @@ fn a_reset_that_answers_the_request_itself_is_no_keepalive_race() {
     });
     assert_eq!(
         named(vec![rule(APP)], rejected(APP, open.clone())),
-        ("firewall-reset", Confirmed)
+        ("firewall-reset-midstream", Confirmed)
     );
     assert_eq!(
         named(vec![rule(FAR)], rejected(FAR, None)),
-        ("firewall-reset", Confirmed)
+        ("firewall-reset-midstream", Confirmed)
     );
     // A slow processor: the rule's work, the reset's arrival and the end of the call are milliseconds apart.
     assert_eq!(
         named(vec![rule_at(ms(-3), APP)], rejected(APP, open.clone())),
-        ("firewall-reset", Confirmed)
+        ("firewall-reset-midstream", Confirmed)
     );
     // Of a far host's reset a packet that was dropped milliseconds before may be the reason or not.
     assert_eq!(
         named(vec![rule_at(ms(-3), FAR)], rejected(FAR, None)).0,
         "unknown"
     );
+    // In the middle of an answer it is the rule as well.
+    let mut lab = Lab::new();
+    lab.see(rule(APP));
+    lab.see(Event::Line(line(1, us(1990), "recv() failed", Some(104))));
+    lab.end(Exchange {
+        first_received_at: Some(us(900)),
+        last_received_at: Some(us(900)),
+        received: 500,
+        recv_error: Some(Errno(104)),
+        line: Some(line_id(1)),
+        ..rejected(APP, open.clone())
+    });
+    let attempt = lab.only();
+    assert_eq!(verdict(&attempt), ("firewall-reset-midstream", Confirmed));
+    assert_eq!(attempt.also[0].id, "closed-mid-response");
     assert_eq!(named(vec![], rejected(APP, open)).0, "unknown");
     assert_eq!(named(vec![], rejected(FAR, None)), ("reset-remotely", Confirmed));
 }
@@ -1855,6 +2149,52 @@ fn a_route_is_told_by_its_lookup() {
 }
 
 #[test]
+fn a_destination_that_the_kernel_does_not_take_is_told_by_its_address_and_the_source() {
+    let named = |to: &str, source: Option<&str>, lookup: Option<i32>, kind: Option<&str>| {
+        let mut lab = Lab::new();
+        let mut peer = configured("app", to);
+        peer.limits.source = source.map(|source| source.parse().expect("an address"));
+        configure(&mut lab, ms(-9000), vec![peer]);
+        let route = lookup.map(|errno| RouteError {
+            at: us(0),
+            errno: Errno(errno),
+            destination: to.parse::<SocketAddr>().expect("an address").ip(),
+        });
+        lab.see(Event::Line(Line {
+            route,
+            ..at_once(to, 22)
+        }));
+        if let Some(kind) = kind {
+            lab.answer(Answer::Route {
+                is_local: false,
+                kind: Some(kind.to_owned()),
+                errno: None,
+                via: None,
+            });
+        }
+        verdict(&lab.only())
+    };
+    let lo = Some("127.0.0.1");
+    assert_eq!(
+        named("[fe80::1]:80", None, None, None),
+        ("destination-invalid", Confirmed)
+    );
+    assert_eq!(
+        named(FAR, lo, None, Some("unicast")),
+        ("destination-invalid", Confirmed)
+    );
+    assert_eq!(named(FAR, lo, None, None), ("destination-invalid", Likely));
+    // A route that forbids gives the same errno, and so does what nobody knows.
+    assert_eq!(named(FAR, lo, Some(22), None), ("route-forbids", Confirmed));
+    assert_eq!(
+        named(FAR, lo, None, Some("blackhole")),
+        ("route-forbids", Confirmed)
+    );
+    assert_eq!(named(FAR, Some("10.0.0.1"), None, Some("unicast")).0, "unknown");
+    assert_eq!(named(FAR, None, None, Some("unicast")).0, "unknown");
+}
+
+#[test]
 fn ipv6_that_is_off_is_no_want_of_ports() {
     let named = |to: &str, interfaces: &[(&str, bool)]| {
         let mut lab = Lab::new();
@@ -2038,6 +2378,7 @@ fn a_translated_address_is_no_far_host_s() {
             tuple: syn("10.0.0.1:3000"),
             reason: Some("NO_SOCKET".to_owned()),
             by: ResetBy::NoSocket,
+            flags: 2,
             conn,
         });
         lab.end(refused(FAR));
@@ -2053,6 +2394,48 @@ fn a_translated_address_is_no_far_host_s() {
     assert_eq!(
         is_refused_there(Some(refused(FAR).id.conn), None),
         "listener-died"
+    );
+}
+
+#[test]
+fn a_translation_is_to_blame_where_something_listens_at_the_address_that_was_asked_for() {
+    let conn = Some(connect(APP, ms(0)).id.conn);
+    let refused_at = |to: &str| Event::ResetSent {
+        at: us(90),
+        netns: HERE,
+        tuple: syn(to),
+        reason: Some("NO_SOCKET".to_owned()),
+        by: ResetBy::NoSocket,
+        flags: 2,
+        conn,
+    };
+    let open = |address: &str, owner: &str| Event::ListenerFound {
+        at: ms(-9000),
+        listener: listener(address, task(9, owner)),
+    };
+    let there = || refused_at("127.0.0.1:15001");
+    assert_eq!(
+        named(vec![open(APP, "node"), there()], refused(APP)),
+        ("destination-translated", Confirmed)
+    );
+    // Nothing listens at a service's address.
+    assert_eq!(named(vec![there()], refused(APP)), ("no-listener", Confirmed));
+    // What ended where the address leads, or listens beside it, is the better name.
+    let dead = listener_closed(
+        ms(-300),
+        "127.0.0.1:15001",
+        ending(4242, "envoy", Exit::Signal(9)),
+    );
+    assert_eq!(
+        named(vec![open(APP, "node"), dead, there()], refused(APP)),
+        ("listener-died", Confirmed)
+    );
+    assert_eq!(
+        named(
+            vec![open(APP, "docker-proxy"), open("10.0.0.9:15001", "node"), there()],
+            refused(APP)
+        ),
+        ("listener-elsewhere", Confirmed)
     );
 }
 
@@ -2173,13 +2556,19 @@ fn elsewhere(event: Event, to: &str, place: Netns) -> Event {
     let other_end = syn(to);
     match event {
         Event::ResetSent {
-            at, reason, by, conn, ..
+            at,
+            reason,
+            by,
+            flags,
+            conn,
+            ..
         } => Event::ResetSent {
             at,
             netns: place,
             tuple: other_end,
             reason,
             by,
+            flags,
             conn,
         },
         Event::Dropped {

@@ -94,6 +94,7 @@ impl Decoder {
                         2 => ResetBy::TimeWait,
                         _ => ResetBy::Socket,
                     },
+                    flags: packet.tcp_flags,
                     conn: conn_of(&packet),
                 }
             }

@@ -56,6 +56,10 @@ pub enum Manner {
     HalfReset,
     /// Answers with half of a body, then closes.
     HalfClose,
+    /// Answers as [`Manner::Answer`], but so many milliseconds after the SYN.
+    Late(u64),
+    /// The same, and SYNs get lost on the way to it: of each connection in turn as many as stands here.
+    Loses(Vec<u32>),
 }
 
 /// Remote hosts by address; running until dropped.

@@ -310,7 +310,8 @@ impl Dice {
                 netns: HERE,
                 tuple,
                 reason: None,
-                by: self.of(&[ResetBy::NoSocket, ResetBy::Socket]),
+                by: self.of(&[ResetBy::NoSocket, ResetBy::Listener, ResetBy::Socket]),
+                flags: self.of(&[0, 2, 0x12, 0x10]),
                 conn: self.maybe(|dice| dice.exchange_id().conn),
             },
             10 => Event::Dropped {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
 use crate::{
@@ -326,6 +326,8 @@ struct Use {
     upgrades: bool,
     keeping: Keeping,
     counts_statuses: bool,
+    /// The IPv4 address of `*_bind`, as a number.
+    source: Option<u64>,
     connect: Option<u64>,
     send: Option<u64>,
     read: Option<u64>,
@@ -537,6 +539,9 @@ impl<'a> Section<'a> {
                 ("proxy_set_header", [header, value]) if header.eq_ignore_ascii_case("connection") => {
                     settings.insert(CONNECTION.to_owned(), said_of_connection(value));
                 }
+                (name, [address, ..]) if name.ends_with("_bind") => {
+                    settings.insert(name.to_owned(), written_out(address));
+                }
                 (name, conditions) if name.ends_with("_next_upstream") => {
                     let is_status =
                         |condition: &String| condition.starts_with("http_5") || condition == "http_429";
@@ -731,6 +736,7 @@ impl<'a> Section<'a> {
                 "grpc" | "memcached" => Keeping::Always(true),
                 _ => Keeping::Always(false),
             },
+            source: settings.get(&format!("{protocol}_bind")).copied().flatten(),
             connect: of_protocol("connect_timeout"),
             send,
             read,
@@ -871,8 +877,17 @@ fn agreed(
             let first = asked.next().flatten();
             first.filter(|_| asked.all(|other| other == first))
         },
+        source: same(|usage| usage.source)
+            .and_then(|bits| u32::try_from(bits).ok())
+            .map(Ipv4Addr::from_bits),
     };
     (via, limits)
+}
+
+/// An IPv4 address as a number, where it is one; `off` and a variable are none.
+fn written_out(address: &str) -> Option<u64> {
+    let host = address.split(':').next()?;
+    host.parse::<Ipv4Addr>().ok().map(|v4| u64::from(v4.to_bits()))
 }
 
 /// Whether the address part of a target holds something unknown.
@@ -1461,6 +1476,28 @@ mod tests {
         ) {
             let loaded = parse(&words.join(" "));
             let _ = evaluate(&loaded.directives, &layout(), None, &mut Names::default());
+        }
+    }
+
+    #[test]
+    fn the_source_address_is_told_where_it_is_written_out() {
+        for (outer, inner, source) in [
+            ("", "proxy_bind 127.0.0.1;", Some("127.0.0.1")),
+            ("proxy_bind 10.0.0.1:8000;", "", Some("10.0.0.1")),
+            (
+                "proxy_bind 10.0.0.1;",
+                "proxy_bind 127.0.0.9 transparent;",
+                Some("127.0.0.9"),
+            ),
+            ("proxy_bind 10.0.0.1;", "proxy_bind off;", None),
+            ("", "proxy_bind $remote_addr transparent;", None),
+            ("", "fastcgi_bind 10.0.0.1;", None),
+        ] {
+            let evaluated = evaluate_text(&format!(
+                "http {{ server {{ {outer} location / {{ {inner} proxy_pass http://127.0.0.1:1; }} }} }}"
+            ));
+            let told = evaluated.peers[0].limits.source.map(|source| source.to_string());
+            assert_eq!(told.as_deref(), source, "{outer} {inner}");
         }
     }
 }

@@ -212,16 +212,19 @@ fn event() -> impl Strategy<Value = Event> {
         line.prop_map(Event::Line),
         (time(), listener.clone()).prop_map(|(at, listener)| Event::ListenerOpened { at, listener }),
         (time(), listener).prop_map(|(at, listener)| Event::ListenerClosed { at, listener }),
-        (time(), tuple.clone(), option::of("[A-Z_]{1,30}")).prop_map(|(at, tuple, reason)| {
-            Event::ResetSent {
-                at,
-                netns: Netns(1),
-                tuple,
-                reason,
-                by: ResetBy::NoSocket,
-                conn: None,
+        (time(), tuple.clone(), any::<u8>(), option::of("[A-Z_]{1,30}")).prop_map(
+            |(at, tuple, flags, reason)| {
+                Event::ResetSent {
+                    at,
+                    netns: Netns(1),
+                    tuple,
+                    reason,
+                    by: ResetBy::NoSocket,
+                    flags,
+                    conn: None,
+                }
             }
-        }),
+        ),
         (time(), tuple, any::<u8>(), option::of("[A-Z_]{1,30}")).prop_map(|(at, tuple, flags, reason)| {
             Event::Dropped {
                 at,

@@ -37,6 +37,7 @@ pub(crate) fn main(hosts: &str) -> Result<()> {
     let world = Arc::new(Mutex::new(World {
         manners,
         connections: HashMap::new(),
+        lost: HashMap::new(),
         device,
     }));
     let packet_taken = Arc::new(Condvar::new());
@@ -48,10 +49,11 @@ pub(crate) fn main(hosts: &str) -> Result<()> {
                 continue;
             };
             let mut world = shared.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Err(error) = world.take(&packet, &buffer[..n]) {
-                eprintln!("{error:#}");
-                std::process::exit(1);
+            if world.is_syn_of_late_host(&packet) {
+                answer_late(&shared, &world, &packet);
+                continue;
             }
+            or_end(world.take(&packet, &buffer[..n]));
             taken.notify_all();
         }
     });
@@ -73,6 +75,28 @@ pub(crate) fn main(hosts: &str) -> Result<()> {
         println!("ok");
     }
     Ok(())
+}
+
+/// A world that cannot send ends.
+fn or_end(taken: Result<()>) {
+    if let Err(error) = taken {
+        eprintln!("{error:#}");
+        std::process::exit(1);
+    }
+}
+
+/// Answers a SYN when its host's time has come.
+fn answer_late(shared: &Arc<Mutex<World>>, world: &World, packet: &Packet<'_>) {
+    let (at, theirs) = (packet.connection, packet.next());
+    let Some(Manner::Late(ms)) = world.manners.get(&at.host) else {
+        return;
+    };
+    let (shared, after) = (Arc::clone(shared), Duration::from_millis(*ms));
+    std::thread::spawn(move || {
+        std::thread::sleep(after);
+        let mut world = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        or_end(world.connect(at, theirs));
+    });
 }
 
 /// Waits until all that a host sent has been acknowledged.
@@ -191,10 +215,39 @@ impl<'a> Packet<'a> {
 struct World {
     manners: BTreeMap<Ipv4Addr, Manner>,
     connections: HashMap<Connection, State>,
+    /// How many SYNs of a connection have been lost, and how many are to be.
+    lost: HashMap<Connection, (u32, u32)>,
     device: File,
 }
 
 impl World {
+    fn is_syn_of_late_host(&self, packet: &Packet<'_>) -> bool {
+        packet.flags & SYN != 0 && matches!(self.manners.get(&packet.connection.host), Some(Manner::Late(_)))
+    }
+
+    /// Answers a SYN.
+    fn connect(&mut self, at: Connection, theirs: u32) -> Result<()> {
+        let state = State {
+            ours: FIRST_SEQUENCE.wrapping_add(1),
+            acknowledged: FIRST_SEQUENCE,
+            theirs,
+            is_open: true,
+        };
+        self.connections.insert(at, state);
+        self.send(at, FIRST_SEQUENCE, state.theirs, SYN | ACK, b"")
+    }
+
+    /// Whether this SYN never arrives, where each connection in turn loses so many.
+    fn is_lost(&mut self, at: Connection, in_turn: &[u32]) -> bool {
+        let turn = self.lost.len();
+        let (lost, to_lose) = self
+            .lost
+            .entry(at)
+            .or_insert_with(|| (0, in_turn.get(turn % in_turn.len().max(1)).copied().unwrap_or(0)));
+        *lost += 1;
+        *lost <= *to_lose
+    }
+
     fn take(&mut self, packet: &Packet<'_>, raw: &[u8]) -> Result<()> {
         let at = packet.connection;
         let Some(manner) = self.manners.get(&at.host).cloned() else {
@@ -209,22 +262,16 @@ impl World {
                 Manner::Ignore => Ok(()),
                 Manner::Refuse => self.send(at, 0, packet.next(), RST | ACK, b""),
                 Manner::Icmp { kind, code, router } => self.send_icmp(at, kind, code, router, raw),
+                Manner::Loses(in_turn) if self.is_lost(at, &in_turn) => Ok(()),
                 Manner::Answer
+                | Manner::Late(_)
+                | Manner::Loses(_)
                 | Manner::Reset
                 | Manner::Close
                 | Manner::Silent
                 | Manner::Deaf
                 | Manner::HalfReset
-                | Manner::HalfClose => {
-                    let state = State {
-                        ours: FIRST_SEQUENCE.wrapping_add(1),
-                        acknowledged: FIRST_SEQUENCE,
-                        theirs: packet.next(),
-                        is_open: true,
-                    };
-                    self.connections.insert(at, state);
-                    self.send(at, FIRST_SEQUENCE, state.theirs, SYN | ACK, b"")
-                }
+                | Manner::HalfClose => self.connect(at, packet.next()),
             };
         }
         let Some(state) = self.connections.get_mut(&at) else {
@@ -258,7 +305,7 @@ impl World {
             return Ok(());
         }
         match manner {
-            Manner::Answer => self.send_in(
+            Manner::Answer | Manner::Late(_) | Manner::Loses(_) => self.send_in(
                 at,
                 PSH | ACK,
                 b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: keep-alive\r\n\r\nxxx",

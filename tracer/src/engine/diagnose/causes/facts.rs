@@ -382,7 +382,7 @@ pub fn queue_fact(at: impl Into<Option<Ktime>>, listener: &Listener) -> Evidence
 pub fn reset_fact(reset: &ResetSent) -> Evidence {
     let why = match reset.by {
         ResetBy::NoSocket => "no socket there",
-        ResetBy::Listener => "the accept queue overflowed, and tcp_abort_on_overflow is set",
+        ResetBy::Listener => "the listening socket made no connection of it",
         ResetBy::TimeWait => "the connection was already closed there",
         ResetBy::Socket => "its socket was closed",
     };

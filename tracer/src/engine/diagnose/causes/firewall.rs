@@ -12,17 +12,43 @@ use crate::{
 
 pub const FIREWALL_RESET: Cause = Cause {
     id: "firewall-reset",
-    title: "a firewall rule of this host answered nginx with a reset",
+    title: "a firewall rule of this host answered nginx's SYN with a reset",
     explains: &["refused-remotely"],
-    outcomes: &[Outcome::Refused, Outcome::Reset],
-    nginx_logs: "connect() failed (111: Connection refused) while connecting to upstream, or on a kept connection recv() \
-        failed (104: Connection reset by peer) while reading response header from upstream",
-    recognised: "netfilter dropped the SYN, or what nginx sent on a connection, on this host, and a reset came that no \
-        TCP of this host sent",
+    outcomes: &[Outcome::Refused],
+    nginx_logs: "connect() failed (111: Connection refused) while connecting to upstream",
+    recognised: "netfilter dropped the SYN on this host, and a reset came that no TCP of this host sent",
     needs: &["resets-sent", "drops"],
-    look_alikes: &["no-listener", "refused-remotely", "firewall-port-unreachable"],
+    look_alikes: &[
+        "no-listener",
+        "refused-remotely",
+        "firewall-port-unreachable",
+        "firewall-reset-midstream",
+    ],
     remedy: "find the rule (nft list ruleset, iptables-save: REJECT with tcp-reset) and allow nginx to reach the peer",
     check: firewall_reset,
+};
+
+pub const FIREWALL_RESET_MIDSTREAM: Cause = Cause {
+    id: "firewall-reset-midstream",
+    title: "a firewall rule of this host cut a connection that was up, with a reset",
+    explains: &["reset-remotely", "closed-mid-response"],
+    outcomes: &[Outcome::Reset],
+    nginx_logs: "recv() failed (104: Connection reset by peer) while reading response header from upstream; or writev() failed \
+        (104: …) while sending request to upstream",
+    recognised: "netfilter dropped what nginx sent on the connection, on this host, and at the same moment a reset came that no \
+        TCP of this host sent",
+    needs: &["resets-sent", "drops"],
+    look_alikes: &[
+        "reset-remotely",
+        "closed-abortively",
+        "closed-unread",
+        "keepalive-race",
+        "firewall-reset",
+    ],
+    remedy: "find the rule (nft list ruleset, iptables-save: REJECT with tcp-reset); where it rejects what connection tracking \
+        does not know (`ct state invalid`, everything but `established`), see what made the connection unknown: rules loaded \
+        anew, conntrack entries flushed or expired (nf_conntrack_tcp_timeout_established)",
+    check: firewall_reset_midstream,
 };
 
 pub const FIREWALL_PORT_UNREACHABLE: Cause = Cause {
@@ -41,9 +67,6 @@ pub const FIREWALL_PORT_UNREACHABLE: Cause = Cause {
 };
 
 fn firewall_reset(subject: &Subject<'_>, around: &Surroundings) -> Check {
-    if let Some(exchange) = subject.connected() {
-        return firewall_reset_later(exchange, around);
-    }
     let Some(exchange) = subject.connecting() else {
         return Check::No;
     };
@@ -60,8 +83,10 @@ fn firewall_reset(subject: &Subject<'_>, around: &Surroundings) -> Check {
     Stand::confirmed(summary, evidence).into()
 }
 
-/// The same on a connection that is up: the rule rejected what nginx sent on it.
-fn firewall_reset_later(exchange: &Exchange, around: &Surroundings) -> Check {
+fn firewall_reset_midstream(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    let Some(exchange) = subject.connected() else {
+        return Check::No;
+    };
     let Some(reset_at) = exchange.reset_at else {
         return Check::No;
     };

@@ -86,6 +86,24 @@ pub const LISTENER_ELSEWHERE: Cause = Cause {
     check: listener_elsewhere,
 };
 
+pub const DESTINATION_TRANSLATED: Cause = Cause {
+    id: "destination-translated",
+    title: "address translation on this host sent the connect past what listens where nginx asked, to an address where nothing \
+        does",
+    explains: &["no-listener"],
+    outcomes: &[Outcome::Refused],
+    nginx_logs: "connect() failed (111: Connection refused) while connecting to upstream",
+    recognised: "this host's TCP answered the SYN for want of a socket at another address than nginx's peer, nothing had listened \
+        there in the ten minutes before, and something listens at the address that nginx asked for. Where nothing does (a \
+        service's address), it is `no-listener`, with the translation as evidence; a listener that ended at the translated \
+        address keeps its own names",
+    needs: &["snapshot"],
+    look_alikes: &["no-listener", "listener-elsewhere", "listener-died", "listener-restarting"],
+    remedy: "correct the rule that translates the address (nft list ruleset, iptables-save -t nat: DNAT, REDIRECT), or start what \
+        should listen where it leads: a container's port, a mesh's proxy",
+    check: destination_translated,
+};
+
 pub const REFUSED_REMOTELY: Cause = Cause {
     id: "refused-remotely",
     title: "the peer's host answered with a reset; what happened on it cannot be seen from here",
@@ -434,6 +452,50 @@ fn listener_elsewhere(subject: &Subject<'_>, around: &Surroundings) -> Check {
     let remedy = format!(
         "let {} listen on {address} as well, or name {} in the upstream",
         other.listener.task.comm, other.listener.address
+    );
+    sure_of_no_socket(
+        Stand::confirmed(summary, evidence).with_remedy(remedy),
+        is_told,
+        around,
+    )
+    .into()
+}
+
+fn destination_translated(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    let (Some(exchange), Some(asked)) = (subject.connecting(), subject.address()) else {
+        return Check::No;
+    };
+    let Some(NoSocket {
+        at,
+        netns,
+        address,
+        proof: mut evidence,
+        is_told,
+    }) = no_socket(subject, around).filter(|no_socket| no_socket.address != asked)
+    else {
+        return Check::No;
+    };
+    let closed = closed_before(around, netns, address, at).and_then(closed_at);
+    let is_new = closed.is_none_or(|closed| at.since(closed) > LISTENER_MEMORY);
+    let is_elsewhere = around
+        .listeners_on(netns, address.port())
+        .any(|life| life.is_open_at(at));
+    let Some(life) = around
+        .only_listener_at(exchange.netns, asked, (exchange.began_at, at))
+        .filter(|_| is_new && !is_elsewhere)
+    else {
+        return Check::No;
+    };
+    evidence.push(connect_fact(exchange));
+    evidence.push(listener_open_fact(life));
+    let who = process(&life.listener.task);
+    let summary = format!(
+        "{who} listens on {}, but this host translates {asked} to {address}, where nothing listens.",
+        life.listener.address
+    );
+    let remedy = format!(
+        "correct the rule that translates {asked} to {address} (nft list ruleset, iptables-save -t nat: DNAT, REDIRECT), or start \
+         what should listen on {address}"
     );
     sure_of_no_socket(
         Stand::confirmed(summary, evidence).with_remedy(remedy),

@@ -1,6 +1,8 @@
 //! The connection was up and the answer did not come in time: never accepted, slow, stalled, or lost on the way.
 
-use super::facts::{backend_name, locality, queue_fact, request_fact, timer};
+use super::facts::{
+    Translated, backend_name, locality, queue_fact, request_fact, timer, translated,
+};
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject, fact},
@@ -21,7 +23,7 @@ pub const NEVER_ACCEPTED: Cause = Cause {
         timer ended the wait; on a unix socket, where an accept() without a read cannot be seen: no process had read the \
         request, and connections wait in the listen queue (`likely`)",
     needs: &[],
-    look_alikes: &["backend-slow", "accept-queue-full"],
+    look_alikes: &["backend-slow", "accept-queue-full", "handshake-half-open"],
     remedy: "the backend's workers are all busy or stuck: add workers, or look at what its accept loop waits for",
     check: never_accepted,
 };
@@ -50,7 +52,7 @@ pub const PATH_LOST: Cause = Cause {
         writev() failed (110: …) when the kernel gave up first",
     recognised: "the connection was up, the request's bytes were sent again and again, and no acknowledgement came",
     needs: &["retransmits"],
-    look_alikes: &["backend-slow", "packet-dropped-locally"],
+    look_alikes: &["backend-slow", "packet-dropped-locally", "handshake-half-open"],
     remedy: "on a reused connection: keep its idle time below the firewall's or NAT's (keepalive_timeout in the upstream \
         block, proxy_socket_keepalive on); on a new one: look for packet loss or an MTU problem on the way",
     check: path_lost,
@@ -265,7 +267,15 @@ fn path_lost(subject: &Subject<'_>, around: &Surroundings) -> Check {
     if !is_stuck || is_reset || exchange.send_window == Some(0) || exchange.received > 0 {
         return Check::No;
     }
-    let is_half_open = exchange.backend.is_none() && locality(exchange, around) == Locality::ThisHost;
+    let is_half_open = exchange.backend.is_none()
+        && match locality(exchange, around) {
+            Locality::ThisHost => true,
+            Locality::Elsewhere | Locality::Unknown => match translated(subject, exchange, around) {
+                Translated::Ask(question) => return Check::Ask(question),
+                Translated::To(_, Locality::ThisHost) => true,
+                Translated::To(..) | Translated::No | Translated::Unclear => false,
+            },
+        };
     let is_read = exchange.backend.as_ref().is_some_and(|backend| backend.read > 0);
     // The other end had the bytes, or its kernel never finished the handshake: no path was lost.
     if is_read || is_half_open {

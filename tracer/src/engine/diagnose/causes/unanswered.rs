@@ -22,7 +22,12 @@ pub const SYN_UNANSWERED: Cause = Cause {
         when the kernel gave up first",
     recognised: "no SYN+ACK, no reset, no ICMP and no drop on this host until nginx's timer or the kernel gave up",
     needs: &["drops"],
-    look_alikes: &["packet-dropped-locally", "accept-queue-full", "neighbour-silent"],
+    look_alikes: &[
+        "slow-handshake",
+        "packet-dropped-locally",
+        "accept-queue-full",
+        "neighbour-silent",
+    ],
     remedy: "is the peer's host up, is the address right, does a firewall or security group on the way drop silently? \
         A packet capture on the peer's host says whether the SYN arrives",
     check: syn_unanswered,
@@ -31,7 +36,13 @@ pub const SYN_UNANSWERED: Cause = Cause {
 pub const PACKET_DROPPED_LOCALLY: Cause = Cause {
     id: "packet-dropped-locally",
     title: "this host itself dropped the connection's packets",
-    explains: &["syn-unanswered", "path-lost", "backend-slow", "response-stalled"],
+    explains: &[
+        "syn-unanswered",
+        "slow-handshake",
+        "path-lost",
+        "backend-slow",
+        "response-stalled",
+    ],
     outcomes: &[Outcome::TimedOut],
     nginx_logs: "upstream timed out (110: Connection timed out) while connecting to upstream; while reading response header \
         from upstream, when a connection that was up is cut",
@@ -49,8 +60,7 @@ pub const ACCEPT_QUEUE_FULL: Cause = Cause {
     title: "the backend's accept queue is full, and the kernel dropped the handshake",
     explains: &[
         "syn-unanswered",
-        "path-lost",
-        "never-accepted",
+        "slow-handshake",
         "packet-dropped-locally",
     ],
     outcomes: &[Outcome::TimedOut],
@@ -58,7 +68,12 @@ pub const ACCEPT_QUEUE_FULL: Cause = Cause {
     recognised: "at the moment of silence the listener held more connections than its limit (read in the kernel; behind a \
         translated address when nginx had given up, by asking the host)",
     needs: &[],
-    look_alikes: &["syn-unanswered", "packet-dropped-locally", "never-accepted"],
+    look_alikes: &[
+        "syn-unanswered",
+        "packet-dropped-locally",
+        "never-accepted",
+        "handshake-half-open",
+    ],
     remedy: "accept faster (more workers, nothing blocking in the accept loop), or raise the listener's backlog and \
         net.core.somaxconn",
     check: accept_queue_full,
@@ -185,34 +200,19 @@ fn packet_dropped_locally(subject: &Subject<'_>, around: &Surroundings) -> Check
 }
 
 fn accept_queue_full(subject: &Subject<'_>, around: &Surroundings) -> Check {
-    let Some(exchange) = subject.exchange else {
+    // A SYN that was answered did not meet a full queue; see `handshake-half-open`.
+    let Some(exchange) = subject.connecting().filter(|exchange| !exchange.answered) else {
         return Check::No;
     };
-    let is_dropped_ack = around
-        .drops_of(exchange)
-        .iter()
-        .any(|dropped| dropped.kind() == DropKind::AcceptQueue);
     let full = around
         .queue_of(exchange)
         .filter(|(_, listener)| listener.queue > listener.limit);
-    // A connection that is up in both kernels got through the queue.
-    let is_through = exchange.backend.is_some() || exchange.acked > 0 || exchange.received > 0;
-    if is_through {
-        return Check::No;
-    }
     let (gave_up, mut evidence) = who_gave_up(subject, exchange);
     evidence.push(connect_fact(exchange));
     evidence.extend(around.drops_of(exchange).into_iter().map(drop_fact));
     if let Some((at, listener)) = full {
         evidence.push(queue_fact(at, listener));
         return full_queue(listener, &gave_up, evidence).into();
-    }
-    if is_dropped_ack {
-        let summary = format!(
-            "The accept queue at {} was full when the handshake's last packet came; {gave_up}.",
-            exchange.peer
-        );
-        return Stand::confirmed(summary, evidence).into();
     }
     translated_queue_full(subject, exchange, around, (&gave_up, evidence))
 }

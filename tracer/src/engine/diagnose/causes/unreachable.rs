@@ -2,6 +2,8 @@
 //! says so.
 
 use super::facts::{connect_fact, drop_fact, icmp_fact, icmp_sent_fact};
+use std::net::IpAddr;
+
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject, fact},
@@ -60,6 +62,22 @@ pub const ROUTE_FORBIDS: Cause = Cause {
     ],
     remedy: "remove the route or rule: `ip route get ADDRESS` and `ip rule` in nginx's network namespace show it",
     check: route_forbids,
+};
+
+pub const DESTINATION_INVALID: Cause = Cause {
+    id: "destination-invalid",
+    title: "the kernel does not take this destination from nginx: a link-local address without an interface, or a loopback source \
+        for a peer elsewhere",
+    explains: &[],
+    outcomes: &[Outcome::Invalid],
+    nginx_logs: "connect() to [fe80::1]:80 failed (22: Invalid argument) while connecting to upstream",
+    recognised: "connect(2) itself failed with 22, which for a link-local IPv6 address means that it says no interface; or \
+        `proxy_bind` has nginx connect from a loopback address to one that is none, and no blackhole route forbids it",
+    needs: &[],
+    look_alikes: &["route-forbids", "source-address-missing"],
+    remedy: "give the upstream another address of the peer: nginx cannot say the interface of a link-local one; for proxy_bind, \
+        name an address that the peer can answer, or leave it out",
+    check: destination_invalid,
 };
 
 pub const ICMP_UNREACHABLE: Cause = Cause {
@@ -321,6 +339,55 @@ fn route_forbids(subject: &Subject<'_>, around: &Surroundings) -> Check {
         }
         // A security module gives 13 and a bad source address 22 as well: without the lookup nothing is known.
         _ => Check::No,
+    }
+}
+
+fn destination_invalid(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    let Some((Errno(22), address)) = at_once(subject) else {
+        return Check::No;
+    };
+    let ip = address.ip();
+    let at = subject.attempt.ended_at;
+    let connect = fact(at, "tcp", format!("connect() to {address} failed at once")).number("errno", 22);
+    // It is looked for an interface before any route.
+    // https://github.com/torvalds/linux/blob/v6.12/net/ipv6/tcp_ipv6.c (tcp_v6_connect)
+    if matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
+        let summary = format!(
+            "{ip} is a link-local address, which means nothing without an interface, and nginx's configuration cannot name one."
+        );
+        return Stand::confirmed(summary, vec![connect.text("destination", ip.to_string())]).into();
+    }
+    // https://github.com/torvalds/linux/blob/v6.12/net/ipv4/route.c (__mkroute_output)
+    let Some(source) = subject
+        .limits
+        .source
+        .filter(|source| source.is_loopback() && !ip.is_loopback())
+    else {
+        return Check::No;
+    };
+    if matches!(lookup_fact(subject, address), Some((Errno(22), _))) {
+        return Check::No;
+    }
+    let question = Question::Route {
+        pid: subject.attempt.worker,
+        destination: ip,
+    };
+    let evidence = vec![
+        connect.text("destination", ip.to_string()),
+        fact(None, "config", format!("nginx is to connect from {source}")).text("address", source.to_string()),
+    ];
+    let summary = format!(
+        "nginx is to connect from {source} (proxy_bind), and nothing leaves this host from a loopback address: {ip} is elsewhere."
+    );
+    let remedy = format!("name an address in proxy_bind to which {ip} can answer, or leave it out");
+    let stand = Stand::confirmed(summary, evidence).with_remedy(remedy);
+    match around.answer(&question, at) {
+        None if subject.may_wait => Check::Ask(question),
+        Some(Answer::Route { kind, .. }) if kind.as_deref() == Some("blackhole") => Check::No,
+        Some(Answer::Route { .. }) => stand.into(),
+        _ => stand
+            .without("routes: a blackhole route gives the same errno")
+            .into(),
     }
 }
 
