@@ -1,5 +1,5 @@
-//! What a request carries beside its method, path and Host comes out nowhere: markers in query strings, headers, cookies,
-//! bodies, parameters and the answers of a nameserver are in no output, no recording and no log of the tracer's, nor in
+//! What a request carries beside its method, path and Host comes out nowhere: markers in query strings, headers (gRPC's
+//! metadata too, in HTTP/2's code), cookies, bodies, parameters and the answers of a nameserver are in no output, no recording and no log of the tracer's, nor in
 //! its maps once their attempt has ended.
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
@@ -20,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// In everything that must not come out.
 const MARKER: &str = "xsecretx";
+/// How a text that begins with it begins in the code of HTTP/2's fields (RFC 7541, Appendix B).
+const CODED: &[u8] = b"\xf2\x82\x92\xc2\xa7";
 
 /// Backends that say secrets themselves, and one that hangs up.
 const STAGE: &str = r#"
@@ -29,11 +31,13 @@ needs = ["node"]
 nginx.http = """
 upstream app { server {app}; keepalive 8; }
 upstream unix { server unix:{dir}/app.sock; keepalive 8; }
+upstream grpc { server unix:{dir}/grpc.sock; keepalive 8; }
 upstream gone { server {gone}; }"""
 nginx.server = """
 resolver 127.0.0.1:{dns.port} ipv6=off;
 location /app { proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connection ''; }
 location /unix { proxy_pass http://unix; proxy_http_version 1.1; proxy_set_header Connection ''; }
+location /grpc { grpc_pass grpc://grpc; grpc_set_header Metadata xsecretx-metadata; }
 location /gone { proxy_pass http://gone; }
 location /fastcgi { fastcgi_pass app; include {dir}/parameters; }
 location /uwsgi { uwsgi_pass app; uwsgi_param REQUEST_METHOD $request_method; uwsgi_param REQUEST_URI $request_uri;
@@ -71,6 +75,14 @@ const server = require('http').createServer((request, response) => {
 });
 server.keepAliveTimeout = 0;
 server.listen(Number(process.argv[2]), '127.0.0.1');
+require('http2').createServer().on('stream', (stream, headers) => {
+    stream.on('error', () => {}).resume().on('end', () => {
+        if (headers[':path'].includes('/die')) return stream.session.destroy();
+        stream.respond({ ':status': 200, 'set-cookie': 'xsecretx-set-cookie' }, { waitForTrailers: true });
+        stream.on('wantTrailers', () => stream.sendTrailers({ 'grpc-message': 'xsecretx-trailer' }));
+        stream.end('xsecretx-answer');
+    });
+}).listen('grpc.sock', () => fs.chmodSync('grpc.sock', 0o666));
 require('http').createServer(server.listeners('request')[0]).listen('app.sock', () => fs.chmodSync('app.sock', 0o666));
 '''
 
@@ -133,9 +145,8 @@ fn request(path: &str) -> String {
 
 /// Whether a secret is among these bytes.
 fn has_secret(bytes: &[u8]) -> bool {
-    bytes
-        .windows(MARKER.len())
-        .any(|found| found == MARKER.as_bytes())
+    let has = |wanted: &[u8]| bytes.windows(wanted.len()).any(|found| found == wanted);
+    has(MARKER.as_bytes()) || has(CODED)
 }
 
 /// In which of a process's maps a secret lies.
@@ -177,6 +188,9 @@ fn secrets(run: &Run, nginx: &Path, captures: bool) -> Result<()> {
         ("/app/die", 502),
         ("/unix/shop", 200),
         ("/unix/die", 502),
+        ("/grpc/shop", 200),
+        ("/grpc/shop", 200),
+        ("/grpc/die", 502),
         ("/gone", 502),
         ("/fastcgi", 502),
         ("/uwsgi", 400),
@@ -232,14 +246,16 @@ fn secrets(run: &Run, nginx: &Path, captures: bool) -> Result<()> {
         "{} attempts of {wanted}",
         attempts.len()
     );
-    let shops = attempts
-        .iter()
-        .filter(|attempt| attempt["outcome"] == "ok" && attempt["request"]["path"] == "/app/shop");
-    let (shops, wanted) = (shops.count(), if captures { 2 } else { 0 });
-    ensure!(
-        shops == wanted,
-        "{shops} requests of /app/shop are known, not {wanted}"
-    );
+    for path in ["/app/shop", "/grpc/shop"] {
+        let shops = attempts
+            .iter()
+            .filter(|attempt| attempt["outcome"] == "ok" && attempt["request"]["path"] == path);
+        let (shops, wanted) = (shops.count(), if captures { 2 } else { 0 });
+        ensure!(
+            shops == wanted,
+            "{shops} requests of {path} are known, not {wanted}"
+        );
+    }
     let recording = zstd::decode_all(fs::File::open(folder.join(RECORDING))?)?;
     ensure!(recording.len() > 1000, "an empty recording");
     ensure!(!has_secret(&recording), "a secret in the recording");

@@ -70,6 +70,12 @@ pub fn marks(entry: &Conn) -> u32 {
     }
 }
 
+/// Whether what nginx sends on a connection tells one request from the next.
+#[inline(always)]
+pub fn is_cut_by_sends(entry: &Conn) -> bool {
+    entry.flags & (conn::UNCUT | conn::BY_HEADERS) != conn::UNCUT
+}
+
 /// The worker did what follows from an answer as the very next own event after reading from this upstream.
 #[inline(always)]
 pub fn answered(sock: u64) {
@@ -224,7 +230,7 @@ pub fn close_mark(entry: &mut Conn, sock: impl Sock, own: Option<&mut Worker>, a
     worker.unix_read = 0;
     if worker.pending_line != 0 && (worker.pending_sock == 0 || worker.pending_sock == entry.sock) {
         let is_kept = entry.began_at == 0 || entry.received > 0;
-        if worker.pending_connecting != 0 && is_kept && entry.flags & conn::UNCUT == 0 {
+        if worker.pending_connecting != 0 && is_kept && is_cut_by_sends(entry) {
             // nginx took a kept connection for a new request and found it broken before it sent anything.
             if in_progress {
                 let ended = entry.last_received_at;

@@ -119,6 +119,9 @@ pub mod conn {
     /// Over a unix socket: the backend had read the first bytes before nginx's send was seen to return, and whether its
     /// own read is seen as well is not known yet.
     pub const READ_AHEAD: u32 = 32768;
+    /// With [`UNCUT`]: HTTP/2, one request after another (gRPC), so a send that begins with a request's header begins an
+    /// exchange.
+    pub const BY_HEADERS: u32 = 65536;
 }
 
 /// [`Conn::end`].

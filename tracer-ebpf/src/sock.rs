@@ -12,7 +12,7 @@ use aya_ebpf::{
     },
     programs::{BtfTracePointContext, FExitContext},
 };
-use tracer_ebpf::{ABSENT, COMM_LEN, PATH_LEN, RESPONSE_LEN, TaskInfo, switch, task};
+use tracer_ebpf::{ABSENT, COMM_LEN, PATH_LEN, REQUEST_LEN, RESPONSE_LEN, TaskInfo, switch, task};
 use zerocopy::FromBytes;
 
 use crate::maps::{offset, setting, switched};
@@ -615,6 +615,25 @@ pub fn take_sent<const N: usize>(into: &mut [u8; N]) -> u16 {
     }
 }
 
+/// Whether what the current task is sending by `writev` begins with the header of a request in HTTP/2 (RFC 9113, 6.2),
+/// as all that nginx sends of one on a kept connection does. False where it cannot be asked.
+#[inline(always)]
+pub fn sends_headers() -> bool {
+    let mut frame = [0u8; 16];
+    if take_sent(&mut frame) < 9 {
+        return false;
+    }
+    // Of a HEADERS frame nginx sets no flag but END_STREAM and END_HEADERS, and it is shorter than 2^16.
+    frame[0] == 0 && frame[3] == 1 && frame[4] & !5 == 0 && frame[5] & 0x80 == 0 && frame[8] & 1 == 1
+}
+
+/// Whether these bytes begin a connection over HTTP/2 (RFC 9113, 3.4).
+#[inline(always)]
+pub fn is_preface(bytes: &[u8; REQUEST_LEN]) -> bool {
+    let [a, b, c, d, e, f, g, h, ..] = *bytes;
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h]) == u64::from_ne_bytes(*b"PRI * HT")
+}
+
 /// Takes the beginning of what the current task has just read by `recvfrom`, as nginx reads the beginning of an answer:
 /// `n` bytes of it are there.
 #[inline(always)]
@@ -623,6 +642,27 @@ pub fn take_received(into: &mut [u8; RESPONSE_LEN], n: u32) -> u16 {
         0 => 0,
         registers => take(into, argument(registers, 1), u64::from(n)),
     }
+}
+
+/// As [`take_received`], behind the first `taken` bytes of `into`.
+#[inline(always)]
+pub fn take_more(into: &mut [u8; RESPONSE_LEN], taken: u16, n: u32) -> u16 {
+    let registers = registers_in(setting!(number_recvfrom));
+    let taken = usize::from(taken);
+    if registers == 0 || taken >= RESPONSE_LEN {
+        return 0;
+    }
+    let room = (RESPONSE_LEN - taken) as u32;
+    let len = if n > room { room } else { n };
+    // SAFETY: the helper checks the address, and writes no more than `len` bytes, which `into` has behind `taken`.
+    let failed = unsafe {
+        generated::bpf_probe_read_user(
+            into.as_mut_ptr().add(taken).cast(),
+            len,
+            argument(registers, 1) as *const c_void,
+        )
+    };
+    if failed == 0 { len as u16 } else { 0 }
 }
 
 /// Copies the first of `len` bytes of the current task's memory.

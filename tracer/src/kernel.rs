@@ -122,6 +122,8 @@ pub enum Uncut {
     Whole,
     /// An answer that was passed on to the client.
     ByAnswer,
+    /// The header of a request in HTTP/2, where what is sent is read; otherwise nothing.
+    ByHeaders,
 }
 
 /// The number of `sendto`, which nginx's send() is.
@@ -597,6 +599,7 @@ impl Kernel {
                 marks: match how {
                     Uncut::Whole => conn::UNCUT,
                     Uncut::ByAnswer => conn::UNCUT | conn::BY_ANSWER,
+                    Uncut::ByHeaders => conn::UNCUT | conn::BY_HEADERS,
                 },
                 pad: 0,
             };

@@ -10,14 +10,15 @@ use super::understudy::{is_first_needed, is_last_needed, is_next_needed, of_firs
 use crate::{
     exchange::{
         answered, backend_read, backend_read_ahead, begin_next, close_mark, create, finish, finish_unix,
-        is_waiting, link_backend, marks, own_begin, own_other, own_send_to_client, remove, unix_closes_seen,
+        is_cut_by_sends, is_waiting, link_backend, marks, own_begin, own_other, own_send_to_client, remove, unix_closes_seen,
     },
     filter::{backend, connection, connection_of, worker},
     maps::setting,
     output::now,
     sock::{
         AF_UNIX, ESTABLISHED, LISTEN, Members as _, Sock, SockArg, SockAt, Tcp as _, current_pid,
-        is_in_sendto, is_main_thread, slot, sock_of, take_received, take_sent,
+        is_in_sendto, is_main_thread, is_preface, sends_headers, slot, sock_of, take_more, take_received,
+        take_sent,
     },
 };
 
@@ -160,8 +161,12 @@ fn sent(owner: &mut Worker, entry: &mut Conn, sock: impl Sock, ret: i32) {
 /// Takes the beginning of the request that nginx is sending, where a connection carries one after another.
 #[inline(always)]
 fn take_request(entry: &mut Conn) {
-    if entry.flags & conn::UNCUT == 0 {
+    if is_cut_by_sends(entry) {
         entry.request_len = take_sent(&mut entry.request);
+        if entry.flags & conn::UNCUT == 0 && is_preface(&entry.request) {
+            // No configuration knows it: over a unix socket, or to a variable's.
+            entry.flags |= conn::UNCUT | conn::BY_HEADERS;
+        }
     }
 }
 
@@ -191,6 +196,9 @@ fn begins_next(entry: &mut Conn, before: u64, ret: i32) -> bool {
             entry.flags |= conn::UNCUT;
         }
         return entry.flags & conn::UNCUT == 0;
+    }
+    if entry.flags & conn::BY_HEADERS != 0 {
+        return sends_headers();
     }
     let is_answered = entry.flags & conn::ANSWERED != 0;
     entry.flags &= !conn::ANSWERED;
@@ -394,6 +402,9 @@ fn received(owner: &mut Worker, entry: &mut Conn, sock: impl Sock, ret: i32, fla
             if entry.request_len != 0 {
                 entry.response_len = take_received(&mut entry.response, ret as u32);
             }
+        } else if entry.flags & conn::BY_HEADERS != 0 && u64::from(entry.response_len) == entry.received {
+            // Frames of the connection come before the answer's.
+            entry.response_len += take_more(&mut entry.response, entry.response_len, ret as u32);
         }
         entry.last_received_at = at;
         entry.received += ret as u64;

@@ -387,7 +387,12 @@ pub fn exchange(c: &wire::Conn) -> Exchange {
 fn head(c: &wire::Conn) -> Option<Box<Head>> {
     let request = c.request.get(..usize::from(c.request_len))?;
     let response = c.response.get(..usize::from(c.response_len))?;
-    head::read(request, response).map(Box::new)
+    let head = if c.flags & conn::BY_HEADERS == 0 {
+        head::read(request, response)
+    } else {
+        head::read_http2(request, response)
+    };
+    head.map(Box::new)
 }
 
 /// What `previous::*` says was tried before; `of` is a socket and since when, or a line's id in the second place.

@@ -3,6 +3,9 @@
 //! Total, and strict: bytes that are not surely the beginning of a request say nothing (a request's body, TLS, what a
 //! `stream` carries). A query string ends the path, and nothing else of headers or bodies leaves this module.
 
+mod hpack;
+mod http2;
+
 use serde::{Deserialize, Serialize};
 use tracer_ebpf::REQUEST_LEN;
 
@@ -46,14 +49,20 @@ pub fn read(request: &[u8], response: &[u8]) -> Option<Head> {
     })
 }
 
+/// [`read`] where they are HTTP/2's frames: on a connection that began so, or to a peer that gRPC is spoken with.
+#[must_use]
+pub fn read_http2(request: &[u8], response: &[u8]) -> Option<Head> {
+    let (head, stream) = http2::request(request)?;
+    Some(Head {
+        status: http2::status(response, stream),
+        ..head
+    })
+}
+
 /// `GET /path?query HTTP/1.1`, and the Host behind it (RFC 9112).
 fn http(bytes: &[u8]) -> Option<Head> {
     let (method, rest) = split_at(bytes, b' ')?;
-    let is_method = (1..=20).contains(&method.len())
-        && method
-            .iter()
-            .all(|byte| byte.is_ascii_uppercase() || matches!(byte, b'-' | b'_'));
-    if !is_method || !matches!(rest.first(), Some(b'/' | b'*')) {
+    if !is_method(method) || !matches!(rest.first(), Some(b'/' | b'*')) {
         return None;
     }
     // What is not there lies behind what was taken, and nowhere else.
@@ -76,6 +85,11 @@ fn http(bytes: &[u8]) -> Option<Head> {
         host: behind.and_then(|behind| header(behind, b"host")),
         ..Head::default()
     })
+}
+
+fn is_method(text: &[u8]) -> bool {
+    let is_of_one = |byte: &u8| byte.is_ascii_uppercase() || matches!(byte, b'-' | b'_');
+    (1..=20).contains(&text.len()) && text.iter().all(is_of_one)
 }
 
 /// The value of a header, in bytes that begin in the line before the headers, if the whole of it is there.

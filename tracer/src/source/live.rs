@@ -817,7 +817,8 @@ impl Live {
         let tells_syscalls = self.kernel.reads_registers();
         let how = |peer: &ConfiguredPeer| match peer.via.as_deref()? {
             "https" if !peer.upgrades => Some(Uncut::ByAnswer),
-            "https" | "grpc" | "stream" | "suwsgi" => Some(Uncut::Whole),
+            "grpc" => Some(Uncut::ByHeaders),
+            "https" | "stream" | "suwsgi" => Some(Uncut::Whole),
             // A WebSocket's messages are told from requests by the system call that sends them.
             "http" if peer.upgrades && !tells_syscalls => Some(Uncut::Whole),
             _ => None,
