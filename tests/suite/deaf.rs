@@ -17,7 +17,7 @@ use tracer::{
     engine::{Engine, EngineOptions, diagnose},
     event::{EndKind, Event, Exchange, ExchangeId, Input, Output, Peer, RetryOf, Stamped},
     kernel::plan,
-    model::{Attempt, Confidence, Outcome, Verdict},
+    model::{Attempt, Confidence, Outcome, Phase, Verdict},
 };
 use xtask::{
     lab::Run,
@@ -173,6 +173,7 @@ fn test(name: &str) -> Result<()> {
             let allows = match [*one, *other] {
                 [VOICE, VOICE] => Difference::is_the_hosts_answer,
                 [VOICE, FILE] => Difference::is_honest_in_silence,
+                [one, other] if [one, other].contains(&FILE) => Difference::is_honest_without_the_file,
                 _ => Difference::is_honest,
             };
             problems.extend(
@@ -410,7 +411,7 @@ fn is_seen(event: &mut Event, hook: &str) -> bool {
         | ("bytes", Event::ClientAnswered { .. })
         | ("accept-queue", Event::ListenerQueue { .. })
         | ("resets-sent", Event::ResetSent { .. })
-        | ("drops", Event::Dropped { .. })
+        | ("drops", Event::Dropped { .. } | Event::DatagramDropped { .. })
         | ("icmp-sent", Event::IcmpSent { .. })
         | ("selinux", Event::SelinuxDenied(_))
         | ("snapshot", Event::ListenerFound { .. }) => false,
@@ -482,6 +483,16 @@ impl Difference {
         });
         let is_unseen = matches!(self.kind, Kind::Missing | Kind::TakenForOk);
         self.is_honest() || (is_unseen && is_known_to_nginx_alone)
+    }
+
+    /// That a line is about UDP only the log file tells, and the line is all that is known of such a try.
+    fn is_honest_without_the_file(&self) -> bool {
+        let is_over_udp = self.before.as_ref().is_some_and(|before| {
+            before.connection.is_none()
+                && before.via.as_deref() == Some("stream")
+                && before.phase == Phase::Waiting
+        });
+        self.is_honest() || (self.kind == Kind::Missing && is_over_udp)
     }
 
     /// A reset that this host sent from a namespace nobody told us of looks as if it came from elsewhere: where it came

@@ -159,6 +159,7 @@ impl Move {
             client: _,
             host: _,
             request: _,
+            is_udp: _,
         } = log;
         *time += self.wall_s;
         self.pid(pid);
@@ -250,6 +251,15 @@ impl Move {
                 self.time(at);
                 self.netns(netns);
                 conn.iter_mut().for_each(|conn| self.conn(conn));
+            }
+            Event::DatagramDropped {
+                at,
+                netns,
+                tuple: _,
+                reason: _,
+            } => {
+                self.time(at);
+                self.netns(netns);
             }
             Event::BackendEdge {
                 at,

@@ -38,6 +38,8 @@ pub const NEIGHBOUR_PLACE: &str = DROP_PLACES[3];
 pub const SYN_PLACES: usize = 2;
 /// In [`Settings::drop_wanted`]: of interest only in one of [`DROP_PLACES`].
 pub const WANTED_BY_PLACE: u8 = 2;
+/// In [`Settings::drop_wanted`]: of interest only where the packet is UDP's.
+pub const WANTED_OF_UDP: u8 = 3;
 /// Listeners kept per port: several namespaces, addresses and `SO_REUSEPORT` sockets share one.
 pub const LISTENERS_PER_PORT: u32 = 64;
 
@@ -81,6 +83,8 @@ pub mod kind {
     pub const SELINUX_DENIED: u16 = 18;
     /// [`crate::ClientAnswered`].
     pub const CLIENT_ANSWERED: u16 = 19;
+    /// [`crate::Packet`]: of UDP, to a peer of a UDP proxy's, freed on this host.
+    pub const DATAGRAM_DROPPED: u16 = 20;
 }
 
 /// Bits of [`Conn::flags`].
@@ -122,6 +126,8 @@ pub mod conn {
     /// With [`UNCUT`]: HTTP/2, one request after another (gRPC), so a send that begins with a request's header begins an
     /// exchange.
     pub const BY_HEADERS: u32 = 65536;
+    /// Of an address alone: a UDP proxy of nginx's has it as a peer.
+    pub const DATAGRAMS: u32 = 131_072;
 }
 
 /// [`Conn::end`].

@@ -32,6 +32,7 @@ pub const AF_UNIX: u16 = 1;
 pub const AF_INET: u16 = 2;
 pub const AF_INET6: u16 = 10;
 const IPPROTO_TCP: u16 = 6;
+const IPPROTO_UDP: u8 = 17;
 const SOCK_STREAM: u16 = 1;
 /// `PF_EXITING` of `task_struct.flags` (include/linux/sched.h, 5.10 to 7.2).
 const PF_EXITING: u32 = 4;
@@ -431,6 +432,35 @@ pub fn segment(skb: u64) -> Option<Segment> {
         sport: u16::from_be(read(tcp, 0)),
         dport: u16::from_be(read(tcp, 2)),
         flags: read(tcp, 13),
+    })
+}
+
+/// Parses the IP and UDP headers of an skb; `None` for anything but UDP, without the headers that may stand between them on
+/// IPv6.
+#[inline(always)]
+pub fn datagram(skb: u64) -> Option<Segment> {
+    let head: u64 = read(skb, offset!(skb_head));
+    let ip = head + u64::from(read::<u16>(skb, offset!(skb_network_header)));
+    let first: u8 = read(ip, 0);
+    let (protocol, saddr, daddr, udp) = match first >> 4 {
+        4 => (
+            read::<u8>(ip, 9),
+            mapped(read(ip, 12)),
+            mapped(read(ip, 16)),
+            ip + u64::from(first & 15) * 4,
+        ),
+        6 => (read::<u8>(ip, 6), read(ip, 8), read(ip, 24), ip + 40),
+        _ => return None,
+    };
+    if protocol != IPPROTO_UDP {
+        return None;
+    }
+    Some(Segment {
+        saddr,
+        daddr,
+        sport: u16::from_be(read(udp, 0)),
+        dport: u16::from_be(read(udp, 2)),
+        flags: 0,
     })
 }
 

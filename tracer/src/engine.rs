@@ -19,8 +19,8 @@ use self::{
     socket::{Ending, Heard},
     stats::Stats,
     surroundings::{
-        ANSWER_STANDS, Death, Dropped, IcmpSent, MEANING_STANDS, PastFailure, ResetSent, ResolverSays,
-        SECOND, Surroundings,
+        ANSWER_STANDS, DatagramDropped, Death, Dropped, IcmpSent, MEANING_STANDS, PastFailure, ResetSent,
+        ResolverSays, SECOND, Surroundings,
     },
     table::Keyed,
 };
@@ -214,6 +214,8 @@ struct Pending {
     upstream_peers: BTreeMap<Peer, Option<Balancing>>,
     /// Those that share a `zone` with its worker.
     siblings: Option<(Pid, Ktime)>,
+    /// See [`Subject::master`].
+    master: Option<Pid>,
     deadline: Ktime,
     /// How often the clock ticked since: a tracer that was starved reads its sources late, and all at once.
     ticks: u8,
@@ -226,6 +228,18 @@ struct Pending {
     is_at_once: bool,
     /// The verdict, when it is settled and only the log line is waited for.
     settled: Option<Diagnosis>,
+}
+
+/// Where a try over UDP ended.
+fn datagram_phase(said: &Said) -> Phase {
+    let action = said.action.as_deref().unwrap_or_default();
+    if action.contains("sending to upstream") {
+        Phase::Sending
+    } else if action.contains("connecting") {
+        Phase::Connecting
+    } else {
+        Phase::Waiting
+    }
 }
 
 /// The request as nginx sent it to the upstream.
@@ -309,6 +323,7 @@ impl Engine {
             }
             Input::Addresses { netns, addresses } => self.around.set_addresses(netns, addresses),
             Input::Instance(instance) => {
+                self.around.works_in(instance.pid, instance.netns);
                 self.configurations.set_heard(instance.pid, instance.heard_since);
                 for worker in instance.workers {
                     self.configurations.add_worker_if_new(worker, instance.pid);
@@ -474,6 +489,17 @@ impl Engine {
                     conn,
                 });
             }
+            Event::DatagramDropped {
+                at,
+                netns,
+                tuple,
+                reason,
+            } => self.around.datagram_dropped(DatagramDropped {
+                at,
+                netns,
+                tuple,
+                reason,
+            }),
             Event::Dropped {
                 at,
                 netns,
@@ -653,11 +679,19 @@ impl Engine {
         let Some(pending) = self.pending.get_mut(&number) else {
             return;
         };
+        let is_datagram = pending.is_datagram();
         let attempt = &mut pending.attempt;
         pending.is_nameless = !self.configurations.is_process(attempt.worker);
+        if is_datagram {
+            pending.master = Some(self.configurations.master_of(attempt.worker));
+        }
         if let Some(peer) = &attempt.peer {
             let scheme = attempt.log.as_ref().and_then(correlate::scheme);
-            let names = self.configurations.names(attempt.worker, peer, scheme);
+            let names = if is_datagram {
+                self.configurations.names_over_udp(attempt.worker, peer)
+            } else {
+                self.configurations.names(attempt.worker, peer, scheme)
+            };
             attempt.upstream = names.upstream;
             attempt.upstreams = names.upstreams;
             attempt.server = names.server;
@@ -679,6 +713,7 @@ impl Engine {
         } else if outcome == Outcome::Cancelled {
             pending.resolved.cuts_at_shutdown = self.configurations.cuts_at_shutdown(worker);
         } else if outcome.is_failure()
+            && !pending.is_datagram()
             && let Some(peer) = &pending.attempt.peer
         {
             pending.resolved = self.configurations.resolved(worker, peer);
@@ -852,6 +887,7 @@ impl Engine {
             resolved: Resolved::default(),
             upstream_peers: BTreeMap::new(),
             siblings: None,
+            master: None,
             deadline,
             ticks: 0,
             asked: Vec::new(),
@@ -933,6 +969,13 @@ impl Engine {
         let Some(line) = exchange.line.and_then(|id| self.lines.last(&id)) else {
             return (None, None);
         };
+        let lone = self
+            .by_line
+            .get(&line.id)
+            .and_then(|number| self.pending.get(number));
+        if lone.is_some_and(Pending::is_datagram) {
+            return (None, None);
+        }
         let text = self.texts.last(&line.id).filter(|_| message::is_unread(line));
         if message::is_unread(line) && text.is_none() {
             // Its text in the log file is still to come.
@@ -954,7 +997,8 @@ impl Engine {
             | Meaning::Socket
             | Meaning::WorkerConnections
             | Meaning::NoLiveUpstreams
-            | Meaning::Unresolved => false,
+            | Meaning::Unresolved
+            | Meaning::Datagram => false,
             _ => line.worker == exchange.worker,
         };
         if fits {
@@ -1241,6 +1285,14 @@ impl Engine {
 
     fn upstream_line(&mut self, line: Line, said: Said, outputs: &mut Vec<Output>) {
         let log = self.log_join.heard(self.now, &line);
+        // That it is about UDP only the file tells.
+        let said = match &log {
+            Some(log) if log.is_udp => Said {
+                line: Some(line.id),
+                ..Said::logged(log)
+            },
+            _ => said,
+        };
         if said.meaning.stands_alone() {
             if let Some(number) = self.awaiting_its_line(&line, &said) {
                 self.join_line_at_once(number, line, said, log, outputs);
@@ -1281,6 +1333,18 @@ impl Engine {
         }
     }
 
+    /// The log file tells that a line that was heard is about UDP.
+    fn datagram_line(&mut self, id: LineId, log: LogLine, outputs: &mut Vec<Output>) {
+        let said = Said {
+            line: Some(id),
+            ..Said::logged(&log)
+        };
+        let line = self.lines.last(&id).cloned();
+        let at = line.as_ref().map_or(self.now, |line| line.at);
+        let (worker, connection) = (log.pid, log.connection);
+        self.lone_attempt(at, worker, connection, said, line, Some(log), outputs);
+    }
+
     fn is_resolver_line(&self, line: &Line, said: &Said) -> bool {
         matches!(said.peer, Some(Peer::Tcp(address)) if self.configurations.is_resolver(line.worker, address))
     }
@@ -1303,9 +1367,14 @@ impl Engine {
         let peer = said
             .peer
             .clone()
-            .filter(|_| said.meaning == Meaning::ConnectAtOnce);
+            .filter(|_| matches!(said.meaning, Meaning::ConnectAtOnce | Meaning::Datagram));
+        let is_datagram = said.meaning == Meaning::Datagram;
         let names = peer.as_ref().map_or_else(Names::default, |peer| {
-            self.configurations.names(worker, peer, None)
+            if is_datagram {
+                self.configurations.names_over_udp(worker, peer)
+            } else {
+                self.configurations.names(worker, peer, None)
+            }
         });
         self.goes_on(worker, at, outputs);
         let before = self.tried_before(line.as_ref(), worker, connection, at);
@@ -1326,6 +1395,7 @@ impl Engine {
             outcome: socket::outcome_of_lone(&said),
             phase: match said.meaning {
                 Meaning::Unresolved => Phase::Resolving,
+                Meaning::Datagram => datagram_phase(&said),
                 _ => Phase::Connecting,
             },
             errno: said.errno,
@@ -1395,6 +1465,7 @@ impl Engine {
             resolved: Resolved::default(),
             upstream_peers: BTreeMap::new(),
             siblings: None,
+            master: Some(self.configurations.master_of(worker)),
             deadline: self.deadline(at),
             ticks: 0,
             asked: Vec::new(),
@@ -1465,6 +1536,10 @@ impl Engine {
                 (None, Some(unread)) => {
                     let unread = unread.clone();
                     self.unread_line(unread, log, outputs);
+                }
+                (None, None) if said.meaning == Meaning::Datagram => {
+                    self.unclaimed.remove(&line);
+                    self.datagram_line(line, log, outputs);
                 }
                 (None, None) => self.texts.push(self.now, line, log),
             }
@@ -2155,6 +2230,7 @@ impl Pending {
             resolved: &self.resolved,
             upstream_peers: &self.upstream_peers,
             siblings: self.siblings,
+            master: self.master,
             may_wait,
         }
     }
@@ -2181,6 +2257,13 @@ impl Pending {
     fn nginx_says(&self) -> Option<String> {
         let said = self.said.as_ref().filter(|said| !said.is_by_kernel())?;
         Some(said.text.clone())
+    }
+
+    /// It was spoken over UDP.
+    fn is_datagram(&self) -> bool {
+        self.said
+            .as_ref()
+            .is_some_and(|said| said.meaning == Meaning::Datagram)
     }
 
     fn stands_alone(&self) -> bool {
@@ -2224,6 +2307,7 @@ impl Pending {
             | Meaning::WorkerConnections
             | Meaning::NoLiveUpstreams
             | Meaning::Unresolved
+            | Meaning::Datagram
             | Meaning::Nothing => false,
         }
     }

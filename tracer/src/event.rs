@@ -534,6 +534,14 @@ pub enum Event {
         #[serde(default)]
         conn: Option<ConnId>,
     },
+    /// A datagram to a peer of a UDP proxy's was freed on this host.
+    DatagramDropped {
+        at: Ktime,
+        netns: Netns,
+        tuple: Tuple,
+        /// The drop reason's name (`NO_SOCKET`).
+        reason: String,
+    },
     /// A packet of a peer we know was freed on this host.
     Dropped {
         at: Ktime,
@@ -751,6 +759,9 @@ pub struct Config {
     pub upstreams: u32,
     /// Every peer that could be resolved.
     pub peers: Vec<ConfiguredPeer>,
+    /// The peers of UDP proxies (`stream`, `listen … udp`), likewise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub datagrams: Vec<ConfiguredPeer>,
     /// Error-log files in use, as nginx names them.
     pub error_logs: Vec<String>,
     /// Access logs of `http`, each path and format once.
@@ -829,6 +840,9 @@ pub struct LogLine {
     pub host: Option<String>,
     /// `request: "METHOD URI PROTOCOL"`, split: method and path without its query string.
     pub request: Option<(String, String)>,
+    /// The client spoke UDP, so the upstream was spoken to over UDP.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_udp: bool,
 }
 
 /// Something the engine wants to know about the host, asked after a failure.

@@ -29,7 +29,7 @@ use nix::{
 };
 use tracer_ebpf::{
     COMM_LEN, DROP_PLACES, DROP_REASONS, Endpoint, EndpointUse, NEIGHBOUR_PLACE, Settings, SignalSent,
-    WANTED_BY_PLACE, Worker, conn, counter, switch, understudy,
+    WANTED_BY_PLACE, WANTED_OF_UDP, Worker, conn, counter, switch, understudy,
 };
 use zerocopy::IntoBytes as _;
 
@@ -118,6 +118,8 @@ impl std::fmt::Debug for Kernel {
 /// What cuts a connection into exchanges where sends and reads do not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Uncut {
+    /// No connections: it is a peer over UDP, and other uses of the address go before.
+    Datagrams,
     /// Nothing: one exchange for the whole connection.
     Whole,
     /// An answer that was passed on to the client.
@@ -597,6 +599,7 @@ impl Kernel {
             let uncut = EndpointUse {
                 last: 0,
                 marks: match how {
+                    Uncut::Datagrams => conn::DATAGRAMS,
                     Uncut::Whole => conn::UNCUT,
                     Uncut::ByAnswer => conn::UNCUT | conn::BY_ANSWER,
                     Uncut::ByHeaders => conn::UNCUT | conn::BY_HEADERS,
@@ -779,10 +782,9 @@ fn settings(layout: &Layout, options: &KernelOptions, places: &BTreeMap<&str, (u
     let mut drop_wanted = [0; DROP_REASONS];
     for (number, name) in &layout.drop_reasons {
         if WANTED_DROPS.contains(&name.as_str())
-            && !said_twice(name)
             && let Some(wanted) = drop_wanted.get_mut(*number as usize)
         {
-            *wanted = 1;
+            *wanted = if said_twice(name) { WANTED_OF_UDP } else { 1 };
         }
         if name == "NOT_SPECIFIED"
             && places.contains_key(NEIGHBOUR_PLACE)

@@ -225,6 +225,7 @@ pub fn log_line() -> LogLine {
         client: None,
         host: None,
         request: None,
+        is_udp: false,
     }
 }
 

@@ -10,7 +10,8 @@ use super::understudy::{is_first_needed, is_last_needed, is_next_needed, of_firs
 use crate::{
     exchange::{
         answered, backend_read, backend_read_ahead, begin_next, close_mark, create, finish, finish_unix,
-        is_cut_by_sends, is_waiting, link_backend, marks, own_begin, own_other, own_send_to_client, remove, unix_closes_seen,
+        is_cut_by_sends, is_waiting, link_backend, marks, own_begin, own_other, own_send_to_client, remove,
+        unix_closes_seen,
     },
     filter::{backend, connection, connection_of, worker},
     maps::setting,

@@ -2,7 +2,8 @@
 
 use aya_ebpf::{EbpfContext as _, macros::btf_tracepoint, programs::BtfTracePointContext};
 use tracer_ebpf::{
-    Conn, DROP_PLACES, DROP_REASONS, Happening, Packet, SYN_PLACES, WANTED_BY_PLACE, conn, kind,
+    Conn, DROP_PLACES, DROP_REASONS, Happening, Packet, SYN_PLACES, WANTED_BY_PLACE, WANTED_OF_UDP, conn,
+    kind,
 };
 
 use super::understudy::{of_first, with_understudy};
@@ -13,7 +14,7 @@ use crate::{
     output::{header, now, write},
     sock::{
         LISTEN, NEW_SYN_RECV, SYN_SENT, Segment, Sock as _, SockAt, TIME_WAIT, Tcp as _, current_pid,
-        current_task, read, segment, segment_seq, skb_netns,
+        current_task, datagram, read, segment, segment_seq, skb_netns,
     },
 };
 
@@ -176,6 +177,9 @@ fn on_dropped(ctx: &BtfTracePointContext) {
             return;
         }
         reason = number + 1;
+        if datagram_dropped(ctx, reason) || wanted == WANTED_OF_UDP {
+            return;
+        }
     }
     let mut syn_only = false;
     if setting!(drop_has_reason) == 0 {
@@ -206,6 +210,28 @@ fn on_dropped(ctx: &BtfTracePointContext) {
         }
     }
     write(&record);
+}
+
+/// Tells of a datagram to a peer of a UDP proxy's, where the kernel gives reasons; whether the packet is UDP's.
+#[inline(always)]
+fn datagram_dropped(ctx: &BtfTracePointContext, reason: u32) -> bool {
+    let skb = ctx.arg::<u64>(0);
+    let Some(freed) = datagram(skb) else {
+        return false;
+    };
+    if !is_endpoint(freed.daddr, freed.dport) {
+        return true;
+    }
+    let mut record = packet(kind::DATAGRAM_DROPPED, &freed);
+    record.reason = reason;
+    record.location = ctx.arg::<u64>(1);
+    record.netns = skb_netns(skb);
+    let owner: u64 = read(skb, offset!(skb_sk));
+    if record.netns == 0 && owner != 0 {
+        record.netns = SockAt(owner).netns();
+    }
+    write(&record);
+    true
 }
 
 /// Which of [`DROP_PLACES`] this return address lies in.

@@ -318,9 +318,12 @@ fn is_about(attempt: &Attempt, log: &LogLine, said: &Said) -> bool {
         return false;
     }
     match said.meaning {
-        Meaning::ConnectAtOnce | Meaning::Connect | Meaning::Bind | Meaning::Socket | Meaning::Io => {
-            errno.is_some() && attempt.errno == errno
-        }
+        Meaning::ConnectAtOnce
+        | Meaning::Connect
+        | Meaning::Bind
+        | Meaning::Socket
+        | Meaning::Io
+        | Meaning::Datagram => errno.is_some() && attempt.errno == errno,
         Meaning::TimedOut => attempt.outcome == "timed-out",
         Meaning::ClosedEarly | Meaning::HandshakeClosed => attempt.outcome == "closed",
         Meaning::WorkerConnections => attempt.outcome == "exhausted",

@@ -90,6 +90,8 @@ struct Generation {
     since: Ktime,
     config: Config,
     peers: BTreeMap<Peer, Named>,
+    /// Those that are spoken to over UDP.
+    datagrams: BTreeMap<Peer, Named>,
 }
 
 /// A peer as the configuration names it.
@@ -98,6 +100,18 @@ struct Named {
     configured: Vec<ConfiguredPeer>,
     /// What it is called where the protocol is not told: so for every attempt, hence worked out once.
     names: Names,
+}
+
+fn named(configured: &[ConfiguredPeer]) -> BTreeMap<Peer, Named> {
+    let mut peers: BTreeMap<Peer, Named> = BTreeMap::new();
+    for peer in configured {
+        let named = peers.entry(peer.peer.clone()).or_default();
+        named.configured.push(peer.clone());
+    }
+    for named in peers.values_mut() {
+        named.names = Names::agreed(&named.configured.iter().collect::<Vec<_>>());
+    }
+    peers
 }
 
 /// How many generations of one master are kept: workers of older ones are long gone.
@@ -110,14 +124,8 @@ const PROCESSES: usize = 4096;
 impl Configurations {
     /// Takes in a generation; says which upstreams it changed against the one before, `None` for a first one.
     pub fn add(&mut self, master: Pid, since: Ktime, config: Config) -> Option<BTreeSet<String>> {
-        let mut peers: BTreeMap<Peer, Named> = BTreeMap::new();
-        for peer in &config.peers {
-            let named = peers.entry(peer.peer.clone()).or_default();
-            named.configured.push(peer.clone());
-        }
-        for named in peers.values_mut() {
-            named.names = Names::agreed(&named.configured.iter().collect::<Vec<_>>());
-        }
+        let peers = named(&config.peers);
+        let datagrams = named(&config.datagrams);
         if !self.generations.contains_key(&master)
             && self.generations.len() >= PROCESSES
             && let Some(gone) = longest_gone(&self.ended, &self.generations)
@@ -141,7 +149,12 @@ impl Configurations {
             .last()
             .filter(|before| !before.config.path.is_empty())
             .map(|before| changed_upstreams(&before.config, &config));
-        generations.push(Generation { since, config, peers });
+        generations.push(Generation {
+            since,
+            config,
+            peers,
+            datagrams,
+        });
         generations.sort_by_key(|generation| generation.since);
         if generations.len() > GENERATIONS {
             generations.remove(0);
@@ -295,6 +308,16 @@ impl Configurations {
         } else {
             Names::agreed(&of_scheme)
         }
+    }
+
+    /// [`Self::names`] where it is spoken to over UDP.
+    pub fn names_over_udp(&self, worker: Pid, peer: &Peer) -> Names {
+        let generation = self.generation(worker);
+        let named = generation.and_then(|generation| generation.datagrams.get(peer));
+        let mut names = named.map_or_else(Names::default, |named| named.names.clone());
+        // Nothing else of nginx's logs so.
+        names.via = Some("stream".to_owned());
+        names
     }
 
     /// Takes in that a master was told to read its files anew.

@@ -61,6 +61,8 @@ pub struct Subject<'a> {
     pub upstream_peers: &'a BTreeMap<Peer, Option<Balancing>>,
     /// Those that share a `zone` with its worker, by master and when that read its files; likewise.
     pub siblings: Option<(Pid, Ktime)>,
+    /// The master of its worker, for attempts without a socket.
+    pub master: Option<Pid>,
     /// More evidence may still come; later, a check has to decide with what there is.
     pub may_wait: bool,
 }

@@ -23,6 +23,8 @@ pub enum Meaning {
     NoLiveUpstreams,
     /// The line is the whole attempt: nginx's resolver found no address for a name of this request.
     Unresolved,
+    /// The line is the whole attempt: one of a UDP proxy's, whose sockets are not followed. Only the log file tells.
+    Datagram,
     /// A connect that had begun failed.
     Connect,
     /// nginx's timer ran out.
@@ -52,6 +54,7 @@ impl Meaning {
                 | Self::WorkerConnections
                 | Self::NoLiveUpstreams
                 | Self::Unresolved
+                | Self::Datagram
         )
     }
 }
@@ -143,6 +146,8 @@ impl Said {
             log.action.as_deref(),
             log.connection.is_some(),
         );
+        let is_datagram = log.is_udp && meaning != Meaning::Nothing && !meaning.stands_alone();
+        let meaning = if is_datagram { Meaning::Datagram } else { meaning };
         let errno = log.errno.filter(|_| !is_of_resolver(&log.message));
         let resolver = log.errno.filter(|_| errno.is_none());
         let resolver = resolver.and_then(|code| u32::try_from(code.0).ok());
@@ -152,7 +157,10 @@ impl Said {
             errno,
             resolver,
             action: log.action.clone(),
-            peer: argument.as_deref().and_then(|text| text.parse().ok()),
+            peer: match meaning {
+                Meaning::Datagram => log.peer.clone(),
+                _ => argument.as_deref().and_then(|text| text.parse().ok()),
+            },
             argument,
             text: match resolver {
                 Some(code) => whole_of_resolver(&log.message, code),

@@ -432,6 +432,7 @@ fn outcome_by_line(exchange: &Exchange, said: &Said) -> (Outcome, Option<Errno>)
         }
         Meaning::NoLiveUpstreams
         | Meaning::Unresolved
+        | Meaning::Datagram
         | Meaning::Nothing
         | Meaning::Connect
         | Meaning::Io

@@ -182,6 +182,19 @@ pub struct Dropped {
     pub conn: Option<ConnId>,
 }
 
+/// A datagram to a peer of a UDP proxy's, freed on this host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DatagramDropped {
+    /// When.
+    pub at: Ktime,
+    /// In which namespace.
+    pub netns: Netns,
+    /// The datagram.
+    pub tuple: Tuple,
+    /// The kernel's reason.
+    pub reason: String,
+}
+
 /// Why a packet was dropped, as far as diagnoses care.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DropKind {
@@ -355,6 +368,10 @@ pub struct Surroundings {
     drops: Keyed<SocketAddr, Dropped>,
     drops_by_conn: Keyed<ConnId, Dropped>,
     icmp: Keyed<SocketAddr, IcmpSent>,
+    /// By where they went.
+    datagrams: Keyed<SocketAddr, DatagramDropped>,
+    /// Where each master works.
+    homes: BTreeMap<Pid, Netns>,
     queues: Keyed<ConnId, (Ktime, Listener)>,
     denials: Keyed<Pid, Denied>,
     /// What nginx said about its resolver, by worker.
@@ -389,6 +406,8 @@ impl Surroundings {
             drops: Keyed::new(capacity, PACKET_MEMORY),
             drops_by_conn: Keyed::new(capacity, PACKET_MEMORY),
             icmp: Keyed::new(capacity, PACKET_MEMORY),
+            datagrams: Keyed::new(capacity, REFUSAL_MEMORY),
+            homes: BTreeMap::new(),
             queues: Keyed::new(capacity, PACKET_MEMORY),
             denials: Keyed::new(capacity, REFUSAL_MEMORY),
             resolver_says: Keyed::new(capacity.min(1024), RESOLVER_MEMORY),
@@ -420,6 +439,7 @@ impl Surroundings {
         self.drops.expire(now);
         self.drops_by_conn.expire(now);
         self.icmp.expire(now);
+        self.datagrams.expire(now);
         self.queues.expire(now);
         self.denials.expire(now);
         self.resolver_says.expire(now);
@@ -554,6 +574,19 @@ impl Surroundings {
         }
     }
 
+    /// A datagram of a UDP proxy's was dropped.
+    pub fn datagram_dropped(&mut self, dropped: DatagramDropped) {
+        self.datagrams.push(self.now, dropped.tuple.destination, dropped);
+    }
+
+    /// A master and its workers work in this namespace.
+    pub fn works_in(&mut self, master: Pid, netns: Netns) {
+        if self.homes.len() >= NAMESPACES && !self.homes.contains_key(&master) {
+            self.homes.pop_first();
+        }
+        self.homes.insert(master, netns);
+    }
+
     /// This host sent an ICMP error.
     pub fn icmp_sent(&mut self, icmp: IcmpSent) {
         self.icmp.push(self.now, icmp.tuple.source, icmp);
@@ -636,6 +669,7 @@ impl Surroundings {
             + self.late_answers.take_evicted()
             + self.drops.take_evicted()
             + self.drops_by_conn.take_evicted()
+            + self.datagrams.take_evicted()
             + self.icmp.take_evicted()
             + self.queues.take_evicted()
             + self.denials.take_evicted()
@@ -656,6 +690,8 @@ impl Surroundings {
             ("slow handshakes", self.slow_handshakes.len()),
             ("drops", self.drops.len()),
             ("drops by conn", self.drops_by_conn.len()),
+            ("datagrams", self.datagrams.len()),
+            ("homes", self.homes.len()),
             ("icmp", self.icmp.len()),
             ("queues", self.queues.len()),
             ("denials", self.denials.len()),
@@ -752,6 +788,22 @@ impl Surroundings {
                 .addresses
                 .get(&netns)
                 .is_some_and(|(_, known)| known.contains(&address))
+    }
+
+    /// What was dropped of the datagrams that were sent from where this master works to a peer, latest first.
+    pub fn datagrams_of(&self, master: Pid, peer: SocketAddr) -> impl Iterator<Item = &DatagramDropped> {
+        let home = self.homes.get(&master).copied();
+        let is_from_home = move |dropped: &&DatagramDropped| {
+            home.is_some_and(|home| {
+                // Each namespace has its own loopback.
+                if peer.ip().is_loopback() {
+                    dropped.netns == home
+                } else {
+                    self.is_own_address(home, dropped.tuple.source.ip())
+                }
+            })
+        };
+        self.datagrams.get(&peer).rev().filter(is_from_home)
     }
 
     /// The namespace in which a peer of this host lives: nginx's own when the address is there, else the first that

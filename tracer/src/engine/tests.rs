@@ -243,6 +243,7 @@ fn logged(message: &str, errno: Option<i32>, to: &str) -> LogLine {
         client: Some("192.0.2.9".to_owned()),
         host: Some("shop.example".to_owned()),
         request: Some(("GET".to_owned(), "/a".to_owned())),
+        is_udp: false,
     }
 }
 
@@ -4187,4 +4188,71 @@ fn a_far_host_is_blamed_only_where_this_hosts_drops_are_seen() {
     let mut lab = Lab::with_hooks(&["drops", "nginx-log"]);
     lab.end(silent());
     assert_eq!(verdict(&lab.only()).0, "unknown");
+}
+
+#[test]
+fn a_line_over_udp_is_the_attempt_and_what_became_of_the_datagram_its_cause() {
+    const ELSEWHERE: Netns = Netns(2);
+    let text = LogLine {
+        action: Some("proxying and reading from upstream".to_owned()),
+        host: None,
+        request: None,
+        is_udp: true,
+        ..logged("recv() failed", Some(111), APP)
+    };
+    let heard = Line {
+        action: text.action.clone(),
+        ..line(1, ms(0), "recv() failed", Some(111))
+    };
+    let told = |is_text_first: bool, drop: Option<(Netns, &str)>| {
+        let mut lab = Lab::new();
+        lab.tell(
+            ms(-9000),
+            Input::Instance(crate::event::Instance {
+                pid: Pid(800),
+                exe: "/usr/sbin/nginx".to_owned(),
+                version: None,
+                conf: None,
+                workers: vec![WORKER],
+                netns: HERE,
+                heard_since: Some(Ktime(0)),
+            }),
+        );
+        if is_text_first {
+            lab.tell(ms(-1), Input::LogLine(text.clone()));
+        }
+        if let Some((netns, reason)) = drop {
+            lab.see(Event::DatagramDropped {
+                at: ms(-1),
+                netns,
+                tuple: syn(APP),
+                reason: reason.to_owned(),
+            });
+        }
+        lab.see(Event::Line(heard.clone()));
+        if !is_text_first {
+            lab.tell(ms(20), Input::LogLine(text.clone()));
+        }
+        lab.tell(ms(150), Input::Tick);
+        lab.tell(ms(500), Input::Tick);
+        let attempt = &lab.only();
+        assert_eq!(
+            (attempt.outcome, attempt.phase, attempt.via.as_deref()),
+            (Outcome::Refused, Phase::Waiting, Some("stream"))
+        );
+        assert_eq!(attempt.peer, Some(peer(APP)));
+        verdict(attempt)
+    };
+    for is_text_first in [true, false] {
+        let named = |drop| told(is_text_first, drop);
+        assert_eq!(named(Some((HERE, "NO_SOCKET"))), ("no-listener", Confirmed));
+        assert_eq!(
+            named(Some((HERE, "NETFILTER_DROP"))),
+            ("firewall-port-unreachable", Confirmed)
+        );
+        // Each namespace has its own loopback.
+        assert_eq!(named(Some((ELSEWHERE, "NO_SOCKET"))).0, "unknown");
+        assert_eq!(named(Some((HERE, "SOCKET_RCVBUFF"))).0, "unknown");
+        assert_eq!(named(None).0, "unknown");
+    }
 }

@@ -115,6 +115,15 @@ impl Decoder {
                     conn: conn_of(&packet),
                 }
             }
+            kind::DATAGRAM_DROPPED => {
+                let packet: wire::Packet = record(bytes)?;
+                Event::DatagramDropped {
+                    at,
+                    netns: Netns(packet.netns),
+                    tuple: tuple(&packet),
+                    reason: name(&self.drop_reasons, packet.reason)?,
+                }
+            }
             kind::ICMP_SENT => {
                 let packet: wire::Packet = record(bytes)?;
                 Event::IcmpSent {
@@ -633,7 +642,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_become_an_event(bytes in proptest::collection::vec(any::<u8>(), 0..900), kind in 0u16..20) {
+        fn any_bytes_become_an_event(bytes in proptest::collection::vec(any::<u8>(), 0..900), kind in 0u16..22) {
             let mut bytes = bytes;
             if bytes.len() >= 10 {
                 bytes[8..10].copy_from_slice(&kind.to_le_bytes());

@@ -117,6 +117,7 @@ fn read_files(
     }
     config.upstreams = evaluated.upstreams;
     config.peers = evaluated.peers;
+    config.datagrams = evaluated.datagrams;
     config.names = evaluated.names;
     config.is_whole = is_all_read && !evaluated.is_open;
     config.problems.extend(evaluated.problems);

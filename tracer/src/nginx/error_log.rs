@@ -131,6 +131,7 @@ pub fn parse(line: &str, context: &Context) -> Option<LogLine> {
         client: fields.client.map(str::to_owned),
         host: fields.host.map(str::to_owned),
         request: fields.request.map(split_request),
+        is_udp: fields.is_udp,
     })
 }
 
@@ -174,6 +175,8 @@ struct Fields<'a> {
     subrequest: Option<&'a str>,
     upstream: Option<&'a str>,
     host: Option<&'a str>,
+    /// The client is a `udp client`.
+    is_udp: bool,
     /// As Angie writes since 1.12: the client and the server are quoted, and the request is a `request_line`.
     is_angies: bool,
     /// `bytes from/to client:…` and what else stands at the end of a stream line.
@@ -184,7 +187,14 @@ impl<'a> Fields<'a> {
     /// The message and the fields behind it.
     fn split(text: &'a str) -> (&'a str, Self) {
         let mut fields = Self::default();
-        let Some((message, mut rest)) = text.split_once(", client: ") else {
+        let by_udp = || {
+            let (message, rest) = text.split_once(", udp client: ")?;
+            Some((message, rest, true))
+        };
+        let by_client = text
+            .split_once(", client: ")
+            .map(|(message, rest)| (message, rest, false));
+        let Some((message, mut rest, is_udp)) = by_client.or_else(by_udp) else {
             // The resolver and the master have no client; an upstream may still be named.
             let Some((message, rest)) = text.split_once(", upstream: \"") else {
                 return (text, fields);
@@ -192,6 +202,7 @@ impl<'a> Fields<'a> {
             fields.upstream = Some(quoted(rest).0);
             return (message, fields);
         };
+        fields.is_udp = is_udp;
         fields.is_angies = rest.starts_with('"');
         let unquoted = if fields.is_angies { in_quotes } else { plain };
         (fields.client, rest) = unquoted(rest);
@@ -365,7 +376,8 @@ fn stored_text(line: &str, rest: &str, message: &str, fields: &Fields<'_>) -> St
     } else {
         ("", "request")
     };
-    add("client", fields.client, quote);
+    let client = if fields.is_udp { "udp client" } else { "client" };
+    add(client, fields.client, quote);
     add("server", fields.server, quote);
     add(request_name, request.as_deref(), "\"");
     add("subrequest", fields.subrequest.map(cut_query), "\"");
@@ -432,6 +444,30 @@ mod tests {
 
     fn check(rest: &str, expected: &str) {
         assert_eq!(shown(&format!("{HEAD}{rest}")), expected, "{rest}");
+    }
+
+    #[test]
+    fn a_udp_client_is_one() {
+        let rest = "*5 recv() failed (111: Connection refused) while proxying and reading from upstream, \
+            udp client: 127.0.0.1, server: 127.0.0.1:5300, upstream: \"127.0.0.1:53\", bytes from/to client:5/0, \
+            bytes from/to upstream:0/5";
+        let line = parse(&format!("{HEAD}{rest}"), &context()).expect("a line");
+        assert!(line.is_udp);
+        assert_eq!(line.action.as_deref(), Some("proxying and reading from upstream"));
+        assert_eq!(line.client.as_deref(), Some("127.0.0.1"));
+        assert_eq!(
+            line.peer.map(|peer| peer.to_string()).as_deref(),
+            Some("127.0.0.1:53")
+        );
+        assert_eq!(line.text, format!("{HEAD}{rest}"));
+        // What a backend sent over TCP may say so.
+        let rest = "*5 upstream sent invalid header: \"x, udp client: 1\" while reading response header from upstream, \
+            client: 127.0.0.1, server: , request: \"GET / HTTP/1.1\", upstream: \"http://127.0.0.1:3000/\"";
+        assert!(
+            !parse(&format!("{HEAD}{rest}"), &context())
+                .expect("a line")
+                .is_udp
+        );
     }
 
     #[test]

@@ -831,8 +831,17 @@ impl Live {
                 Peer::Unix(_) => None,
             })
             .collect();
+        let over_udp = config.datagrams.iter().filter_map(|peer| match peer.peer {
+            Peer::Tcp(address) => Some((address, Uncut::Datagrams)),
+            Peer::Unix(_) => None,
+        });
+        uncut.extend(over_udp);
         // Where uses of one address differ, the last one counts.
-        uncut.sort_by_key(|(_, how)| *how == Uncut::Whole);
+        uncut.sort_by_key(|(_, how)| match how {
+            Uncut::Datagrams => 0,
+            Uncut::ByAnswer | Uncut::ByHeaders => 1,
+            Uncut::Whole => 2,
+        });
         if let Err(error) = self.kernel.leave_uncut(&uncut) {
             log::warn!("{error:#}");
         }

@@ -73,7 +73,12 @@ fn attempt(line: &str) -> Option<AttemptLine> {
     let (_, rest) = rest.split_once(": ")?;
     // Without a connection's number it belongs to no request.
     let (_, message) = rest.strip_prefix('*')?.split_once(' ')?;
-    let says = message.split(", client: ").next()?.to_owned();
+    // The client of a UDP proxy is a `udp client`.
+    let (says, _) = message
+        .split_once(", client: ")
+        .or_else(|| message.split_once(", udp client: "))
+        .unwrap_or((message, ""));
+    let says = says.to_owned();
     let upstream = message
         .split_once(", upstream: \"")
         .and_then(|(_, rest)| rest.split('"').next())

@@ -314,6 +314,12 @@ impl Dice {
                 flags: self.of(&[0, 2, 0x12, 0x10]),
                 conn: self.maybe(|dice| dice.exchange_id().conn),
             },
+            10 if self.yes() => Event::DatagramDropped {
+                at,
+                netns: HERE,
+                tuple,
+                reason: self.of(&["NO_SOCKET", "NETFILTER_DROP"]).to_owned(),
+            },
             10 => Event::Dropped {
                 at,
                 netns: HERE,
@@ -371,6 +377,7 @@ impl Dice {
                 let to = self.peer().to_string();
                 Input::LogLine(LogLine {
                     pid: self.pid(),
+                    is_udp: self.roll(4) == 0,
                     ..logged(&message, self.maybe(|dice| dice.errno().0), &to)
                 })
             }

@@ -230,7 +230,7 @@ fn huffman(bytes: &[u8], is_cut: bool) -> Option<Vec<u8>> {
     while at < n_bits {
         let (mut code, mut length, mut first) = (0, 0, 0);
         let symbol = CODE.iter().find_map(|(longer, symbols)| {
-            for _ in length..*longer {
+            while length < *longer {
                 code = code << 1 | bit(at + length as usize);
                 first <<= 1;
                 length += 1;

@@ -36,6 +36,8 @@ pub struct Evaluated {
     pub upstreams: u32,
     /// Every peer, in the order of the configuration.
     pub peers: Vec<ConfiguredPeer>,
+    /// Those of UDP proxies.
+    pub datagrams: Vec<ConfiguredPeer>,
     /// Error logs, absolute where they are files.
     pub error_logs: Vec<String>,
     /// Access logs of `http`, each path and format once.
@@ -323,6 +325,8 @@ struct Upstream {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Use {
     via: String,
+    /// Over UDP.
+    is_udp: bool,
     upgrades: bool,
     keeping: Keeping,
     counts_statuses: bool,
@@ -559,9 +563,7 @@ impl<'a> Section<'a> {
             match (directive.name(), directive.arguments()) {
                 ("upstream", _) => {}
                 (name, [target]) if name.ends_with("_pass") && directive.block.is_none() => {
-                    if !is_udp {
-                        self.pass(directive, target, &settings);
-                    }
+                    self.pass(directive, target, &settings, is_udp);
                 }
                 (name, _) => {
                     let outer = (name == "server").then(|| self.variables.enter(directive));
@@ -574,7 +576,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    fn pass(&mut self, directive: &Directive, target: &str, settings: &Settings) {
+    fn pass(&mut self, directive: &Directive, target: &str, settings: &Settings, is_udp: bool) {
         let place = &directive.place;
         let candidates = match target.contains('$') {
             true => self.variables.expand(target),
@@ -598,7 +600,10 @@ impl<'a> Section<'a> {
             } else {
                 Uri::None
             };
-            let usage = self.usage(directive.name(), &via, settings);
+            let usage = Use {
+                is_udp,
+                ..self.usage(directive.name(), &via, settings)
+            };
             if is_undecided(rest) {
                 is_open = true;
                 if !self.open_uses.contains(&usage) {
@@ -724,6 +729,7 @@ impl<'a> Section<'a> {
         };
         Use {
             via: via.to_owned(),
+            is_udp: false,
             upgrades: protocol == "proxy" && settings.contains_key(UPGRADE),
             counts_statuses: settings.get(&format!("{protocol}_next_upstream")) == Some(&Some(1)),
             keeping: match protocol {
@@ -746,8 +752,10 @@ impl<'a> Section<'a> {
     fn finish(mut self, release: Option<(u32, u32, u32)>, names: &mut Names, evaluated: &mut Evaluated) {
         for upstream in &self.upstreams {
             let open = self.open_uses.iter().filter(|_| upstream.is_block);
-            let uses: Vec<&Use> = upstream.uses.iter().chain(open).collect();
+            let all = upstream.uses.iter().chain(open);
+            let (over_udp, uses): (Vec<&Use>, Vec<&Use>) = all.partition(|usage| usage.is_udp);
             let (via, limits) = agreed(&uses, upstream, self.kind, release);
+            let of_udp = (!over_udp.is_empty()).then(|| agreed(&over_udp, upstream, self.kind, release));
             let mut of_upstream = Vec::new();
             for server in &upstream.servers {
                 let port = server.address.port.or(server.default_port);
@@ -781,6 +789,23 @@ impl<'a> Section<'a> {
                     }
                 }
                 for peer in peers {
+                    if let Some((via, limits)) = &of_udp {
+                        let configured = ConfiguredPeer {
+                            peer: peer.clone(),
+                            upstream: upstream.name.clone(),
+                            server: server.text.clone(),
+                            via: via.clone(),
+                            upgrades: false,
+                            limits: limits.clone(),
+                            balancing: None,
+                        };
+                        if !evaluated.datagrams.contains(&configured) {
+                            evaluated.datagrams.push(configured);
+                        }
+                        if uses.is_empty() {
+                            continue;
+                        }
+                    }
                     let configured = ConfiguredPeer {
                         peer,
                         upstream: upstream.name.clone(),

@@ -225,16 +225,24 @@ fn event() -> impl Strategy<Value = Event> {
                 }
             }
         ),
-        (time(), tuple, any::<u8>(), option::of("[A-Z_]{1,30}")).prop_map(|(at, tuple, flags, reason)| {
-            Event::Dropped {
-                at,
-                netns: Netns(1),
-                tuple,
-                flags,
-                reason,
-                location: None,
-                conn: None,
+        (time(), tuple.clone(), any::<u8>(), option::of("[A-Z_]{1,30}")).prop_map(
+            |(at, tuple, flags, reason)| {
+                Event::Dropped {
+                    at,
+                    netns: Netns(1),
+                    tuple,
+                    flags,
+                    reason,
+                    location: None,
+                    conn: None,
+                }
             }
+        ),
+        (time(), tuple, "[A-Z_]{1,30}").prop_map(|(at, tuple, reason)| Event::DatagramDropped {
+            at,
+            netns: Netns(1),
+            tuple,
+            reason,
         }),
         (time(), task(), option::of(task()), option::of(told())).prop_map(
             |(at, task, signalled_by, told)| Event::ProcessExited {
@@ -269,6 +277,7 @@ fn input() -> impl Strategy<Value = Input> {
                 balancing: None,
             })
             .collect(),
+        datagrams: Vec::new(),
         error_logs: texts.clone(),
         access_logs: texts
             .iter()
@@ -346,6 +355,7 @@ fn input() -> impl Strategy<Value = Input> {
             peer,
             client: None,
             host: None,
+            is_udp: time % 2 == 0,
         })),
         1 => (peer(), any::<SocketAddr>()).prop_map(|(path, destination)| Input::Answer {
             question: match path {

@@ -8,8 +8,8 @@ use crate::{
         diagnose::{Subject, fact},
         message::Meaning,
         surroundings::{
-            Death, DropKind, Dropped, IcmpSent, ListenerLife, Locality, ResetSent, Surroundings, covers,
-            is_orderly, translation_of,
+            DatagramDropped, Death, DropKind, Dropped, IcmpSent, ListenerLife, Locality, ResetSent, SECOND,
+            Surroundings, covers, is_orderly, translation_of,
         },
         text::{between, ended, process, signal_name, span},
     },
@@ -426,6 +426,44 @@ pub fn drop_fact(dropped: &Dropped) -> Evidence {
         base = base.text("location", &**location);
     }
     base
+}
+
+/// `this host dropped the datagram to 10.0.0.2:53: NO_SOCKET`.
+pub fn datagram_fact(dropped: &DatagramDropped) -> Evidence {
+    let destination = dropped.tuple.destination;
+    fact(
+        dropped.at,
+        "drop",
+        format!(
+            "this host dropped the datagram to {destination}: {}",
+            dropped.reason
+        ),
+    )
+    .text("source", dropped.tuple.source.to_string())
+    .text("destination", destination.to_string())
+    .number("netns", dropped.netns.0)
+    .text("reason", &*dropped.reason)
+}
+
+/// What this host did, just before nginx said so, with datagrams to the peer of a try over UDP, latest first.
+pub fn datagrams<'a>(
+    subject: &Subject<'_>,
+    around: &'a Surroundings,
+) -> impl Iterator<Item = &'a DatagramDropped> + use<'a> {
+    /// nginx reads an error as soon as its loop comes round.
+    const JUST: u64 = SECOND;
+    let said = subject.lone().filter(|said| said.meaning == Meaning::Datagram);
+    let at = subject.attempt.ended_at;
+    let master = subject.master.filter(|_| said.is_some());
+    let is_unheard = subject.line.is_none();
+    let of = master.zip(subject.address());
+    of.into_iter()
+        .flat_map(|(master, peer)| around.datagrams_of(master, peer))
+        .filter(move |dropped| {
+            // When the file was read may be before the ring was looked at.
+            let is_before = dropped.at <= at || (is_unheard && dropped.at.since(at) <= JUST);
+            is_before && at.since(dropped.at) <= JUST
+        })
 }
 
 /// `this host sent ICMP type 3 code 3 about it`.

@@ -1,10 +1,10 @@
 //! A connect refused by a firewall: with a reset by a rule of this host, or with ICMP port-unreachable by anybody.
 
-use super::facts::{SynAnswer, connect_fact, drop_fact, icmp_fact, icmp_sent_fact, request_fact, rst_fact, syn_answer};
+use super::facts::{SynAnswer, connect_fact, datagram_fact, datagrams, drop_fact, icmp_fact, icmp_sent_fact, request_fact, rst_fact, syn_answer};
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject},
-        surroundings::{CALL, DropKind, Dropped, SLACK, Surroundings},
+        surroundings::{CALL, DatagramDropped, DropKind, Dropped, SLACK, Surroundings},
     },
     event::{Exchange, Icmp, Peer},
     model::Outcome,
@@ -53,12 +53,12 @@ pub const FIREWALL_RESET_MIDSTREAM: Cause = Cause {
 
 pub const FIREWALL_PORT_UNREACHABLE: Cause = Cause {
     id: "firewall-port-unreachable",
-    title: "a firewall answered the connect with ICMP port-unreachable",
+    title: "a firewall answered nginx with ICMP port-unreachable",
     explains: &["packet-dropped-locally"],
     outcomes: &[Outcome::Refused],
     nginx_logs: "connect() failed (111: Connection refused) while connecting to upstream",
     recognised: "no segment arrived; the socket's error is an ICMP port-unreachable (a TCP host answers with a reset, so \
-        this is a rule's doing): with its sender on IPv4, by this host's own drop of the SYN otherwise",
+        this is a rule's doing): with its sender on IPv4, by this host's own drop of the SYN otherwise. Over UDP: this host's netfilter dropped the datagram",
     needs: &[],
     look_alikes: &["no-listener", "firewall-reset", "refused-remotely"],
     remedy: "find the rule on the host that sent it (nft list ruleset, iptables-save: REJECT), or for a Kubernetes \
@@ -127,6 +127,9 @@ fn place_of(rule: &Dropped, exchange: &Exchange) -> &'static str {
 }
 
 fn firewall_port_unreachable(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    if let Some(rule) = datagrams(subject, around).next() {
+        return rejected_over_udp(rule);
+    }
     let Some(exchange) = subject.connecting() else {
         return Check::No;
     };
@@ -175,6 +178,18 @@ fn firewall_port_unreachable(subject: &Subject<'_>, around: &Surroundings) -> Ch
         .into(),
         (Some(_), _) => Check::No,
     }
+}
+
+/// A port-unreachable reached nginx's socket, and a rule of this host dropped the datagram.
+fn rejected_over_udp(rule: &DatagramDropped) -> Check {
+    if rule.reason != "NETFILTER_DROP" {
+        return Check::No;
+    }
+    let summary = format!(
+        "A firewall rule of this host answered the datagram to {} with ICMP port-unreachable.",
+        rule.tuple.destination
+    );
+    Stand::confirmed(summary, vec![datagram_fact(rule)]).into()
 }
 
 fn is_port_unreachable(exchange: &Exchange, icmp: &Icmp) -> bool {

@@ -1,7 +1,7 @@
 //! A TCP connect that a reset refused: nothing listens there (never, no longer, elsewhere), or a far host said so.
 
 use super::facts::{
-    End, Refusal, SynAnswer, Translated, closed_at, closed_before, connect_fact, end_of, listener_closed_fact,
+    End, Refusal, SynAnswer, Translated, closed_at, closed_before, connect_fact, datagram_fact, datagrams, end_of, listener_closed_fact,
     listener_open_fact, locality, opened_after, peer_netns, refusal, rst_fact, syn_answer, translated,
     translation_fact,
 };
@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject, fact},
-        surroundings::{LISTENER_MEMORY, ListenerLife, Locality, Surroundings, covers},
+        surroundings::{DatagramDropped, LISTENER_MEMORY, ListenerLife, Locality, Surroundings, covers},
         text::{between, process},
     },
     event::{Errno, Exchange, Ktime, Listener, Netns, Peer},
@@ -19,12 +19,12 @@ use crate::{
 
 pub const NO_LISTENER: Cause = Cause {
     id: "no-listener",
-    title: "nothing listens on that address and port, and nothing did while the tracer watched",
+    title: "nothing listens on that address and port, and over TCP nothing did while the tracer watched",
     explains: &[],
     outcomes: &[Outcome::Refused],
     nginx_logs: "connect() failed (111: Connection refused) while connecting to upstream",
     recognised: "this host's own TCP answered the SYN with a reset for want of a socket, and no listener for that \
-        address closed in the ten minutes before",
+        address closed in the ten minutes before; over UDP, it dropped the datagram for want of a socket",
     needs: &[],
     look_alikes: &[
         "listener-died",
@@ -178,6 +178,9 @@ fn sure_of_no_socket(stand: Stand, is_told: bool, around: &Surroundings) -> Stan
 }
 
 fn no_listener(subject: &Subject<'_>, around: &Surroundings) -> Check {
+    if let Some(dropped) = datagrams(subject, around).next() {
+        return no_listener_over_udp(dropped);
+    }
     let Some(NoSocket {
         at,
         netns,
@@ -237,6 +240,19 @@ fn beside_fact(life: &ListenerLife) -> Evidence {
         .number("pid", task.pid.0)
         .text("comm", &*task.comm)
         .number("netns", netns.0)
+}
+
+/// A port-unreachable reached nginx's socket, and this host had no socket for the datagram. Whether there was one before is
+/// not followed.
+fn no_listener_over_udp(dropped: &DatagramDropped) -> Check {
+    if dropped.reason != "NO_SOCKET" {
+        return Check::No;
+    }
+    let summary = format!(
+        "Nothing has a UDP socket on {}: this host itself answered the datagram with ICMP port-unreachable.",
+        dropped.tuple.destination
+    );
+    Stand::confirmed(summary, vec![datagram_fact(dropped)]).into()
 }
 
 /// A listener that closed before the SYN came, or between the SYN and the end of the handshake.

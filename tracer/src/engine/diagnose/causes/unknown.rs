@@ -1,7 +1,7 @@
 //! No cause stands: all evidence is printed, and what would have been needed is said.
 
 use super::facts::{
-    backend_close_fact, closed_at, connect_fact, drop_fact, fin_fact, icmp_fact, icmp_sent_fact,
+    backend_close_fact, closed_at, connect_fact, datagram_fact, datagrams, drop_fact, fin_fact, icmp_fact, icmp_sent_fact,
     listener_closed_fact, queue_fact, request_fact, reset_fact, rst_fact,
 };
 use crate::{
@@ -37,6 +37,7 @@ pub fn nothing_stands(subject: &Subject<'_>, around: &Surroundings) -> Verdict {
     if let Some(exchange) = subject.exchange {
         evidence.extend(everything(exchange, around));
     }
+    evidence.extend(datagrams(subject, around).map(datagram_fact));
     evidence.sort_by_key(|fact| fact.at.map_or(u64::MAX, |at| at.0));
     let what = subject.attempt.outcome.name();
     let summary = match subject.attempt.errno {

@@ -4,7 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn fields(block: &[u8]) -> (Vec<(Option<Name>, Option<String>)>, bool) {
+type Text = (Option<Name>, Option<String>);
+
+fn fields(block: &[u8]) -> (Vec<Text>, bool) {
     let mut fields = Fields::of(block);
     let said = |field: Field| {
         let value = field
@@ -15,7 +17,7 @@ fn fields(block: &[u8]) -> (Vec<(Option<Name>, Option<String>)>, bool) {
     ((&mut fields).map(said).collect(), fields.is_broken)
 }
 
-fn field(name: Option<Name>, value: &str) -> (Option<Name>, Option<String>) {
+fn field(name: Option<Name>, value: &str) -> Text {
     (name, Some(value.to_owned()))
 }
 
