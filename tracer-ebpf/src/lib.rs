@@ -318,6 +318,8 @@ pub struct Conn {
     pub pad: u8,
     /// Sender of the ICMP error.
     pub icmp_sender: [u8; 16],
+    /// With `unread` at nginx's own close: when the last packet on the connection came or left before.
+    pub arrived_at: u64,
     /// Key in the table of initial sequence numbers, 0: none.
     pub isn_key: u64,
     /// The backend's socket, 0: not on this host.
@@ -986,6 +988,7 @@ offsets! {
     srtt_us: "tcp_sock.srtt_us",
     snd_wnd: "tcp_sock.snd_wnd",
     segs_in: "tcp_sock.segs_in",
+    tcp_mstamp: "tcp_sock.tcp_mstamp",
     queue_next: "sk_buff_head.next",
     queue_len: "sk_buff_head.qlen",
     skb_sk: "sk_buff.sk",

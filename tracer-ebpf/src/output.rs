@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::BPF_RB_NO_WAKEUP,
-    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns},
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_ktime_get_ns},
 };
 use tracer_ebpf::{Conn, Header, REQUEST_LEN, RESPONSE_LEN, counter};
 
@@ -16,6 +16,13 @@ use crate::{
 pub fn now() -> u64 {
     // SAFETY: the helper has no preconditions.
     unsafe { bpf_ktime_get_boot_ns() }
+}
+
+/// Now, in nanoseconds of `CLOCK_MONOTONIC`, which TCP's own times are in.
+#[inline(always)]
+pub fn monotonic() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_ktime_get_ns() }
 }
 
 /// A record's beginning.

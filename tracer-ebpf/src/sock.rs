@@ -336,6 +336,12 @@ pub trait Tcp: Members {
         self.get(offset!(segs_in))
     }
 
+    /// When a packet last came or left, in microseconds of `CLOCK_MONOTONIC` (`tcp_mstamp_refresh`, 5.10 to 7.2).
+    #[inline(always)]
+    fn last_packet_us(self) -> u64 {
+        self.get(offset!(tcp_mstamp))
+    }
+
     /// Bytes received and never read; the FIN, which the kernel counts as one, is taken off when it has come.
     #[inline(always)]
     fn unread(self, fin: bool) -> u32 {

@@ -289,6 +289,9 @@ pub struct Exchange {
     pub received: u64,
     /// Bytes that had arrived and nginx never read (a FIN not counted).
     pub unread: u64,
+    /// With `unread` when nginx closed: they had arrived by then, for no packet came or left since. `None`: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arrived_at: Option<Ktime>,
     /// nginx read the end of the stream (`recv` returned 0).
     pub eof_read_at: Option<Ktime>,
     /// A send failed with this.
@@ -617,7 +620,7 @@ pub enum Event {
     },
     /// A process was sent a signal that means something to it: SIGHUP to nginx, at which a master reads its files anew;
     /// INT, ABRT or TERM to one that listened or served, at which it ends, however long that takes; HUP, QUIT or USR2,
-    /// at which many a master replaces or ends its workers.
+    /// at which many a master replaces or ends its workers; STOP, TSTP or CONT to nginx, which then does nothing or goes on.
     Signalled {
         at: Ktime,
         pid: Pid,

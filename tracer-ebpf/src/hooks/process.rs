@@ -17,6 +17,9 @@ const SIGQUIT: i32 = 3;
 const SIGABRT: i32 = 6;
 const SIGUSR2: i32 = 12;
 const SIGTERM: i32 = 15;
+const SIGCONT: i32 = 18;
+const SIGSTOP: i32 = 19;
+const SIGTSTP: i32 = 20;
 
 /// A worker of which nothing is known yet.
 static NEW_WORKER: Worker = {
@@ -216,14 +219,19 @@ fn of_signal(ctx: &BtfTracePointContext) -> Happening {
 #[inline(always)]
 fn on_signal_sent(ctx: &BtfTracePointContext) {
     let signal = ctx.arg::<i32>(0);
-    // HUP INT QUIT ILL ABRT BUS FPE KILL SEGV USR2 TERM
-    if !matches!(signal, 1 | 2 | 3 | 4 | 6 | 7 | 8 | 9 | 11 | 12 | 15) {
+    // HUP INT QUIT ILL ABRT BUS FPE KILL SEGV USR2 TERM CONT STOP TSTP
+    if !matches!(
+        signal,
+        1 | 2 | 3 | 4 | 6 | 7 | 8 | 9 | 11 | 12 | 15 | 18 | 19 | 20
+    ) {
         return;
     }
     let task_struct = ctx.arg::<u64>(2);
     let pid: u32 = read(task_struct, offset!(task_tgid));
     let is_nginx = worker(pid).is_some();
-    if !is_nginx && OWNERS.get_ptr(pid).is_none() {
+    // One that is stopped does nothing about its answers, and another one that is stopped shows so when it is asked.
+    let is_halt = matches!(signal, SIGCONT | SIGSTOP | SIGTSTP);
+    if !is_nginx && (is_halt || OWNERS.get_ptr(pid).is_none()) {
         return;
     }
     let sender = current_task();
@@ -233,7 +241,7 @@ fn on_signal_sent(ctx: &BtfTracePointContext) {
     let is_told = !is_nginx
         && sender.pid != pid
         && matches!(signal, SIGHUP | SIGINT | SIGQUIT | SIGABRT | SIGUSR2 | SIGTERM);
-    if is_nginx && signal == SIGHUP || is_told {
+    if is_nginx && (is_halt || signal == SIGHUP) || is_told {
         write(&Process {
             header: header(kind::SIGNALLED, now()),
             task: of(task_struct),
@@ -245,7 +253,7 @@ fn on_signal_sent(ctx: &BtfTracePointContext) {
         });
     }
     // Most have a handler for it and go on: a later end is not put down to it.
-    if signal == SIGUSR2 {
+    if is_halt || signal == SIGUSR2 {
         return;
     }
     if sender.pid == pid

@@ -13,7 +13,7 @@ use crate::{
     },
     filter::{backend, connection, remember_endpoint, worker},
     maps::{BACKENDS, SEQUENCES, offset},
-    output::now,
+    output::{monotonic, now},
     sock::{
         AF_INET, CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT1, LAST_ACK, LISTEN, Members as _, SYN_RECV,
         SYN_SENT, Sock as _, SockArg, Tcp as _, current_pid, current_task, is_main_thread, mapped, read,
@@ -179,13 +179,11 @@ fn ending(sock: SockArg, old: u8, new: u8) {
             read_errors(entry, sock, at);
             if own_close(entry) {
                 // nginx's own close straight to CLOSE: in SYN_SENT, or with data unread. Its destroy follows.
-                entry.closed_in = old;
-                entry.unread = unread(sock, entry, old);
+                left_unread(entry, sock, old, at);
             }
             return;
         }
-        entry.closed_in = old;
-        entry.unread = unread(sock, entry, old);
+        left_unread(entry, sock, old, at);
         let own = if pid == entry.worker { worker(pid) } else { None };
         close_mark(entry, sock, own, at);
     } else if let Some(link) = backend(sock.address()) {
@@ -204,6 +202,22 @@ fn ending(sock: SockArg, old: u8, new: u8) {
                 owner.client_ended = sock.address();
             }
         }
+    }
+}
+
+/// nginx closes its socket: what lies in it unread, and since when at the latest. The kernel says the state before it
+/// sends anything about it (`__tcp_close`, 5.10 to 7.2).
+#[inline(always)]
+fn left_unread(entry: &mut Conn, sock: SockArg, state: u8, at: u64) {
+    entry.closed_in = state;
+    entry.unread = unread(sock, entry, state);
+    if entry.unread == 0 {
+        return;
+    }
+    let last = sock.tcp().map_or(0, |tcp| tcp.last_packet_us()) * 1000;
+    let now = monotonic();
+    if last != 0 && last <= now {
+        entry.arrived_at = at - (now - last);
     }
 }
 

@@ -43,6 +43,14 @@ pub enum Meaning {
     Nothing,
 }
 
+impl Said {
+    /// Its timer ran out while nginx was still connecting, as it says.
+    pub fn is_connecting_timeout(&self) -> bool {
+        let action = self.action.as_deref().unwrap_or_default();
+        self.meaning == Meaning::TimedOut && action.starts_with("connecting")
+    }
+}
+
 impl Meaning {
     /// The line is an attempt by itself: no socket of ours ends with it.
     pub fn stands_alone(self) -> bool {

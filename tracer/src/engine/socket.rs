@@ -554,7 +554,8 @@ fn phase(exchange: &Exchange, heard: Heard<'_>, outcome: Outcome) -> Phase {
         if said.meaning == Meaning::Connect && is_unsent {
             return Phase::Idle;
         }
-        if said.meaning == Meaning::Connect || said.meaning.stands_alone() {
+        let is_connecting = said.meaning == Meaning::Connect || said.is_connecting_timeout();
+        if is_connecting || said.meaning.stands_alone() {
             return Phase::Connecting;
         }
         if said

@@ -24,6 +24,8 @@ pub const LISTENER_MEMORY: u64 = 600 * SECOND;
 const CLOSED_MEMORY: u64 = 2 * LISTENER_MEMORY;
 /// A master that was told to reload longer ago than this does not explain the end of a worker.
 const RENEWAL_MEMORY: u64 = 60 * SECOND;
+/// How long it is remembered that a process was stopped: longer than nginx's timers usually are.
+const HALT_MEMORY: u64 = 300 * SECOND;
 /// How long packets' fates are kept: a connect may hang for two minutes before it fails.
 const PACKET_MEMORY: u64 = 150 * SECOND;
 /// How long a refusal is kept: what was refused ends at once.
@@ -117,6 +119,26 @@ pub fn is_stop(signal: u8) -> bool {
 pub fn is_recent(told: &Told) -> bool {
     let limit_ms = if is_stop(told.signal) { 30_000 } else { 5_000 };
     told.ago_ms <= limit_ms
+}
+
+/// Lets a stopped process go on.
+const SIGCONT: u8 = 18;
+/// Stops a process, whatever it does about signals.
+const SIGSTOP: u8 = 19;
+/// Stops a process that does nothing about it, as nginx.
+const SIGTSTP: u8 = 20;
+
+/// A process was stopped by a signal.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Halt<'a> {
+    /// When.
+    pub at: Ktime,
+    /// Which signal.
+    pub signal: u8,
+    /// Who sent it.
+    pub by: &'a Task,
+    /// When it was let go on.
+    pub went_on_at: Option<Ktime>,
 }
 
 /// A reset this host sent.
@@ -356,6 +378,8 @@ pub struct Surroundings {
     deaths: Keyed<Pid, Death>,
     /// Signals that end a process, and who sent them.
     signals: Keyed<Pid, (Ktime, u8, Task)>,
+    /// Signals that stop a process of nginx's or let it go on.
+    halts: Keyed<Pid, (Ktime, u8, Task)>,
     /// Signals at which masters replace or end their workers.
     renewals: Keyed<Pid, (Ktime, u8, Task)>,
     resets: Keyed<SocketAddr, ResetSent>,
@@ -398,6 +422,7 @@ impl Surroundings {
             listeners: Listeners::new(capacity),
             deaths: Keyed::new(capacity, LISTENER_MEMORY),
             signals: Keyed::new(capacity, 30 * SECOND),
+            halts: Keyed::new(capacity.min(1024), HALT_MEMORY),
             renewals: Keyed::new(capacity.min(1024), RENEWAL_MEMORY),
             resets: Keyed::new(capacity, REFUSAL_MEMORY),
             refusals: Keyed::new(capacity, REFUSAL_MEMORY),
@@ -431,6 +456,7 @@ impl Surroundings {
         self.listeners.expire(now);
         self.deaths.expire(now);
         self.signals.expire(now);
+        self.halts.expire(now);
         self.renewals.expire(now);
         self.resets.expire(now);
         self.refusals.expire(now);
@@ -520,8 +546,22 @@ impl Surroundings {
                 self.renewals.forget(&pid);
                 self.renewals.push(self.now, pid, (at, signal, by));
             }
+            SIGCONT | SIGSTOP | SIGTSTP => self.halts.push(self.now, pid, (at, signal, by)),
             _ => {}
         }
+    }
+
+    /// The signal that had stopped a process at that moment.
+    pub fn halt(&self, pid: Pid, at: Ktime) -> Option<Halt<'_>> {
+        let signals = || self.halts.get(&pid);
+        let (stopped, signal, by) = signals().rev().find(|(sent, ..)| *sent <= at)?;
+        let went_on = signals().find(|(sent, signal, _)| *signal == SIGCONT && *sent > *stopped);
+        (*signal != SIGCONT).then_some(Halt {
+            at: *stopped,
+            signal: *signal,
+            by,
+            went_on_at: went_on.map(|(at, ..)| *at),
+        })
     }
 
     /// This host sent a reset.

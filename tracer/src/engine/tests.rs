@@ -87,6 +87,7 @@ fn connect(to: &str, ended: Ktime) -> Exchange {
         last_received_at: None,
         received: 0,
         unread: 0,
+        arrived_at: None,
         eof_read_at: None,
         send_error: None,
         send_blocked_at: None,
@@ -2878,10 +2879,15 @@ fn without_lines_a_unix_request_that_outlived_the_timer_timed_out() {
         });
         lab.only()
     };
-    let late = ended(ms(5000));
+    let named = |at| {
+        let attempt = ended(at);
+        (attempt.outcome, verdict(&attempt))
+    };
+    assert_eq!(named(ms(3100)), (Outcome::TimedOut, ("backend-slow", Confirmed)));
+    // So late that nginx's worker may have slept, with an answer in its socket that nobody sees.
     assert_eq!(
-        (late.outcome, verdict(&late)),
-        (Outcome::TimedOut, ("backend-slow", Confirmed))
+        named(ms(5000)),
+        (Outcome::TimedOut, ("unknown", Confidence::Possible))
     );
     assert_eq!(ended(ms(1000)).outcome, Outcome::Cancelled);
 }

@@ -339,6 +339,7 @@ pub fn exchange(c: &wire::Conn) -> Exchange {
         last_received_at: time(c.last_received_at),
         received: c.received,
         unread: u64::from(c.unread),
+        arrived_at: time(c.arrived_at),
         eof_read_at: time(c.eof_at),
         send_error: errno(c.send_error),
         send_blocked_at: time(c.send_blocked_at),

@@ -84,9 +84,9 @@ pub static PLAN: &[Hook] = &[
     },
     Hook {
         sees: "signals",
-        shows: "who sent a deadly signal, and when nginx is told to reload",
-        without: "a killed backend is named without the process that killed it, and after a reload upstreams are named \
-            from the configuration before it",
+        shows: "who sent a deadly signal, who stopped a worker, and when nginx is told to reload",
+        without: "a killed backend is named without the process that killed it, a stopped worker without the one that \
+            stopped it, and after a reload upstreams are named from the configuration before it",
         required: false,
         ways: &[&[("signal_sent", Tracepoint("signal_generate"))]],
     },

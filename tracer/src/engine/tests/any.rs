@@ -161,6 +161,7 @@ impl Dice {
             last_received_at: self.maybe(Self::time),
             received: self.count(),
             unread: self.count(),
+            arrived_at: self.maybe(Self::time),
             eof_read_at: self.maybe(Self::time),
             send_error: self.maybe(Self::errno),
             send_blocked_at: self.maybe(Self::time),

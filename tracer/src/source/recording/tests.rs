@@ -114,6 +114,7 @@ fn exchange() -> impl Strategy<Value = Exchange> {
                     last_received_at: times[6],
                     received: bytes[2],
                     unread: bytes[3],
+                    arrived_at: times[11],
                     eof_read_at: times[7],
                     send_error: error,
                     send_blocked_at: times[8],

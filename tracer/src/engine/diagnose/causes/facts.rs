@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use crate::{
     engine::{
         diagnose::{Subject, fact},
-        message::Meaning,
+        message::{Meaning, Said},
         surroundings::{
             DatagramDropped, Death, DropKind, Dropped, IcmpSent, ListenerLife, Locality, ResetSent, SECOND,
             Surroundings, covers, is_orderly, translation_of,
@@ -625,6 +625,36 @@ pub fn how_much_read(exchange: &Exchange) -> Read {
     }
     // Linux answers a close with a reset when anything lies unread: an orderly end means that all was read.
     if is_orderly { Read::All } else { Read::Unknown }
+}
+
+/// nginx says that it was still connecting when its timer ran out, whatever its kernel had come to by then.
+pub fn is_told_connecting(subject: &Subject<'_>) -> bool {
+    subject.said.is_some_and(Said::is_connecting_timeout)
+}
+
+/// When nginx's timer that ended the attempt was due; `None`: its length is not known, or from when it ran.
+pub fn deadline(subject: &Subject<'_>, exchange: &Exchange) -> Option<Ktime> {
+    let limits = subject.limits;
+    let (from, limit) = match subject.attempt.phase {
+        Phase::Connecting => (exchange.connect_at?, limits.connect_timeout_ms?),
+        // While it reads a header nginx does not set the timer anew.
+        // https://github.com/nginx/nginx/blob/release-1.26.0/src/http/ngx_http_upstream.c (ngx_http_upstream_process_header)
+        Phase::Waiting | Phase::Reading if exchange.received == 0 || is_told_header(subject) => {
+            (exchange.last_sent_at?, limits.read_timeout_ms?)
+        }
+        Phase::Reading => (
+            exchange.last_received_at.max(exchange.last_sent_at)?,
+            limits.read_timeout_ms?,
+        ),
+        Phase::Resolving | Phase::Handshaking | Phase::Sending | Phase::Waiting | Phase::Idle => return None,
+    };
+    Some(Ktime(from.0.saturating_add(limit.saturating_mul(1_000_000))))
+}
+
+/// nginx says that the header of the answer was not whole yet.
+fn is_told_header(subject: &Subject<'_>) -> bool {
+    let action = subject.said.and_then(|said| said.action.as_deref());
+    action.is_none_or(|action| action == "reading response header from upstream")
 }
 
 /// nginx's timer that ended the attempt: its name and value as a clause, and as evidence.

@@ -1,7 +1,7 @@
 //! The connection was up and the answer did not come in time: never accepted, slow, stalled, or lost on the way.
 
 use super::facts::{
-    Translated, backend_name, locality, queue_fact, request_fact, timer, translated,
+    Translated, backend_name, deadline, locality, queue_fact, request_fact, timer, translated,
 };
 use crate::{
     engine::{
@@ -179,11 +179,22 @@ fn never_read(subject: &Subject<'_>, exchange: &Exchange, path: &str, around: &S
 /// A backend with a free worker reads what comes sooner than this.
 const NOT_AT_ONCE: u64 = 100_000_000;
 
+/// Over a unix socket what had come is not seen, and the end was so long after nginx's timer had run out that its worker may
+/// not have been running when it did.
+fn may_have_slept(subject: &Subject<'_>, exchange: &Exchange) -> bool {
+    const LATE: u64 = 500_000_000;
+    let late = deadline(subject, exchange).map(|due| exchange.ended_at.since(due));
+    matches!(exchange.peer, Peer::Unix(_)) && late.is_some_and(|late| late > LATE)
+}
+
 fn backend_slow(subject: &Subject<'_>, _: &Surroundings) -> Check {
     let Some(exchange) = waited(subject).filter(|exchange| exchange.received == 0 && exchange.unread == 0)
     else {
         return Check::No;
     };
+    if may_have_slept(subject, exchange) {
+        return Check::No;
+    }
     // A far host that did not even acknowledge, or a window that is shut, is another story.
     if exchange.sent == 0 || exchange.send_window == Some(0) {
         return Check::No;
@@ -312,6 +323,10 @@ fn response_stalled(subject: &Subject<'_>, _: &Surroundings) -> Check {
     };
     // Where sends and reads do not cut, only nginx knows whether an answer had begun.
     if exchange.uncut && subject.said.is_none() {
+        return Check::No;
+    }
+    // What lies unread had come, before or after the timer ran out.
+    if exchange.unread > 0 || may_have_slept(subject, exchange) {
         return Check::No;
     }
     let (timer, mut evidence) = timer(subject);
