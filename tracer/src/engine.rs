@@ -2085,13 +2085,14 @@ impl Engine {
         let Some(balancing) = self.configurations.balancing(attempt.worker, upstream, peer) else {
             return Balanced::default();
         };
+        let master = self.configurations.master_of(attempt.worker);
         let owner = match balancing.is_shared {
             true => self.configurations.siblings(attempt.worker),
             false => Some((attempt.worker, Ktime(0))),
         };
         owner.map_or_else(Balanced::default, |owner| {
             self.balancers
-                .add(self.now, attempt, owner, balancing, counting(attempt))
+                .add(self.now, attempt, (master, owner), balancing, counting(attempt))
         })
     }
 
@@ -2130,17 +2131,22 @@ impl Engine {
                 self.resolver_connections,
             )));
         }
-        outputs.extend(self.findings().into_iter().map(Output::Finding));
+        outputs.extend(
+            self.findings()
+                .into_iter()
+                .map(|(_, finding)| Output::Finding(finding)),
+        );
         outputs.push(Output::Summary(Box::new(self.stats.summary(self.now, in_flight))));
     }
 
-    /// The patterns that stand now.
-    fn findings(&self) -> Vec<Finding> {
+    /// The patterns that stand now, each with the master of its instance.
+    fn findings(&self) -> Vec<(Pid, Finding)> {
         let configurations = &self.configurations;
         let mut findings = self
             .watch
             .findings(|worker, peer| configurations.names(worker, peer, None).limits);
-        findings.extend(self.balancers.findings());
+        let shown = |master, upstream: &str| self.watch.shown(master, upstream);
+        findings.extend(self.balancers.findings(shown));
         findings
     }
 

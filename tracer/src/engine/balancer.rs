@@ -71,7 +71,8 @@ pub struct Balancers {
     upstreams: BTreeMap<String, usize>,
     /// When something was lost last: successes may be missing since.
     lost_at: Ktime,
-    peers: BTreeMap<(String, Peer), Whole>,
+    /// By master, as another instance's upstream of the same name is another one.
+    peers: BTreeMap<(Pid, String, Peer), Whole>,
     /// When the earliest attempt began and the latest ended.
     from: Option<Ktime>,
     until: Ktime,
@@ -79,6 +80,7 @@ pub struct Balancers {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
+    master: Pid,
     owner: Owner,
     upstream: String,
     peer: Peer,
@@ -167,12 +169,12 @@ impl Balancers {
         self.states.take_evicted()
     }
 
-    /// Takes in a finished attempt of that owner.
+    /// Takes in a finished attempt of that owner, a worker (or all) of `master`.
     pub fn add(
         &mut self,
         now: Ktime,
         attempt: &Attempt,
-        owner: Owner,
+        (master, owner): (Pid, Owner),
         balancing: Balancing,
         counting: Counting,
     ) -> Balanced {
@@ -184,6 +186,7 @@ impl Balancers {
             return Balanced::default();
         }
         let key = Key {
+            master,
             owner,
             upstream: upstream.clone(),
             peer: peer.clone(),
@@ -205,7 +208,7 @@ impl Balancers {
     }
 
     fn whole(&mut self, key: &Key) -> Option<&mut Whole> {
-        let place = (key.upstream.clone(), key.peer.clone());
+        let place = (key.master, key.upstream.clone(), key.peer.clone());
         if self.peers.len() >= PEERS && !self.peers.contains_key(&place) {
             return None;
         }
@@ -267,18 +270,19 @@ impl Balancers {
         self.states.expire(now);
     }
 
-    /// The patterns that stand.
-    pub fn findings(&self) -> Vec<Finding> {
+    /// The patterns that stand, each with the master of its instance; `shown` is how an upstream of a master is called.
+    pub fn findings(&self, shown: impl Fn(Pid, &str) -> String) -> Vec<(Pid, Finding)> {
         let watched = self.from.map_or(0, |from| self.until.since(from));
         self.peers
             .iter()
-            .flat_map(|((upstream, peer), whole)| {
+            .flat_map(|((master, upstream, peer), whole)| {
+                let upstream = shown(*master, upstream);
                 let findings = [
-                    whole.left_out(upstream, peer, watched),
-                    whole.spread(upstream, peer),
-                    whole.never_counted(upstream, peer),
+                    whole.left_out(&upstream, peer, watched),
+                    whole.spread(&upstream, peer),
+                    whole.never_counted(&upstream, peer),
                 ];
-                findings.into_iter().flatten()
+                findings.into_iter().flatten().map(|finding| (*master, finding))
             })
             .collect()
     }

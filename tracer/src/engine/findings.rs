@@ -1,10 +1,11 @@
 //! Patterns over many attempts, said at the end of a trace. Few, and only what the numbers prove.
 
+mod ends;
 mod recurrence;
 
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
-use self::recurrence::Recurrences;
+use self::{ends::Ends, recurrence::Recurrences};
 use crate::{
     engine::{
         diagnose::fact,
@@ -13,11 +14,26 @@ use crate::{
         text::{counted, span},
     },
     event::{Ktime, Limits, Peer, Pid},
-    model::{Attempt, Finding, Outcome},
+    model::{Attempt, Confidence, Evidence, FieldValue, Finding, Outcome, Verdict},
 };
 
 /// How many (upstream, peer) pairs are watched.
 const PEERS: usize = 4096;
+
+/// What is put behind an upstream's name where another instance of nginx has one of the same name.
+fn of_instance(master: Pid) -> String {
+    format!(" (nginx {master})")
+}
+
+/// How an upstream of a master is called: by its name, where that is one instance's alone.
+pub fn shown(master: Pid, upstream: &str, is_ambiguous: bool) -> String {
+    let instance = if is_ambiguous {
+        of_instance(master)
+    } else {
+        String::new()
+    };
+    format!("{upstream}{instance}")
+}
 
 /// What a finding about one peer is about.
 pub fn about(upstream: &str, peer: &Peer) -> String {
@@ -29,9 +45,13 @@ pub fn about(upstream: &str, peer: &Peer) -> String {
 pub struct Said {
     looked_at: Ktime,
     /// Those of the last look.
-    seen: BTreeSet<(&'static str, String)>,
-    said: BTreeSet<(&'static str, String)>,
+    seen: BTreeSet<Key>,
+    said: BTreeSet<Key>,
 }
+
+/// A finding, told from others while the trace goes on: by its instance's master, since what it is about may be called
+/// otherwise once another instance has an upstream of the same name.
+type Key = (&'static str, Pid, String);
 
 impl Said {
     /// How often it is looked whether a finding stands.
@@ -47,12 +67,16 @@ impl Said {
     }
 
     /// The findings that are to be said now: those that stood a minute ago already, and were not said yet.
-    pub fn news(&mut self, now: Ktime, findings: Vec<Finding>) -> Vec<Finding> {
+    pub fn news(&mut self, now: Ktime, findings: Vec<(Pid, Finding)>) -> Vec<Finding> {
         self.looked_at = now;
         let mut seen = BTreeSet::new();
         let mut news = Vec::new();
-        for finding in findings {
-            let key = (finding.id, finding.about.clone());
+        for (master, finding) in findings {
+            let key = (
+                finding.id,
+                master,
+                finding.about.replace(&of_instance(master), ""),
+            );
             if finding.attempts < Self::LEAST || self.said.contains(&key) || self.said.len() >= Self::MOST {
                 continue;
             }
@@ -85,6 +109,16 @@ pub struct Watch {
     hidden: BTreeMap<String, u64>,
     n_hidden: u64,
     recurrences: Recurrences,
+    ends: Ends,
+}
+
+/// An upstream of an instance of nginx.
+struct Of<'a> {
+    master: Pid,
+    name: &'a str,
+    /// How it is called.
+    shown: String,
+    peers: &'a BTreeMap<Peer, Tally>,
 }
 
 #[derive(Debug)]
@@ -100,6 +134,9 @@ struct Tally {
     slowed_min: u64,
     slowed_max: u64,
     failures: u64,
+    /// Failures since nothing listened there, and where it listened instead.
+    n_elsewhere: u64,
+    elsewhere: Option<Peer>,
     /// Answers whose status was read, and how many had which status of 500 and more.
     statuses: u64,
     errors: BTreeMap<u16, u64>,
@@ -120,6 +157,7 @@ impl Watch {
             hidden: BTreeMap::new(),
             n_hidden: 0,
             recurrences: Recurrences::default(),
+            ends: Ends::default(),
         }
     }
 
@@ -138,8 +176,9 @@ impl Watch {
         }
         // The balancer's own rhythm is no news.
         if !is_probe {
-            self.recurrences.add(attempt);
+            self.recurrences.add(attempt, master);
         }
+        self.ends.add(attempt, master);
         let (Some(name), Some(peer)) = (&attempt.upstream, &attempt.peer) else {
             return;
         };
@@ -163,6 +202,7 @@ impl Watch {
         tally.worker = attempt.worker;
         tally.attempts += 1;
         tally.failures += u64::from(attempt.outcome.is_failure());
+        tally.add_elsewhere(attempt);
         if attempt.outcome == Outcome::Ok {
             *(if attempt.reused {
                 &mut tally.reused
@@ -212,15 +252,38 @@ impl Watch {
     }
 
     /// The patterns that stand; `limits` says what a worker's configuration holds for a peer.
-    pub fn findings(&self, limits: impl Fn(Pid, &Peer) -> Limits) -> Vec<Finding> {
+    /// Each with the master of its instance; [`Pid`] 0: of all.
+    pub fn findings(&self, limits: impl Fn(Pid, &Peer) -> Limits) -> Vec<(Pid, Finding)> {
         let mut findings = self.idle_timeouts();
         findings.extend(self.one_peer_or_family());
-        findings.extend(self.hidden_failures());
-        findings.extend(self.recurrences.findings());
+        findings.extend(self.one_of_several());
+        findings.extend(
+            self.hidden_failures()
+                .into_iter()
+                .map(|finding| (Pid(0), finding)),
+        );
+        findings.extend(
+            self.recurrences
+                .findings(|master, upstream| self.shown(master, upstream)),
+        );
+        findings.extend(
+            self.ends
+                .findings(|master, upstream| self.shown(master, upstream)),
+        );
         findings.extend(self.never_kept(limits));
         findings.extend(self.slowed_connects());
         findings.extend(self.answered_with_errors());
         findings
+    }
+
+    /// How an upstream of a master is called.
+    pub fn shown(&self, master: Pid, upstream: &str) -> String {
+        let n_instances = self
+            .upstreams
+            .values()
+            .filter(|names| names.contains_key(upstream))
+            .count();
+        shown(master, upstream, n_instances > 1)
     }
 
     /// How many entries it holds.
@@ -231,22 +294,27 @@ impl Watch {
             + self.early.len()
             + self.hidden.len()
             + self.recurrences.len()
+            + self.ends.len()
     }
 
     /// All races of a peer at one idle time: that time is the backend's keep-alive timeout.
-    fn idle_timeouts(&self) -> Vec<Finding> {
+    fn idle_timeouts(&self) -> Vec<(Pid, Finding)> {
         let is_one_time = |tally: &Tally| {
             let mean = u64::try_from(tally.idle_sum / u128::from(tally.races.max(1))).unwrap_or(u64::MAX);
             tally.races >= 5 && (tally.idle_max - tally.idle_min).saturating_mul(10) < mean
         };
-        let of = |(upstream, peer, tally): (&str, &Peer, &Tally)| {
+        self.of_peers(|of, peer, tally| {
+            if !is_one_time(tally) {
+                return None;
+            }
+            let upstream = &of.shown;
             let mean = u64::try_from(tally.idle_sum / u128::from(tally.races.max(1))).unwrap_or(u64::MAX);
             let (least, mean, most) = (
                 span(tally.idle_min * 1000),
                 span(mean.saturating_mul(1000)),
                 span(tally.idle_max.saturating_mul(1000)),
             );
-            Finding {
+            Some(Finding {
                 id: "keepalive-races-at-one-idle-time",
                 about: about(upstream, peer),
                 at: None,
@@ -256,45 +324,98 @@ impl Watch {
                     counted(tally.races, "keepalive race")
                 ),
                 remedy: format!(
-                    "set keepalive_timeout in upstream {upstream} below {mean}, or raise the backend's keep-alive timeout \
-                     above nginx's"
+                    "set keepalive_timeout in upstream {} below {mean}, or raise the backend's keep-alive timeout \
+                     above nginx's",
+                    of.name
                 ),
                 attempts: tally.races,
                 evidence: vec![
                     fact(None, "tcp", format!("idle time {least} to {most}, mean {mean}"))
-                        .text("upstream", upstream)
+                        .text("upstream", of.name)
                         .text("peer", peer.to_string())
                         .count("idle_min_us", tally.idle_min)
                         .count("idle_max_us", tally.idle_max),
                 ],
-            }
-        };
-        self.peers()
-            .filter(|(.., tally)| is_one_time(tally))
-            .map(of)
+            })
+        })
+    }
+
+    /// What `of` finds of each peer.
+    fn of_peers(&self, of: impl Fn(&Of<'_>, &Peer, &Tally) -> Option<Finding>) -> Vec<(Pid, Finding)> {
+        self.upstreams()
+            .flat_map(|upstream| {
+                let found = upstream
+                    .peers
+                    .iter()
+                    .filter_map(|(peer, tally)| of(&upstream, peer, tally));
+                let found: Vec<_> = found.map(|finding| (upstream.master, finding)).collect();
+                found
+            })
             .collect()
     }
 
-    fn peers(&self) -> impl Iterator<Item = (&str, &Peer, &Tally)> {
-        self.upstreams()
-            .flat_map(|(upstream, peers)| peers.iter().map(move |(peer, tally)| (upstream, peer, tally)))
+    fn upstreams(&self) -> impl Iterator<Item = Of<'_>> {
+        self.upstreams.iter().flat_map(move |(master, names)| {
+            names.iter().map(move |(name, peers)| Of {
+                master: *master,
+                name,
+                shown: self.shown(*master, name),
+                peers,
+            })
+        })
     }
 
-    fn upstreams(&self) -> impl Iterator<Item = (&str, &BTreeMap<Peer, Tally>)> {
-        let of_instances = self.upstreams.values().flatten();
-        of_instances.map(|(upstream, peers)| (upstream.as_str(), peers))
+    /// Peers of which nginx has several where there is one backend, as for `localhost`: where one of them is, nothing ever
+    /// listened, and the listener found there instead is another one of them, which answers.
+    fn one_of_several(&self) -> Vec<(Pid, Finding)> {
+        self.of_peers(|of, peer, tally| {
+            let listens = tally.elsewhere.as_ref()?;
+            let answers = of.peers.get(listens).filter(|other| other.new + other.reused > 0)?;
+            let is_always = tally.new + tally.reused == 0 && tally.n_elsewhere == tally.failures;
+            if !is_always || listens == peer {
+                return None;
+            }
+            let shown = &of.shown;
+            Some(Finding {
+                id: "one-backend-several-peers",
+                about: about(shown, peer),
+                at: None,
+                summary: format!(
+                    "nginx takes {shown} for several peers where there is one backend: nothing listens on {peer} ({}), it \
+                     listens on {listens} ({} succeeded); what disables that one for a moment leaves no peer",
+                    counted(tally.failures, "failure"),
+                    counted(answers.new + answers.reused, "attempt"),
+                ),
+                remedy: format!(
+                    "name {listens} alone in nginx's configuration (a name like localhost is all of its addresses), or let \
+                     the backend listen on {peer} too"
+                ),
+                attempts: tally.failures,
+                evidence: vec![
+                    fact(None, "listener", format!("{listens} listens, {peer} does not"))
+                        .text("upstream", of.name)
+                        .text("peer", peer.to_string())
+                        .text("address", listens.to_string())
+                        .count("failures", tally.failures),
+                ],
+            })
+        })
     }
 
     /// All failures of an upstream on one peer, or on one address family, while the others had none.
-    fn one_peer_or_family(&self) -> Vec<Finding> {
+    fn one_peer_or_family(&self) -> Vec<(Pid, Finding)> {
         self.upstreams()
-            .filter_map(|(upstream, peers)| one_sided(upstream, &peers.iter().collect::<Vec<_>>()))
+            .filter_map(|of| {
+                let peers: Vec<_> = of.peers.iter().collect();
+                Some((of.master, one_sided(&of.shown, &peers)?))
+            })
             .collect()
     }
 
     /// `keepalive` in an upstream whose connections nothing ever keeps, since nginx asks for each to be closed.
-    fn never_kept(&self, limits: impl Fn(Pid, &Peer) -> Limits) -> Vec<Finding> {
-        let of = |(upstream, peers): (&str, &BTreeMap<Peer, Tally>)| {
+    fn never_kept(&self, limits: impl Fn(Pid, &Peer) -> Limits) -> Vec<(Pid, Finding)> {
+        let found = |of: Of<'_>| {
+            let (upstream, peers) = (&of.shown, of.peers);
             let new: u64 = peers.values().map(|tally| tally.new).sum();
             if new < 20 || peers.values().any(|tally| tally.reused > 0) {
                 return None;
@@ -308,9 +429,9 @@ impl Watch {
                 keepalive = Some(limits.keepalive.filter(|size| *size > 0)?);
             }
             let keepalive = keepalive?;
-            Some(Finding {
+            let finding = Finding {
                 id: "keepalive-never-used",
-                about: upstream.to_owned(),
+                about: upstream.clone(),
                 at: None,
                 summary: format!(
                     "upstream {upstream} has keepalive {keepalive}, yet {} were all on new connections: nginx asks the \
@@ -318,9 +439,10 @@ impl Watch {
                     counted(new, "successful attempt")
                 ),
                 remedy: format!(
-                    "where requests are passed to {upstream}, set proxy_http_version 1.1 and proxy_set_header Connection \
+                    "where requests are passed to {}, set proxy_http_version 1.1 and proxy_set_header Connection \
                      \"\" (in the same place as its other proxy_set_header lines), or fastcgi_keep_conn on; uwsgi and \
-                     scgi keep no connections"
+                     scgi keep no connections",
+                    of.name
                 ),
                 attempts: new,
                 evidence: vec![
@@ -329,23 +451,28 @@ impl Watch {
                         "nginx",
                         format!("0 of {new} reused a connection; keepalive {keepalive}"),
                     )
-                    .text("upstream", upstream)
+                    .text("upstream", of.name)
                     .count("new_connections", new)
                     .count("keepalive", u64::from(keepalive)),
                 ],
-            })
+            };
+            Some((of.master, finding))
         };
-        self.upstreams().filter_map(of).collect()
+        self.upstreams().filter_map(found).collect()
     }
 
     /// Connections that took a second and more, since SYNs or their answers were lost.
-    fn slowed_connects(&self) -> Vec<Finding> {
-        let of = |(upstream, peer, tally): (&str, &Peer, &Tally)| {
+    fn slowed_connects(&self) -> Vec<(Pid, Finding)> {
+        self.of_peers(|of, peer, tally| {
+            if tally.slowed < 5 {
+                return None;
+            }
+            let upstream = &of.shown;
             let (least, most) = (
                 span(tally.slowed_min * 1000),
                 span(tally.slowed_max.saturating_mul(1000)),
             );
-            Finding {
+            Some(Finding {
                 id: "connects-slowed-by-lost-syns",
                 about: about(upstream, peer),
                 at: None,
@@ -370,22 +497,22 @@ impl Watch {
                         "tcp",
                         format!("{} of {} connections", tally.slowed, tally.new),
                     )
-                    .text("upstream", upstream)
+                    .text("upstream", of.name)
                     .text("peer", peer.to_string())
                     .count("connect_min_us", tally.slowed_min)
                     .count("connect_max_us", tally.slowed_max),
                 ],
-            }
-        };
-        self.peers()
-            .filter(|(.., tally)| tally.slowed >= 5)
-            .map(of)
-            .collect()
+            })
+        })
     }
 
     /// Errors that are the backend's own answers, about which nginx logs nothing.
-    fn answered_with_errors(&self) -> Vec<Finding> {
-        let of = |(upstream, peer, tally): (&str, &Peer, &Tally)| {
+    fn answered_with_errors(&self) -> Vec<(Pid, Finding)> {
+        self.of_peers(|of, peer, tally| {
+            if tally.errors.is_empty() {
+                return None;
+            }
+            let upstream = &of.shown;
             let errors: u64 = tally.errors.values().sum();
             let by_status: Vec<String> = tally
                 .errors
@@ -398,11 +525,11 @@ impl Watch {
                 "http",
                 format!("{errors} of {} answers whose status was read", tally.statuses),
             )
-            .text("upstream", upstream)
+            .text("upstream", of.name)
             .text("peer", peer.to_string())
             .text("statuses", by_status.clone())
             .count("answers", tally.statuses);
-            Finding {
+            Some(Finding {
                 id: "answered-with-error",
                 about: about(upstream, peer),
                 at: None,
@@ -416,12 +543,8 @@ impl Watch {
                     .to_owned(),
                 attempts: errors,
                 evidence: vec![evidence],
-            }
-        };
-        self.peers()
-            .filter(|(.., tally)| !tally.errors.is_empty())
-            .map(of)
-            .collect()
+            })
+        })
     }
 
     fn hidden_failures(&self) -> Vec<Finding> {
@@ -474,6 +597,8 @@ impl Tally {
             slowed_min: 0,
             slowed_max: 0,
             failures: 0,
+            n_elsewhere: 0,
+            elsewhere: None,
             statuses: 0,
             errors: BTreeMap::new(),
             races: 0,
@@ -481,6 +606,20 @@ impl Tally {
             idle_max: 0,
             idle_sum: 0,
         }
+    }
+
+    fn add_elsewhere(&mut self, attempt: &Attempt) {
+        let is_elsewhere =
+            |cause: &&Verdict| cause.id == "listener-elsewhere" && cause.confidence == Confidence::Confirmed;
+        let Some(cause) = attempt.cause.as_ref().filter(is_elsewhere) else {
+            return;
+        };
+        self.n_elsewhere += 1;
+        let address = |fact: &Evidence| match fact.fields.get("address") {
+            Some(FieldValue::Text(address)) => address.parse().ok(),
+            _ => None,
+        };
+        self.elsewhere = cause.evidence.iter().find_map(address);
     }
 
     fn add_status(&mut self, attempt: &Attempt) {

@@ -39,9 +39,13 @@ impl Lab {
 
     fn add(&mut self, owner: Owner, attempt: Attempt, counting: Counting) -> bool {
         self.balancers.pass(&attempt);
-        let Balanced { note, is_probe } =
-            self.balancers
-                .add(attempt.ended_at, &attempt, owner, self.balancing, counting);
+        let Balanced { note, is_probe } = self.balancers.add(
+            attempt.ended_at,
+            &attempt,
+            (Pid(800), owner),
+            self.balancing,
+            counting,
+        );
         self.said
             .extend(note.map(|note| format!("{} {}", note.kind, note.text)));
         is_probe
@@ -87,12 +91,12 @@ impl Lab {
         std::mem::take(&mut self.said)
     }
 
+    fn findings_of(&self) -> Vec<(Pid, Finding)> {
+        self.balancers.findings(|_, upstream| upstream.to_owned())
+    }
+
     fn findings(&self) -> Vec<&'static str> {
-        self.balancers
-            .findings()
-            .iter()
-            .map(|finding| finding.id)
-            .collect()
+        self.findings_of().iter().map(|(_, finding)| finding.id).collect()
     }
 }
 
@@ -245,7 +249,7 @@ fn a_peer_that_is_out_much_of_the_time_is_a_finding() {
         lab.succeed(WORKER, begin + 21.0);
     }
     assert_eq!(lab.findings(), ["peer-left-out"]);
-    let finding = &lab.balancers.findings()[0];
+    let finding = &lab.findings_of()[0].1;
     assert_eq!(
         finding.summary,
         "one worker left 127.0.0.1:3000 out of api 37 % of the time (110.0 s in 10 outages), 100 % of it for what is not its \

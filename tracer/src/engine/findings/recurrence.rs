@@ -1,13 +1,13 @@
 //! Failures that come back again and again after the same time, while others succeed in between.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque, btree_map::Entry};
 
 use crate::{
     engine::{
         diagnose::fact,
         text::{counted, span},
     },
-    event::Ktime,
+    event::{Ktime, Pid},
     model::{Attempt, Finding, Outcome},
 };
 
@@ -25,8 +25,9 @@ const ENOUGH: usize = 7;
 /// When failures of one cause at one upstream began and began again.
 #[derive(Debug, Default)]
 pub struct Recurrences {
-    upstreams: BTreeMap<String, u64>,
-    bursts: BTreeMap<(String, &'static str), Bursts>,
+    /// By master, as another instance's upstream of the same name is another one.
+    upstreams: BTreeMap<(Pid, String), u64>,
+    bursts: BTreeMap<(Pid, String, &'static str), Bursts>,
 }
 
 #[derive(Debug, Default)]
@@ -38,19 +39,16 @@ struct Bursts {
 }
 
 impl Recurrences {
-    /// Takes in a finished attempt.
-    pub fn add(&mut self, attempt: &Attempt) {
+    /// Takes in a finished attempt of a worker of `master`.
+    pub fn add(&mut self, attempt: &Attempt, master: Pid) {
         let Some(upstream) = &attempt.upstream else {
             return;
         };
-        if !self.upstreams.contains_key(upstream) {
-            if self.upstreams.len() >= KEYS {
-                return;
-            }
-            self.upstreams.insert(upstream.clone(), 0);
-        }
-        let Some(successes) = self.upstreams.get_mut(upstream) else {
-            return;
+        let is_full = self.upstreams.len() >= KEYS;
+        let successes = match self.upstreams.entry((master, upstream.clone())) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(_) if is_full => return,
+            Entry::Vacant(place) => place.insert(0),
         };
         if attempt.outcome == Outcome::Ok {
             *successes += 1;
@@ -59,7 +57,7 @@ impl Recurrences {
         let (true, Some(cause)) = (attempt.outcome.is_failure(), &attempt.cause) else {
             return;
         };
-        let key = (upstream.clone(), cause.id);
+        let key = (master, upstream.clone(), cause.id);
         if self.bursts.len() >= KEYS && !self.bursts.contains_key(&key) {
             return;
         }
@@ -74,12 +72,13 @@ impl Recurrences {
         self.upstreams.len() + self.bursts.len()
     }
 
-    /// The patterns that stand.
-    pub fn findings(&self) -> Vec<Finding> {
-        let of = |((upstream, cause), bursts): (&(String, &'static str), &Bursts)| {
+    /// The patterns that stand; `shown` is how an upstream of a master is called.
+    pub fn findings(&self, shown: impl Fn(Pid, &str) -> String) -> Vec<(Pid, Finding)> {
+        let of = |((master, name, cause), bursts): (&(Pid, String, &'static str), &Bursts)| {
             let period = bursts.period()?;
+            let upstream = shown(*master, name);
             let (n, every) = (bursts.begins.len() as u64, span(period));
-            Some(Finding {
+            let finding = Finding {
                 id: "failures-recur",
                 about: format!("{upstream}: {cause}"),
                 at: None,
@@ -96,12 +95,13 @@ impl Recurrences {
                 attempts: bursts.failures,
                 evidence: vec![
                     fact(None, "nginx", format!("{n} bursts, {every} apart"))
-                        .text("upstream", upstream.clone())
+                        .text("upstream", name.clone())
                         .text("cause", *cause)
                         .count("bursts", n)
                         .count("period_us", period / 1000),
                 ],
-            })
+            };
+            Some((*master, finding))
         };
         self.bursts.iter().filter_map(of).collect()
     }
