@@ -1,7 +1,7 @@
 //! Typed reads of kernel structures through the offsets of the running kernel. All unsafe reads of kernel memory
 //! are here: a load through a pointer whose type the verifier knows, else `bpf_probe_read_kernel`; neither can fault.
 
-use core::mem::MaybeUninit;
+use core::{hint::black_box, mem::MaybeUninit};
 
 use aya_ebpf::{
     EbpfContext,
@@ -680,21 +680,24 @@ pub fn take_received(into: &mut [u8; RESPONSE_LEN], n: u32) -> u16 {
     }
 }
 
-/// As [`take_received`], behind the first `taken` bytes of `into`.
+/// As [`take_received`], behind the first `taken` bytes of `into`, if they are less than half of it, and less than as much
+/// again.
 #[inline(always)]
 pub fn take_more(into: &mut [u8; RESPONSE_LEN], taken: u16, n: u32) -> u16 {
+    const MASK: u64 = RESPONSE_LEN as u64 / 2 - 1;
     let registers = registers_in(setting!(number_recvfrom));
-    let taken = usize::from(taken);
-    if registers == 0 || taken >= RESPONSE_LEN {
+    if registers == 0 || u64::from(taken) > MASK {
         return 0;
     }
-    let room = (RESPONSE_LEN - taken) as u32;
-    let len = if n > room { room } else { n };
+    let n = u64::from(n);
+    // The verifier of 5.10 follows bounds by masks; the compiler must not see that they change nothing.
+    let taken = black_box(u64::from(taken)) & MASK;
+    let len = black_box(if n > MASK { MASK } else { n }) & MASK;
     // SAFETY: the helper checks the address, and writes no more than `len` bytes, which `into` has behind `taken`.
     let failed = unsafe {
         generated::bpf_probe_read_user(
-            into.as_mut_ptr().add(taken).cast(),
-            len,
+            into.as_mut_ptr().add(taken as usize).cast(),
+            len as u32,
             argument(registers, 1) as *const c_void,
         )
     };

@@ -388,6 +388,9 @@ impl Kernel {
             match self.attach_way(way, btf, executables) {
                 Ok(()) => {
                     let points: Vec<String> = way.iter().map(|(_, attach)| attach.describe()).collect();
+                    if !whys.is_empty() {
+                        log::info!("{}: not as on newer kernels: {}", hook.sees, whys.join("; "));
+                    }
                     return Ok(points.join(", "));
                 }
                 Err(why) if whys.contains(&why) => {}
