@@ -680,19 +680,20 @@ pub fn take_received(into: &mut [u8; RESPONSE_LEN], n: u32) -> u16 {
     }
 }
 
-/// As [`take_received`], behind the first `taken` bytes of `into`, if they are less than half of it, and less than as much
-/// again.
+/// As [`take_received`], behind the first `taken` bytes of `into`.
 #[inline(always)]
 pub fn take_more(into: &mut [u8; RESPONSE_LEN], taken: u16, n: u32) -> u16 {
-    const MASK: u64 = RESPONSE_LEN as u64 / 2 - 1;
+    const MASK: u64 = RESPONSE_LEN as u64 - 1;
     let registers = registers_in(setting!(number_recvfrom));
-    if registers == 0 || u64::from(taken) > MASK {
+    let (taken, n) = (u64::from(taken), u64::from(n));
+    if registers == 0 || taken == 0 || taken > MASK {
         return 0;
     }
-    let n = u64::from(n);
-    // The verifier of 5.10 follows bounds by masks; the compiler must not see that they change nothing.
-    let taken = black_box(u64::from(taken)) & MASK;
-    let len = black_box(if n > MASK { MASK } else { n }) & MASK;
+    let room = RESPONSE_LEN as u64 - taken;
+    // The verifier of 5.10 follows bounds by masks, each for itself; the compiler must not see that they change nothing. What
+    // would be written behind `response` if both were at their most is `request`'s.
+    let len = black_box(if n > room { room } else { n }) & MASK;
+    let taken = black_box(taken) & MASK;
     // SAFETY: the helper checks the address, and writes no more than `len` bytes, which `into` has behind `taken`.
     let failed = unsafe {
         generated::bpf_probe_read_user(

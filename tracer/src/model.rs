@@ -250,6 +250,18 @@ pub struct Client {
     pub cut: bool,
 }
 
+impl Client {
+    /// What it got, in a word: `502`, `cut`, or `unread` for an answer whose status could not be read.
+    #[must_use]
+    pub fn got(&self) -> String {
+        match (self.cut, self.status) {
+            (true, _) => "cut".to_owned(),
+            (false, Some(status)) => status.to_string(),
+            (false, None) => "unread".to_owned(),
+        }
+    }
+}
+
 /// One try by nginx to get an answer from one peer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attempt {
@@ -411,6 +423,8 @@ pub struct Summary {
     pub answered_with_error: Option<u64>,
     /// Answers whose status was not read.
     pub statuses_unread: u64,
+    /// What clients got right after failures, and how often: `502`, `cut`, `unread`.
+    pub clients_got: BTreeMap<String, u64>,
     /// Counts.
     pub counts: BTreeMap<SummaryKey, u64>,
     /// `connect_us`, `first_byte_us`, `total_us` by upstream name.

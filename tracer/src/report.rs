@@ -337,6 +337,18 @@ impl Report {
             .sum()
     }
 
+    /// What clients got after failures, and how often: see [`crate::model::Summary::clients_got`].
+    #[must_use]
+    pub fn clients_got(&self) -> BTreeMap<String, u64> {
+        let mut all = BTreeMap::new();
+        for summary in self.summaries() {
+            for (got, n) in &summary.clients_got {
+                *all.entry(got.clone()).or_insert(0) += n;
+            }
+        }
+        all
+    }
+
     /// Answers whose status was not read.
     #[must_use]
     pub fn statuses_unread(&self) -> u64 {

@@ -101,6 +101,8 @@ pub struct Watch {
     /// Per master, as another instance's upstream of the same name is another one.
     upstreams: BTreeMap<Pid, BTreeMap<String, BTreeMap<Peer, Tally>>>,
     n_peers: usize,
+    /// How many masters have an upstream of a name.
+    masters: BTreeMap<String, usize>,
     /// Recent failures by attempt number: the attempt they retried.
     chain: Keyed<u64, Option<u64>>,
     /// Successes that were written before the failure they retried, which waited for its cause: the upstream by that failure's
@@ -152,6 +154,7 @@ impl Watch {
         Self {
             upstreams: BTreeMap::new(),
             n_peers: 0,
+            masters: BTreeMap::new(),
             chain: Keyed::new(capacity, 300_000_000_000),
             early: Keyed::new(capacity.min(4096), 5_000_000_000),
             hidden: BTreeMap::new(),
@@ -188,9 +191,13 @@ impl Watch {
             Entry::Vacant(_) if is_full => return,
             Entry::Vacant(place) => place.insert(BTreeMap::new()),
         };
+        let is_new = !names.contains_key(name);
         let Some(peers) = by_name(names, name, if is_full { 0 } else { PEERS }) else {
             return;
         };
+        if is_new {
+            *self.masters.entry(name.clone()).or_insert(0) += 1;
+        }
         let tally = match peers.entry(peer.clone()) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) if !is_full => {
@@ -278,17 +285,13 @@ impl Watch {
 
     /// How an upstream of a master is called.
     pub fn shown(&self, master: Pid, upstream: &str) -> String {
-        let n_instances = self
-            .upstreams
-            .values()
-            .filter(|names| names.contains_key(upstream))
-            .count();
-        shown(master, upstream, n_instances > 1)
+        let is_shared = self.masters.get(upstream).is_some_and(|masters| *masters > 1);
+        shown(master, upstream, is_shared)
     }
 
     /// How many entries it holds.
     pub fn len(&self) -> usize {
-        self.upstreams().count()
+        self.masters.values().sum::<usize>()
             + self.n_peers
             + self.chain.len()
             + self.early.len()

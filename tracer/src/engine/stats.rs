@@ -22,6 +22,7 @@ pub struct Stats {
     answered_with_error: u64,
     statuses_read: u64,
     statuses_unread: u64,
+    clients_got: BTreeMap<String, u64>,
     /// Attempts whose upstream has no name.
     nameless: Counts,
     named: BTreeMap<String, Counts>,
@@ -55,6 +56,9 @@ impl Stats {
                 Some(_) => self.statuses_read += 1,
                 None => self.statuses_unread += 1,
             }
+        }
+        if let Some(client) = attempt.client.filter(|_| attempt.outcome.is_failure()) {
+            *self.clients_got.entry(client.got()).or_insert(0) += 1;
         }
         *self.count_like(attempt) += 1;
         if let Some(upstream) = &attempt.upstream {
@@ -100,6 +104,7 @@ impl Stats {
             answered_with_error: (self.statuses_read > 0 || self.statuses_unread == 0)
                 .then_some(self.answered_with_error),
             statuses_unread: self.statuses_unread,
+            clients_got: self.clients_got.clone(),
             counts: self.counts(),
             latency: self.latency(),
             lost: self.lost.clone(),

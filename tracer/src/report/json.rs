@@ -89,6 +89,7 @@ pub fn json(report: &Report) -> Value {
         "in_flight": report.in_flight(),
         "answered_with_error": report.answered_with_error(),
         "statuses_unread": report.statuses_unread(),
+        "clients_got": report.clients_got(),
         "upstreams": upstreams,
         "peers": peers,
         "timeline": stories,

@@ -9,7 +9,7 @@ use crate::{
     sink::schema::Event,
     view::{
         Look,
-        closing::{finding, labelled, table, unread},
+        closing::{clients, finding, labelled, table, unread},
         text::{Style, count, pad, printable, span, thousands, width, wrap},
     },
 };
@@ -253,6 +253,9 @@ fn event_line(event: &Event, look: &Look) -> String {
 }
 
 fn closing(out: &mut String, report: &Report, look: &Look) {
+    if let Some(text) = clients(&report.clients_got()) {
+        labelled(out, "clients", &text, look, |_, text| text.to_owned());
+    }
     if let Some(text) = unread(report.answered_with_error(), report.statuses_unread()) {
         labelled(out, "not seen", &text, look, |_, text| text.to_owned());
     }

@@ -368,6 +368,9 @@ pub struct Summary {
     /// Answers whose status was not read: encrypted or in HTTP/2, to requests that were sent before the trace began, or not
     /// in the first bytes of the answer.
     pub statuses_unread: u64,
+    /// What clients got right after failures, and how often: a status, `cut` (their connection was closed without the rest of
+    /// an answer), or `unread`. Failures hidden by a retry are in none.
+    pub clients_got: BTreeMap<String, u64>,
     /// Attempts by upstream, peer, outcome and cause.
     pub counts: Vec<Count>,
     /// Latency histograms by upstream.
@@ -675,6 +678,7 @@ impl Summary {
             in_flight: summary.in_flight,
             answered_with_error: summary.answered_with_error,
             statuses_unread: summary.statuses_unread,
+            clients_got: summary.clients_got.clone(),
             counts: summary
                 .counts
                 .iter()

@@ -1,6 +1,6 @@
 //! The opening lines and the closing summary.
 
-use std::{cmp::Reverse, fmt::Write};
+use std::{cmp::Reverse, collections::BTreeMap, fmt::Write};
 
 use super::{
     Look, loss_classes,
@@ -106,6 +106,23 @@ pub fn unread(answered_with_error: Option<u64>, statuses_unread: u64) -> Option<
     }
 }
 
+/// What clients got after failures: `got 502 (40), a cut connection (2)`.
+#[must_use]
+pub fn clients(clients_got: &BTreeMap<String, u64>) -> Option<String> {
+    let got: Vec<String> = clients_got
+        .iter()
+        .map(|(got, n)| {
+            let got = match got.as_str() {
+                "cut" => "a cut connection",
+                "unread" => "an answer that could not be read",
+                status => status,
+            };
+            format!("{got} ({})", thousands(*n))
+        })
+        .collect();
+    (!got.is_empty()).then(|| format!("got {}", got.join(", ")))
+}
+
 /// Says how it went: by upstream and cause, the findings, what was lost, and the files.
 #[must_use]
 pub fn closing(
@@ -156,6 +173,9 @@ pub fn closing(
             let _ = writeln!(out, "{}{line}", style.dim(&pad(&format!("  {name}"), 12)));
         }
     };
+    if let Some(text) = clients(&summary.clients_got) {
+        label("clients", &text, false);
+    }
     if let Some(text) = unread(summary.answered_with_error, summary.statuses_unread) {
         label("not seen", &text, false);
     }

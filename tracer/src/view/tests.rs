@@ -285,6 +285,7 @@ fn summary() -> Summary {
         in_flight: 2,
         answered_with_error: None,
         statuses_unread: 7,
+        clients_got: [("502".to_owned(), 40), ("cut".to_owned(), 2)].into(),
         counts: BTreeMap::from([
             (key("api", 3000, "ok", None), 9_950),
             (key("api", 3000, "refused", Some("listener-died")), 200),

@@ -53,6 +53,7 @@ fn summary() -> model::Summary {
         in_flight: 1,
         answered_with_error: None,
         statuses_unread: 0,
+        clients_got: BTreeMap::from([("502".to_owned(), 2)]),
         counts: BTreeMap::from([
             (key("ok", None), 1),
             (key("refused", Some("listener-died")), 1),

@@ -1,6 +1,6 @@
 //! The backend's process ended, or stopped serving, with this connection in its hands.
 
-use super::facts::{End, closing_facts, end_of, listener_closed_fact, told_numbers};
+use super::facts::{End, answered, closing_facts, end_of, listener_closed_fact, told_numbers};
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject, fact},
@@ -242,7 +242,7 @@ impl Closing<'_> {
 fn in_hand(exchange: &Exchange) -> String {
     let read = exchange.backend.as_ref().map_or(0, |backend| backend.read);
     if exchange.received > 0 {
-        format!("after {} bytes of the answer", exchange.received)
+        format!("after {}", answered(exchange))
     } else if read > 0 {
         format!(
             "{} after it read this request",

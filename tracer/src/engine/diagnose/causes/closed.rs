@@ -2,7 +2,7 @@
 //! (decisions.md 3), and the rows for far hosts, where no more can be seen.
 
 use super::{
-    facts::{Read, backend_name, closing_facts, how_much_read, locality},
+    facts::{Read, answered, backend_name, closing_facts, how_much_read, is_upgraded, locality},
     refused::remote,
 };
 use crate::{
@@ -361,7 +361,7 @@ fn closed_mid_response(subject: &Subject<'_>, _: &Surroundings) -> Check {
         fact(
             at,
             "tcp",
-            format!("last of {} bytes of the answer", exchange.received),
+            format!("last of {}", answered(exchange)),
         )
         .count("received", exchange.received)
     }));
@@ -371,9 +371,10 @@ fn closed_mid_response(subject: &Subject<'_>, _: &Surroundings) -> Check {
         "closed"
     };
     let summary = format!(
-        "{} {how} after {} bytes of the answer, before it was complete.",
+        "{} {how} after {}{}.",
         backend_name(exchange.backend.as_ref()),
-        exchange.received
+        answered(exchange),
+        if is_upgraded(exchange) { "" } else { ", before it was complete" }
     );
     Stand::confirmed(summary, evidence).into()
 }

@@ -11,7 +11,7 @@ use crate::{
             DatagramDropped, Death, DropKind, Dropped, IcmpSent, ListenerLife, Locality, ResetSent, SECOND,
             Surroundings, covers, is_orderly, translation_of,
         },
-        text::{between, ended, process, signal_name, span},
+        text::{between, counted, ended, process, signal_name, span},
     },
     event::{
         Answer, Backend, Errno, Exchange, Exit, Ktime, Listener, Netns, Peer, Question, ResetBy, Task, Told,
@@ -649,6 +649,20 @@ pub fn deadline(subject: &Subject<'_>, exchange: &Exchange) -> Option<Ktime> {
         Phase::Resolving | Phase::Handshaking | Phase::Sending | Phase::Waiting | Phase::Idle => return None,
     };
     Some(Ktime(from.0.saturating_add(limit.saturating_mul(1_000_000))))
+}
+
+/// Whether the backend had agreed to an upgrade (WebSocket): what came after that is no answer.
+pub fn is_upgraded(exchange: &Exchange) -> bool {
+    exchange.head.as_ref().and_then(|head| head.status) == Some(101)
+}
+
+/// What had come from the backend: `228 bytes of the answer`.
+pub fn answered(exchange: &Exchange) -> String {
+    let what = match is_upgraded(exchange) {
+        true => "on the upgraded connection",
+        false => "of the answer",
+    };
+    format!("{} {what}", counted(exchange.received, "byte"))
 }
 
 /// nginx says that the header of the answer was not whole yet.

@@ -1,7 +1,7 @@
 //! The connection was up and the answer did not come in time: never accepted, slow, stalled, or lost on the way.
 
 use super::facts::{
-    Translated, backend_name, deadline, locality, queue_fact, request_fact, timer, translated,
+    Translated, answered, backend_name, deadline, locality, queue_fact, request_fact, timer, translated,
 };
 use crate::{
     engine::{
@@ -334,11 +334,11 @@ fn response_stalled(subject: &Subject<'_>, _: &Surroundings) -> Check {
     let Some(last) = exchange.last_received_at else {
         return Check::No;
     };
-    let text = format!("last of {} bytes of the answer", exchange.received);
+    let text = format!("last of {}", answered(exchange));
     evidence.push(fact(last, "tcp", text).count("received", exchange.received));
     let summary = format!(
-        "{} bytes of the answer came, then nothing for {}; {timer}.",
-        exchange.received,
+        "{} came, then nothing for {}; {timer}.",
+        answered(exchange),
         between(last, exchange.ended_at)
     );
     Stand::confirmed(summary, evidence).into()
