@@ -559,6 +559,8 @@ pub struct Fill {
 pub enum NginxStep {
     /// SIGSTOP to the workers.
     StopWorkers,
+    /// SIGSTOP to each of the workers while it waits for events.
+    StopWaitingWorkers,
     /// SIGCONT to the workers.
     ContinueWorkers,
     /// SIGKILL to the workers.

@@ -393,6 +393,13 @@ fn workers_without_a_master_are_found() {
     needs_nginx!();
     let mut nginx = Throwaway::start(&plain());
     let before = nginx.with_workers(2);
+    // Without its master a worker is known by its title alone, which it gives itself.
+    for worker in &before.instance.workers {
+        eventually("its title", || {
+            let title = fs::read_to_string(format!("/proc/{worker}/cmdline")).ok()?;
+            title.starts_with("nginx: worker process").then_some(())
+        });
+    }
     nginx.child.kill().expect("it lives");
     nginx.child.wait().expect("it ended");
     let after = found(before.instance.workers[0]);

@@ -213,6 +213,32 @@ impl Nginx {
         Ok(())
     }
 
+    /// Stops each worker while it waits for events: one that is stopped at its work looks for them when it goes on, before it
+    /// looks at its timers.
+    pub fn stop_waiting_workers(&self) -> Result<()> {
+        for worker in self.workers() {
+            wait_for(format!("worker {worker} to wait for events"), PATIENCE, || {
+                kill(as_pid(worker), Signal::SIGSTOP).map_err(|errno| errno.to_string())?;
+                wait_for(format!("worker {worker} to stop"), PATIENCE, || {
+                    match state(worker) {
+                        Some('T') => Ok(()),
+                        state => Err(format!("it is in state {state:?}")),
+                    }
+                })
+                .map_err(|error| format!("{error:#}"))?;
+                let call = fs::read_to_string(format!("/proc/{worker}/syscall"))
+                    .map_err(|error| error.to_string())?;
+                let number = call.split(' ').next().and_then(|number| number.parse().ok());
+                if number.is_some_and(|number| WAITS.contains(&number)) {
+                    return Ok(());
+                }
+                kill(as_pid(worker), Signal::SIGCONT).map_err(|errno| errno.to_string())?;
+                Err(format!("it is in system call {number:?}"))
+            })?;
+        }
+        Ok(())
+    }
+
     /// Replaces the configuration and has nginx take it; returns once new workers are there.
     pub fn reload(&self, config: &str) -> Result<()> {
         let before = self.workers();
@@ -306,6 +332,13 @@ fn own_etc(folder: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
         })
         .collect()
 }
+
+/// The system calls in which a worker waits for events.
+#[cfg(target_arch = "x86_64")]
+const WAITS: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_epoll_pwait];
+/// The system calls in which a worker waits for events.
+#[cfg(not(target_arch = "x86_64"))]
+const WAITS: &[libc::c_long] = &[libc::SYS_epoll_pwait];
 
 impl Drop for Nginx {
     fn drop(&mut self) {

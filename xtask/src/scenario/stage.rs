@@ -514,6 +514,7 @@ impl Stage {
             }
             Step::Nginx(step) => match step {
                 NginxStep::StopWorkers => self.nginx.signal_workers(Signal::SIGSTOP),
+                NginxStep::StopWaitingWorkers => self.nginx.stop_waiting_workers(),
                 NginxStep::ContinueWorkers => self.nginx.signal_workers(Signal::SIGCONT),
                 NginxStep::KillWorkers => self.nginx.signal_workers(Signal::SIGKILL),
                 NginxStep::Reload => self.nginx.reload(&self.config),
