@@ -6,7 +6,7 @@ use super::facts::{
 use crate::{
     engine::{
         diagnose::{Cause, Check, Stand, Subject, fact},
-        surroundings::{Locality, Surroundings},
+        surroundings::{Locality, Surroundings, translation_of},
         text::{between, counted, process, span},
     },
     event::{Answer, Errno, Exchange, Peer, Question},
@@ -314,7 +314,19 @@ fn path_lost(subject: &Subject<'_>, around: &Surroundings) -> Check {
         "{} of {} bytes of the request were acknowledged{idle}, after {} retransmissions; {gave_up}.",
         exchange.acked, exchange.sent, exchange.retransmits
     );
-    Stand::confirmed(summary, evidence).into()
+    let stand = Stand::confirmed(summary, evidence);
+    // Where a translation leads back to this host, its listener's full queue would look the same.
+    let is_hidden = exchange.backend.is_none()
+        && translation_of(exchange).is_some_and(|(question, _)| {
+            let answer = around.answer(&question, subject.attempt.ended_at);
+            matches!(answer, Some(Answer::Unavailable { .. }))
+        });
+    if !is_hidden {
+        return stand.into();
+    }
+    stand
+        .without("connection tracking: whether the peer's address is translated was not to be learned")
+        .into()
 }
 
 fn response_stalled(subject: &Subject<'_>, _: &Surroundings) -> Check {
