@@ -665,6 +665,63 @@ pub fn answered(exchange: &Exchange) -> String {
     format!("{} {what}", counted(exchange.received, "byte"))
 }
 
+/// The remedy for a full accept queue.
+pub const ACCEPT_FASTER: &str = "accept faster (more workers, nothing blocking in the accept loop), or raise the listener's \
+    backlog and net.core.somaxconn";
+
+/// The same, of this listener.
+pub fn accept_faster(listener: &Listener) -> String {
+    format!(
+        "let {} accept faster (more workers, nothing blocking in its accept loop), or raise its backlog above {} \
+         together with net.core.somaxconn",
+        listener.task.comm, listener.limit
+    )
+}
+
+/// What is known of the accept queue that a connection waited for.
+pub enum Queue {
+    /// The host is to be asked.
+    Ask(Question),
+    /// It was full, then or a moment later.
+    Full(Option<Ktime>, Listener),
+    /// It had room, or nobody says.
+    Unknown,
+}
+
+/// The queue of the only listener of this host behind a translated address, where the kernel half does not find it: asked of
+/// the host.
+pub fn asked_queue(
+    subject: &Subject<'_>,
+    around: &Surroundings,
+    exchange: &Exchange,
+    real: SocketAddr,
+) -> Queue {
+    let at = subject.attempt.ended_at;
+    let Some(life) = around.only_listener_at(exchange.netns, real, (exchange.began_at, at)) else {
+        return Queue::Unknown;
+    };
+    let question = Question::AcceptQueue {
+        pid: life.listener.task.pid,
+        address: real,
+    };
+    match around.answer(&question, at) {
+        None if subject.may_wait => Queue::Ask(question),
+        Some(&Answer::AcceptQueue {
+            waiting,
+            limit,
+            are_all_full: true,
+        }) => Queue::Full(
+            None,
+            Listener {
+                queue: waiting,
+                limit,
+                ..life.listener.clone()
+            },
+        ),
+        _ => Queue::Unknown,
+    }
+}
+
 /// nginx says that the header of the answer was not whole yet.
 fn is_told_header(subject: &Subject<'_>) -> bool {
     let action = subject.said.and_then(|said| said.action.as_deref());

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use super::facts::{
-    Translated, connect_fact, drop_fact, locality, queue_fact, request_fact, reset_fact, rst_fact, timer,
+    ACCEPT_FASTER, Queue, Translated, accept_faster, asked_queue, connect_fact, drop_fact, locality, queue_fact, request_fact, reset_fact, rst_fact, timer,
     translated, translation_fact,
 };
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
         surroundings::{DropKind, Dropped, LateAnswer, Locality, SlowHandshake, Surroundings, covers},
         text::{between, counted, process, span},
     },
-    event::{Answer, Errno, Exchange, Ktime, Listener, Question, ResetBy},
+    event::{Answer, Errno, Exchange, Listener, Question, ResetBy},
     model::{Evidence, Outcome},
 };
 
@@ -52,8 +52,7 @@ pub const HANDSHAKE_HALF_OPEN: Cause = Cause {
         "accept-queue-reset",
         "backend-slow",
     ],
-    remedy: "accept faster (more workers, nothing blocking in the accept loop), or raise the listener's backlog and \
-        net.core.somaxconn",
+    remedy: ACCEPT_FASTER,
     check: handshake_half_open,
 };
 
@@ -298,12 +297,7 @@ fn handshake_half_open(subject: &Subject<'_>, around: &Surroundings) -> Check {
             evidence.push(translation_fact(exchange, real, exchange.began_at));
             summary = format!("{summary} {} is translated to {real}.", exchange.peer);
         }
-        let remedy = format!(
-            "let {} accept faster (more workers, nothing blocking in its accept loop), or raise its backlog above {} \
-             together with net.core.somaxconn",
-            listener.task.comm, listener.limit
-        );
-        let stand = Stand::confirmed(summary, evidence).with_remedy(remedy);
+        let stand = Stand::confirmed(summary, evidence).with_remedy(accept_faster(&listener));
         return if around.sees("drops") {
             stand.into()
         } else {
@@ -323,16 +317,6 @@ fn handshake_half_open(subject: &Subject<'_>, around: &Surroundings) -> Check {
     Stand::confirmed(summary, evidence).into()
 }
 
-/// What is known of the accept queue that a connection waited for.
-enum Queue {
-    /// The host is to be asked.
-    Ask(Question),
-    /// It was full, then or a moment later.
-    Full(Option<Ktime>, Listener),
-    /// It had room, or nobody says.
-    Unknown,
-}
-
 /// The queue as the kernel half read it; behind a translated address it does not find the listener, and the host is asked.
 fn full_queue(subject: &Subject<'_>, around: &Surroundings, exchange: &Exchange, real: SocketAddr) -> Queue {
     if Some(real) == subject.address() {
@@ -343,30 +327,7 @@ fn full_queue(subject: &Subject<'_>, around: &Surroundings, exchange: &Exchange,
             _ => Queue::Unknown,
         };
     }
-    let at = subject.attempt.ended_at;
-    let Some(life) = around.only_listener_at(exchange.netns, real, (exchange.began_at, at)) else {
-        return Queue::Unknown;
-    };
-    let question = Question::AcceptQueue {
-        pid: life.listener.task.pid,
-        address: real,
-    };
-    match around.answer(&question, at) {
-        None if subject.may_wait => Queue::Ask(question),
-        Some(&Answer::AcceptQueue {
-            waiting,
-            limit,
-            are_all_full: true,
-        }) => Queue::Full(
-            None,
-            Listener {
-                queue: waiting,
-                limit,
-                ..life.listener.clone()
-            },
-        ),
-        _ => Queue::Unknown,
-    }
+    asked_queue(subject, around, exchange, real)
 }
 
 fn accept_queue_reset(subject: &Subject<'_>, around: &Surroundings) -> Check {

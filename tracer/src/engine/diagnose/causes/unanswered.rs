@@ -1,7 +1,7 @@
 //! A SYN that got no answer: dropped on this host, dropped on a full accept queue, or gone into the dark.
 
 use super::facts::{
-    Translated, connect_fact, drop_fact, locality, queue_fact, request_fact, timer, translated, translation_fact,
+    ACCEPT_FASTER, Queue, Translated, accept_faster, asked_queue, connect_fact, drop_fact, locality, queue_fact, request_fact, timer, translated, translation_fact,
 };
 use crate::{
     engine::{
@@ -9,7 +9,7 @@ use crate::{
         surroundings::{DropKind, Dropped, Locality, Surroundings},
         text::{counted, process},
     },
-    event::{Answer, Errno, Exchange, Listener, Question},
+    event::{Errno, Exchange, Listener},
     model::{Confidence, Evidence, Outcome},
 };
 
@@ -74,8 +74,7 @@ pub const ACCEPT_QUEUE_FULL: Cause = Cause {
         "never-accepted",
         "handshake-half-open",
     ],
-    remedy: "accept faster (more workers, nothing blocking in the accept loop), or raise the listener's backlog and \
-        net.core.somaxconn",
+    remedy: ACCEPT_FASTER,
     check: accept_queue_full,
 };
 
@@ -241,41 +240,23 @@ fn translated_queue_full(
         Translated::To(real, Locality::ThisHost) => real,
         Translated::To(..) | Translated::No | Translated::Unclear => return Check::No,
     };
-    let at = subject.attempt.ended_at;
     // Its stack answers or drops, and of drops only the one on a full queue says nothing: so the queue was full each time.
-    let Some(life) = around.only_listener_at(exchange.netns, real, (exchange.began_at, at)) else {
-        return Check::No;
+    let listener = match asked_queue(subject, around, exchange, real) {
+        Queue::Ask(question) => return Check::Ask(question),
+        Queue::Full(_, listener) => listener,
+        Queue::Unknown => return Check::No,
     };
-    let question = Question::AcceptQueue {
-        pid: life.listener.task.pid,
-        address: real,
-    };
-    match around.answer(&question, at) {
-        None if subject.may_wait => Check::Ask(question),
-        Some(&Answer::AcceptQueue {
-            waiting,
-            limit,
-            are_all_full: true,
-        }) => {
-            let listener = Listener {
-                queue: waiting,
-                limit,
-                ..life.listener.clone()
-            };
-            evidence.push(translation_fact(exchange, real, exchange.began_at));
-            evidence.push(queue_fact(None, &listener));
-            let stand = full_queue(&listener, gave_up, evidence);
-            if around.sees("drops") {
-                stand.into()
-            } else {
-                Stand {
-                    confidence: Confidence::Likely,
-                    ..stand.without("drops: another one of this host may have dropped the SYN")
-                }
-                .into()
-            }
+    evidence.push(translation_fact(exchange, real, exchange.began_at));
+    evidence.push(queue_fact(None, &listener));
+    let stand = full_queue(&listener, gave_up, evidence);
+    if around.sees("drops") {
+        stand.into()
+    } else {
+        Stand {
+            confidence: Confidence::Likely,
+            ..stand.without("drops: another one of this host may have dropped the SYN")
         }
-        _ => Check::No,
+        .into()
     }
 }
 
@@ -287,10 +268,5 @@ fn full_queue(listener: &Listener, gave_up: &str, evidence: Vec<Evidence>) -> St
         listener.limit,
         process(&listener.task)
     );
-    let remedy = format!(
-        "let {} accept faster (more workers, nothing blocking in its accept loop), or raise its backlog above {} \
-         together with net.core.somaxconn",
-        listener.task.comm, listener.limit
-    );
-    Stand::confirmed(summary, evidence).with_remedy(remedy)
+    Stand::confirmed(summary, evidence).with_remedy(accept_faster(listener))
 }

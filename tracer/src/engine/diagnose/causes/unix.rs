@@ -319,15 +319,27 @@ fn socket_fact(path: &str, socket: &UnixSocket, remark: &str) -> Option<Evidence
     })
 }
 
+/// The path at which a connect was refused, what the host says of it, and the file at its end; without them, what is to be
+/// done instead.
+fn refused_at<'a>(
+    subject: &Subject<'a>,
+    around: &'a Surroundings,
+) -> Result<(&'a str, &'a UnixPath, &'a PathComponent), Check> {
+    match failed_at_once(subject, around, &[111]) {
+        Some((_, Walk::Ask(question))) => Err(Check::Ask(question)),
+        Some((path, Walk::Known(walk))) => last(walk).map(|file| (path, walk, file)).ok_or(Check::No),
+        Some((_, Walk::Unknown)) | None => Err(Check::No),
+    }
+}
+
 fn unix_stale_socket(subject: &Subject<'_>, around: &Surroundings) -> Check {
-    let (path, walk) = match failed_at_once(subject, around, &[111]) {
-        Some((_, Walk::Ask(question))) => return Check::Ask(question),
-        Some((path, Walk::Known(walk))) => (path, walk),
-        Some((_, Walk::Unknown)) | None => return Check::No,
+    let (path, walk, file) = match refused_at(subject, around) {
+        Ok(found) => found,
+        Err(check) => return check,
     };
-    let Some(file) = last(walk).filter(|file| file.kind == "socket") else {
+    if file.kind != "socket" {
         return Check::No;
-    };
+    }
     // Somebody is there, on this file or on another one of the same name: then it is not merely left behind, unless that
     // other one came in its place.
     if walk.sockets.iter().any(|socket| socket.in_place_at.is_none()) {
@@ -353,14 +365,13 @@ fn unix_stale_socket(subject: &Subject<'_>, around: &Surroundings) -> Check {
 }
 
 fn unix_replaced(subject: &Subject<'_>, around: &Surroundings) -> Check {
-    let (path, walk) = match failed_at_once(subject, around, &[111]) {
-        Some((_, Walk::Ask(question))) => return Check::Ask(question),
-        Some((path, Walk::Known(walk))) => (path, walk),
-        Some((_, Walk::Unknown)) | None => return Check::No,
+    let (path, walk, file) = match refused_at(subject, around) {
+        Ok(found) => found,
+        Err(check) => return check,
     };
-    let Some(file) = last(walk).filter(|file| file.kind == "socket") else {
+    if file.kind != "socket" {
         return Check::No;
-    };
+    }
     let is_served = |socket: &UnixSocket| socket.in_place_at.is_none() && is_bound_to(socket, file);
     let mut live = walk.sockets.iter().filter_map(|socket| {
         let at = socket.in_place_at.as_deref()?;
@@ -388,13 +399,9 @@ fn unix_replaced(subject: &Subject<'_>, around: &Surroundings) -> Check {
 }
 
 fn unix_not_listening(subject: &Subject<'_>, around: &Surroundings) -> Check {
-    let (path, walk) = match failed_at_once(subject, around, &[111]) {
-        Some((_, Walk::Ask(question))) => return Check::Ask(question),
-        Some((path, Walk::Known(walk))) => (path, walk),
-        Some((_, Walk::Unknown)) | None => return Check::No,
-    };
-    let Some(file) = last(walk) else {
-        return Check::No;
+    let (path, walk, file) = match refused_at(subject, around) {
+        Ok(found) => found,
+        Err(check) => return check,
     };
     let mut evidence = vec![connect_fact(subject, path)];
     if file.kind != "socket" {
