@@ -327,7 +327,7 @@ pub fn explain_request(traces: &mut Traces, access: &Access) -> Result<Request, 
         TakenChain::Alike => open(WhyNot::Alike),
         TakenChain::Doubtful(why_not) => open(why_not),
         TakenChain::None => {
-            let why_not = traces.why_none(access.ended_ms.div_euclid(1000));
+            let why_not = traces.why_no_chain(access.ended_ms.div_euclid(1000));
             let mut failed = access
                 .tries
                 .iter()
@@ -347,11 +347,15 @@ pub fn explain_request(traces: &mut Traces, access: &Access) -> Result<Request, 
 
 /// Why an attempt of a chain leaves its request open.
 fn why_open(attempt: &Attempt) -> Option<WhyNot> {
+    // The backend's own answer is what it is.
+    why_unnamed(attempt).filter(|_| attempt.cause.is_some() || attempt.outcome != "ok")
+}
+
+/// Why an attempt explains nothing.
+fn why_unnamed(attempt: &Attempt) -> Option<WhyNot> {
     match &attempt.cause {
         Some(cause) if cause.id == "unknown" => Some(WhyNot::UnknownCause),
         Some(_) => None,
-        // The backend's own answer is what it is.
-        None if attempt.outcome == "ok" => None,
         None => Some(WhyNot::NoFailure(attempt.outcome.clone().into_owned())),
     }
 }
@@ -373,11 +377,7 @@ pub fn explain(traces: &mut Traces, log: &LogLine, said: &Said) -> Result<Answer
     Ok(match traces.take(at, log, said) {
         Taken::One(trace, found) => {
             let (attempt, alike) = (found.attempt, found.alike);
-            let why_not = match &attempt.cause {
-                Some(cause) if cause.id == "unknown" => Some(WhyNot::UnknownCause),
-                Some(_) => None,
-                None => Some(WhyNot::NoFailure(attempt.outcome.clone().into_owned())),
-            };
+            let why_not = why_unnamed(&attempt);
             Answer {
                 before: (alike == 1).then(|| traces.before(trace, &attempt)).flatten(),
                 attempt: Some(attempt),

@@ -753,6 +753,26 @@ pub enum Escape {
     None,
 }
 
+impl Escape {
+    /// What `escape=` calls it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Json => "json",
+            Self::None => "none",
+        }
+    }
+
+    /// The one of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Default, Self::Json, Self::None]
+            .into_iter()
+            .find(|escape| escape.name() == name)
+    }
+}
+
 /// What one generation of an instance's configuration says about upstreams.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {

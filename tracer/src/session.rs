@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     clock::Clock,
-    event::{AccessLog, Config, Escape, Input, Instance, Ktime, Pid},
+    event::{AccessLog, Config, Input, Instance, Ktime, Pid},
     model::HookStatus,
     sink::schema,
 };
@@ -169,12 +169,7 @@ fn access_log(log: &AccessLog) -> schema::AccessLog {
         path: log.path.clone(),
         name: log.name.clone(),
         format: (!log.format.is_empty()).then(|| log.format.clone()),
-        escape: match log.escape {
-            Escape::Default => "default",
-            Escape::Json => "json",
-            Escape::None => "none",
-        }
-        .into(),
+        escape: log.escape.name().into(),
     }
 }
 

@@ -330,7 +330,7 @@ impl Chains {
         if began - NEAR_MS <= self.sound_since_ms {
             return false;
         }
-        let ended = access.ended_ms + access.within_ms + NEAR_MS;
+        let (_, ended) = span(access);
         let may_be = |sound: &Sound| {
             sound.ended_ms <= ended
                 && sound.began_ms >= began - NEAR_MS
@@ -417,6 +417,12 @@ fn is_of_stream(attempt: &Attempt) -> bool {
 #[must_use]
 pub fn answered(attempt: &Attempt) -> Option<u16> {
     attempt.request.as_ref()?.status
+}
+
+/// Between which moments the attempts of a request lie.
+fn span(access: &Access) -> (i64, i64) {
+    let began = access.began_ms().unwrap_or(access.ended_ms - LONG_MS);
+    (began - NEAR_MS, access.ended_ms + access.within_ms + NEAR_MS)
 }
 
 /// The client's connection in a line of the error log: `… 811#811: *45 connect() …`.
@@ -614,8 +620,7 @@ impl Search<'_> {
                 queues.extend(chains.by_peer.get(&None));
             }
         }
-        let began = access.began_ms().unwrap_or(access.ended_ms - LONG_MS) - NEAR_MS;
-        let ended = access.ended_ms + access.within_ms + NEAR_MS;
+        let (began, ended) = span(access);
         let mut found = Vec::new();
         for numbers in queues {
             // Written as they end, they are in the order of time but for some seconds.
@@ -650,8 +655,7 @@ impl Search<'_> {
     fn is_of_request(&self, held: &Held) -> bool {
         let access = self.asked.access;
         let attempt = &held.attempt;
-        let began = access.began_ms().unwrap_or(access.ended_ms - LONG_MS) - NEAR_MS;
-        let ended = access.ended_ms + access.within_ms + NEAR_MS;
+        let (began, ended) = span(access);
         if held.began_ms < began || held.ended_ms > ended || is_of_stream(attempt) {
             return false;
         }

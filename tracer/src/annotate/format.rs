@@ -204,12 +204,11 @@ impl Format {
     /// Compiles a format given by hand, which may begin with `escape=json`.
     #[must_use]
     pub fn given(text: &str) -> Self {
-        let (escape, format) = match text.split_once(' ') {
-            Some(("escape=json", format)) => (Escape::Json, format),
-            Some(("escape=none", format)) => (Escape::None, format),
-            Some(("escape=default", format)) => (Escape::Default, format),
-            _ => (Escape::Default, text),
-        };
+        let (escape, format) = text
+            .strip_prefix("escape=")
+            .and_then(|rest| rest.split_once(' '))
+            .and_then(|(name, format)| Some((Escape::named(name)?, format)))
+            .unwrap_or((Escape::Default, text));
         Self::new(&AccessLog {
             name: if format == "combined" {
                 format

@@ -190,10 +190,10 @@ impl Traces {
             });
         }
         self.at = Some(self.at.map_or(at, |before| before.max(at)));
-        let behind = self.at.unwrap_or(at) - BEHIND_S;
+        let latest = self.at.unwrap_or(at);
         for stream in &mut self.streams {
             stream.window.begin(at);
-            stream.window.forget_before(behind);
+            stream.forget_behind(latest);
         }
         Ok(Some(at))
     }
@@ -218,11 +218,10 @@ impl Traces {
         let latest = self.at.map_or(at, |before| before.max(at));
         self.at = Some(latest);
         for stream in &mut self.streams {
-            stream.window.forget_before(latest - BEHIND_S);
             if let Some(chains) = &mut stream.chains {
                 chains.begin(access.began_ms().unwrap_or(access.ended_ms));
-                chains.forget_before(latest * 1000 - LONG_MS);
             }
+            stream.forget_behind(latest);
         }
         Ok(())
     }
@@ -314,11 +313,7 @@ impl Traces {
                 .is_some_and(|chains| chains.was_crowded(access))
             {
                 Some(WhyNot::TooMany)
-            } else if stream
-                .lost
-                .iter()
-                .any(|lost| (began - AHEAD_S..=ended + AHEAD_S).contains(lost))
-            {
+            } else if stream.lost_between(began, ended) {
                 Some(WhyNot::Lost)
             } else {
                 None
@@ -408,7 +403,7 @@ impl Traces {
         running.find_map(|stream| {
             if stream.window.was_crowded(at) {
                 Some(WhyNot::TooMany)
-            } else if stream.lost_at(at) {
+            } else if stream.lost_between(at, at) {
                 Some(WhyNot::Lost)
             } else {
                 None
@@ -428,9 +423,20 @@ impl Traces {
         })
     }
 
-    /// Why no attempt is there for a line written in this second.
+    /// Why no attempt is there for a request that ended in this second.
+    #[must_use]
+    pub fn why_no_chain(&self, at: i64) -> WhyNot {
+        self.why_nothing(at, LONG_MS / 1000)
+    }
+
+    /// Why no attempt is there for a line of an error log written in this second.
     #[must_use]
     pub fn why_none(&self, at: i64) -> WhyNot {
+        self.why_nothing(at, BEHIND_S)
+    }
+
+    /// Why nothing is there, where what lies further `behind` is let go.
+    fn why_nothing(&self, at: i64, behind: i64) -> WhyNot {
         let running: Vec<&Stream> = self.streams.iter().filter(|stream| stream.ran_at(at)).collect();
         if running.is_empty() {
             let began = self.streams.iter().filter_map(|stream| stream.began).min();
@@ -447,8 +453,6 @@ impl Traces {
                 None => WhyNot::BetweenTraces,
             };
         }
-        let is_request = self.streams.iter().any(|stream| stream.chains.is_some());
-        let behind = if is_request { LONG_MS / 1000 } else { BEHIND_S };
         if self.at.is_some_and(|latest| at < latest - behind + NEAR_S) {
             WhyNot::OutOfOrder
         } else if running.iter().all(|stream| stream.is_filtered) {
@@ -609,7 +613,8 @@ impl Stream {
     }
 
     fn attempt(&mut self, mut attempt: Box<Attempt>, zone: &mut LogZone) {
-        let ended = end_of(&attempt);
+        let times = times_of(&attempt);
+        let ended = times.map(|(_, ended)| ended.div_euclid(1000));
         self.see(ended);
         if self.workers.len() < WORKERS {
             self.workers.insert(attempt.worker);
@@ -621,7 +626,7 @@ impl Stream {
         });
         attempt.also = Vec::new();
         let attempt = Rc::new(*attempt);
-        if let (Some(chains), Some((began, ended))) = (&mut self.chains, times_of(&attempt)) {
+        if let (Some(chains), Some((began, ended))) = (&mut self.chains, times) {
             chains.push(&attempt, began, ended);
         }
         // Whether nginx had something to say about it is all that counts here.
@@ -648,17 +653,24 @@ impl Stream {
             && (!self.is_over || self.newest.is_some_and(|newest| at <= newest))
     }
 
-    fn lost_at(&self, at: i64) -> bool {
-        self.lost.iter().any(|lost| (lost - at).abs() <= AHEAD_S)
+    /// Whether records were lost about then.
+    fn lost_between(&self, began: i64, ended: i64) -> bool {
+        self.lost
+            .iter()
+            .any(|lost| (began - AHEAD_S..=ended + AHEAD_S).contains(lost))
+    }
+
+    /// Lets go what lies too far behind the latest line for another one to be of it.
+    fn forget_behind(&mut self, latest: i64) {
+        self.window.forget_before(latest - BEHIND_S);
+        if let Some(chains) = &mut self.chains {
+            chains.forget_before(latest * 1000 - LONG_MS);
+        }
     }
 }
 
 fn second_of(time: &str) -> Option<i64> {
     Some(time.parse::<Timestamp>().ok()?.as_second())
-}
-
-fn end_of(attempt: &Attempt) -> Option<i64> {
-    Some(times_of(attempt)?.1.div_euclid(1000))
 }
 
 /// When an attempt began and ended, in milliseconds since the epoch.

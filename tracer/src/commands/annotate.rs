@@ -73,12 +73,16 @@ fn given(format: &str) -> Result<Format, Stop> {
     }
 }
 
-/// Whether a log is none of errors as it begins; stdin is not looked into.
+/// Whether a log is none of errors as it begins. Stdin and pipes are not looked into: what they gave is gone.
 fn may_have_requests(log: &Path) -> Result<bool, Unreadable> {
     if log == Path::new("-") {
         return Ok(true);
     }
-    let mut lines = LineReader::new(&log.display().to_string(), Box::new(opened(log)?))?;
+    let file = opened(log)?;
+    if !file.metadata().is_ok_and(|meta| meta.is_file()) {
+        return Ok(true);
+    }
+    let mut lines = LineReader::new(&log.display().to_string(), Box::new(file))?;
     let context = as_it_stands();
     for _ in 0..BEGINNING {
         match lines.next_line()? {
@@ -263,11 +267,7 @@ fn access_log(log: &schema::AccessLog) -> AccessLog {
         path: log.path.clone(),
         name: log.name.clone(),
         format: log.format.clone().unwrap_or_default(),
-        escape: match log.escape.as_ref() {
-            "json" => Escape::Json,
-            "none" => Escape::None,
-            _ => Escape::Default,
-        },
+        escape: Escape::named(&log.escape).unwrap_or_default(),
     }
 }
 
@@ -311,4 +311,28 @@ fn opened(path: &Path) -> Result<File, Unreadable> {
         file: path.display().to_string(),
         problem: format!("cannot be opened: {}", crate::lines::plain(&error)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        os::fd::AsRawFd as _,
+    };
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_taken_from_a_pipe_to_see_what_it_is() {
+        const LINES: &str =
+            "127.0.0.1 - - [29/Nov/2026:16:00:00 +0000] \"GET / HTTP/1.1\" 502 157 \"-\" \"-\"\n";
+        let (mut reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(LINES.as_bytes()).unwrap();
+        drop(writer);
+        let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
+        assert!(may_have_requests(Path::new(&path)).unwrap());
+        let mut left = String::new();
+        reader.read_to_string(&mut left).unwrap();
+        assert_eq!(left, LINES);
+    }
 }

@@ -158,16 +158,13 @@ fn collect_access_logs(tree: &[Directive], http: &[Directive], layout: &Layout, 
                 continue;
             };
             let strings = &format.words[2..];
-            let strings = match strings.split_first() {
-                Some((first, strings)) if first.starts_with("escape=") => {
-                    log.escape = match first.as_str() {
-                        "escape=json" => Escape::Json,
-                        "escape=none" => Escape::None,
-                        _ => Escape::Default,
-                    };
-                    strings
+            let escape = strings.first().and_then(|first| first.strip_prefix("escape="));
+            let strings = match escape {
+                Some(name) => {
+                    log.escape = Escape::named(name).unwrap_or_default();
+                    &strings[1..]
                 }
-                _ => strings,
+                None => strings,
             };
             log.format = strings.concat();
         }
