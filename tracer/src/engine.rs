@@ -2241,7 +2241,6 @@ impl Pending {
         }
     }
 
-    /// What nginx logged about it, from whichever source.
     /// What of a client's fate is sure to be this request's.
     fn seen_by(&self, client: Client) -> Client {
         let attempt = &self.attempt;
@@ -2260,6 +2259,7 @@ impl Pending {
         }
     }
 
+    /// What nginx logged about it, from whichever source.
     fn nginx_says(&self) -> Option<String> {
         let said = self.said.as_ref().filter(|said| !said.is_by_kernel())?;
         Some(said.text.clone())

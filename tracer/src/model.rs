@@ -351,10 +351,16 @@ impl Attempt {
         self.request.as_ref().filter(|_| !is_stream)?.status
     }
 
+    /// The status that its backend itself answered with, where that is how it ended.
+    #[must_use]
+    pub fn answered(&self) -> Option<u16> {
+        self.status().filter(|_| self.outcome == Outcome::Ok)
+    }
+
     /// The backend itself answered with an error (5xx): not a failed attempt, and nothing that nginx logs.
     #[must_use]
     pub fn is_answered_with_error(&self) -> bool {
-        self.outcome == Outcome::Ok && self.status().is_some_and(|status| (500..600).contains(&status))
+        self.answered().is_some_and(|status| (500..600).contains(&status))
     }
 }
 

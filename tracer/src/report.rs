@@ -352,11 +352,7 @@ impl Report {
     /// Answers whose status was not read.
     #[must_use]
     pub fn statuses_unread(&self) -> u64 {
-        self.traces
-            .values()
-            .filter_map(|trace| trace.summary.as_ref())
-            .map(|summary| summary.statuses_unread)
-            .sum()
+        self.summaries().map(|summary| summary.statuses_unread).sum()
     }
 
     /// What was lost, by class: of the summary, or else of the lines.

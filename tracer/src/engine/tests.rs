@@ -289,6 +289,10 @@ fn syn(to: &str) -> Tuple {
 }
 
 fn no_socket(to: &str) -> Event {
+    no_socket_of(to, None)
+}
+
+fn no_socket_of(to: &str, conn: Option<ConnId>) -> Event {
     Event::ResetSent {
         at: us(90),
         netns: HERE,
@@ -296,7 +300,7 @@ fn no_socket(to: &str) -> Event {
         reason: Some("NO_SOCKET".to_owned()),
         by: ResetBy::NoSocket,
         flags: 2,
-        conn: None,
+        conn,
     }
 }
 
@@ -2402,15 +2406,7 @@ fn a_translated_address_is_no_far_host_s() {
 #[test]
 fn a_translation_is_to_blame_where_something_listens_at_the_address_that_was_asked_for() {
     let conn = Some(connect(APP, ms(0)).id.conn);
-    let refused_at = |to: &str| Event::ResetSent {
-        at: us(90),
-        netns: HERE,
-        tuple: syn(to),
-        reason: Some("NO_SOCKET".to_owned()),
-        by: ResetBy::NoSocket,
-        flags: 2,
-        conn,
-    };
+    let refused_at = |to: &str| no_socket_of(to, conn);
     let open = |address: &str, owner: &str| Event::ListenerFound {
         at: ms(-9000),
         listener: listener(address, task(9, owner)),

@@ -151,7 +151,7 @@ fn headline(attempt: &Attempt, time: &str, measure: usize, style: Style) -> Stri
 
 /// What happened, where and after how long: `refused after 0.2 ms`, `closed while waiting after 1.20 s`.
 fn happened(attempt: &Attempt) -> String {
-    if let (Outcome::Ok, Some(status)) = (attempt.outcome, attempt.status()) {
+    if let Some(status) = attempt.answered() {
         return format!("answered {status} itself after {}", span(attempt.total_us));
     }
     let outcome = attempt.outcome.name().replace('-', " ");

@@ -75,7 +75,7 @@ impl Fold {
             .cause
             .as_ref()
             .map_or_else(String::new, |cause| cause.id.to_owned());
-        if let (Outcome::Ok, Some(status)) = (self.sample.outcome, self.sample.status()) {
+        if let Some(status) = self.sample.answered() {
             full = format!("answered {status} itself");
             full_width = width(&full);
             id = status.to_string();
@@ -105,7 +105,7 @@ impl Folds {
             peer: attempt.peer.clone(),
             outcome: attempt.outcome,
             cause: attempt.cause.as_ref().map(|cause| cause.id),
-            status: attempt.status().filter(|_| attempt.outcome == Outcome::Ok),
+            status: attempt.answered(),
         };
         if let Some(fold) = self.open.get_mut(&key)
             && attempt.ended_at.since(fold.last_at) < FORGET_NS
